@@ -1,0 +1,69 @@
+# Needs Python 3.11 or newer, git and make; everything else is installed into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+# `make train ARGS="storm env.game=Pong"`
+ARGS ?= quickstart
+# Processes that share the fast tests.
+WORKERS ?= 2
+# Further arguments for pytest, as in `make test-fast PYTEST_ARGS="-k replay"`
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+REQUIREMENTS := setup.cfg setup.py pyproject.toml
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help train test test-fast test-slow lint clean
+
+help:
+	@echo "make train [ARGS=quickstart]  install into $(VENV) and run 'stormlit train ARGS'"
+	@echo "make test                     lint, then every test: the fast ones, then the slow ones"
+	@echo "make test-fast                only the fast tests"
+	@echo "make test-slow                only the slow tests"
+	@echo "make lint                     ruff and mypy"
+	@echo "make clean                    remove $(VENV), build output and caches; runs are kept"
+
+train: $(INSTALLED)
+	@echo "==> stormlit train $(ARGS)"
+	$(BIN)/stormlit train $(ARGS)
+
+test: lint test-fast test-slow
+	@echo "==> lint and all tests passed"
+
+# One thread a process: the processes already fill the cores.
+test-fast: $(INSTALLED_DEV)
+	@echo "==> fast tests, in $(WORKERS) processes"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(INSTALLED_DEV)
+	@echo "==> slow tests, one after the other"
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(INSTALLED_DEV)
+	@echo "==> ruff and mypy"
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@echo "==> creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "stormlit needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps: pip runs again when the requirements change.
+$(INSTALLED): $(REQUIREMENTS) | $(BIN)/python
+	@echo "==> installing stormlit (the first time takes some minutes)"
+	$(PIP) install --quiet -e .
+	@touch $@
+
+$(INSTALLED_DEV): $(REQUIREMENTS) | $(BIN)/python
+	@echo "==> installing stormlit with its development tools (the first time takes some minutes)"
+	$(PIP) install --quiet -e ".[dev]"
+	@touch $(INSTALLED) $@

@@ -1,0 +1,72 @@
+"""stormlit from Python: load a trained run in one line, and its environment in another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium
+import torch
+
+from stormlit.agent import ActorCritic
+from stormlit.checkpoint import latest_checkpoint, load_weights, read_tensors, verify
+from stormlit.compose import compose
+from stormlit.assemble import build_modules
+from stormlit.config import Config
+from stormlit.envs import EnvSettings, VectorEnv
+from stormlit.envs import make_env as make_gymnasium_env
+from stormlit.player import Player
+from stormlit.run_directory import RunDirectory, find_run
+from stormlit.world_model import WorldModel
+
+
+@dataclass(slots=True)
+class Trained:
+    """A trained run, in evaluation mode and float32.
+
+    player: acts in one environment.  checkpoint: the folder the weights came from.
+    action_meanings: the environment's name of each action.
+    """
+
+    world_model: WorldModel
+    agent: ActorCritic
+    player: Player
+    config: Config
+    directory: RunDirectory
+    checkpoint: Path
+    action_meanings: list[str]
+
+
+def load(
+    reference: str, *, run_dir: str = "runs", device: str | torch.device = "cpu", overrides: tuple[str, ...] = ()
+) -> Trained:
+    """Load a run's newest checkpoint.
+
+    reference: a run's name, its MLflow run id, or the path of a run or checkpoint.  run_dir: where runs are looked for.
+    overrides: ``key=value`` changes to the run's configuration, such as ``evaluation.episodes=5``.
+    Raises ``CheckpointError`` when it cannot be found, trusted or fitted, ``ConfigError`` for a bad override.
+    """
+    directory, checkpoint = find_run(reference, Path(run_dir))
+    folder = checkpoint or latest_checkpoint(directory)
+    verify(folder)
+    config = compose([str(folder / "config.yaml")], overrides)
+    envs = VectorEnv(config.env, seed=config.seed)
+    world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)
+    weights = read_tensors(folder / "weights.pt")
+    load_weights(world_model, weights.get("world_model", {}), "world_model")
+    load_weights(agent, weights.get("agent", {}), "agent")
+    world_model.to(device).eval()
+    agent.to(device).eval()
+    envs.close()
+    player = Player(world_model, agent, num_envs=1, context_length=config.player.context_length)
+    return Trained(world_model, agent, player, config, directory, folder, envs.action_meanings)
+
+
+def make_env(settings: Config | EnvSettings | str) -> gymnasium.Env:
+    """The environment of a configuration, of ``env`` settings, or of an Atari game's name such as "Pong".
+
+    Observations are (Y, X, 3) uint8, actions discrete. Raises ``EnvironmentSetupError`` for anything else.
+    """
+    if isinstance(settings, str):
+        settings = EnvSettings(game=settings)
+    return make_gymnasium_env(settings.env if isinstance(settings, Config) else settings)

@@ -1,0 +1,106 @@
+"""From a configuration to the objects it describes; the only place where configuration meets the parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+import torch
+from lightning.fabric import Fabric
+
+from stormlit.agent import ActorCritic
+from stormlit.config import Config
+from stormlit.envs import VectorEnv
+from stormlit.errors import ConfigError
+from stormlit.player import Player
+from stormlit.replay import ReplayBuffer
+from stormlit.world_model import WorldModel
+
+
+def make_fabric(config: Config) -> Fabric:
+    """Device, precision and processes. Under ``fabric run`` its options decide, elsewhere the configuration.
+
+    Raises ``ConfigError`` when both ask for a different precision or accelerator, or the accelerator is not there.
+    """
+    accelerator = _agreed("accelerator", config.accelerator)
+    if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise ConfigError(f"accelerator={accelerator}: this machine has no CUDA device; choose auto or cpu")
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    precision = _agreed("precision", config.precision)
+    if precision == "auto":
+        precision = ("bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed") if on_gpu else "32-true"
+    if precision == "16-mixed" and not on_gpu:
+        raise ConfigError("precision=16-mixed needs a GPU; choose bf16-mixed or 32-true on the CPU")
+    if launched_by_fabric():
+        # Fabric reads what `fabric run` was given from the environment, and refuses to be told again.
+        fabric = Fabric(precision=None if "LT_PRECISION" in os.environ else precision)  # type: ignore[arg-type]
+    else:
+        fabric = Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+        fabric.launch()
+    if on_gpu:
+        torch.set_float32_matmul_precision("high")
+    return fabric
+
+
+def launched_by_fabric() -> bool:
+    """Whether ``fabric run`` started this process."""
+    return os.environ.get("LT_CLI_USED") == "1"
+
+
+def build_modules(config: Config, obs_shape: tuple[int, ...], num_actions: int) -> tuple[WorldModel, ActorCritic]:
+    """World model and agent for an environment.  obs_shape: (Y, X, C).  num_actions: A."""
+    rows, columns, channels = obs_shape
+    world_model = WorldModel((channels, rows, columns), num_actions, **_options(config.world_model))
+    agent = ActorCritic(world_model.latent_dim, world_model.hidden_dim, num_actions, **_options(config.agent))
+    return world_model, agent
+
+
+def player_factory(config: Config, world_model: WorldModel, agent: ActorCritic) -> Callable[[VectorEnv], Player]:
+    """Builds players for given environments."""
+    return lambda envs: Player(
+        world_model, agent, num_envs=envs.num_envs, context_length=config.player.context_length
+    )
+
+
+def build_replay(config: Config, fabric: Fabric, obs_shape: tuple[int, ...]) -> ReplayBuffer:
+    """This process's share of the replay buffer; ``auto`` puts it on the GPU when it takes under half of what is free."""
+    capacity = share(config.replay.capacity, fabric.world_size, "replay.capacity")
+    device = fabric.device if config.replay.device == "cuda" else torch.device("cpu")
+    if config.replay.device == "cuda" and fabric.device.type != "cuda":
+        raise ConfigError("replay.device=cuda needs training on a GPU; choose auto or cpu")
+    if config.replay.device == "auto" and fabric.device.type == "cuda":
+        rows, columns, channels = obs_shape
+        free, _ = torch.cuda.mem_get_info(fabric.device)
+        if capacity * rows * columns * channels < free / 2:
+            device = fabric.device
+    seed = config.seed + 1_000_003 * fabric.global_rank
+    rows, columns, channels = obs_shape
+    return ReplayBuffer(capacity, config.env.num_envs, (rows, columns, channels), device=device, seed=seed)
+
+
+def share(total: int, processes: int, key: str) -> int:
+    """One process's part of a total; raises ``ConfigError`` when it cannot be divided."""
+    if total % processes:
+        raise ConfigError(f"{key}={total} cannot be divided among {processes} processes")
+    return total // processes
+
+
+def _options(settings: object) -> dict[str, object]:
+    """The fields of a settings dataclass as keyword arguments; nested plain dataclasses as mappings, except optimisers."""
+    options: dict[str, object] = {}
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, field.name)
+        nested = dataclasses.is_dataclass(value) and field.name != "optimizer"
+        options[field.name] = dataclasses.asdict(value) if nested else value  # type: ignore[call-overload]
+    return options
+
+
+def _agreed(name: str, configured: str) -> str:
+    """What ``fabric run`` was given for an option, else the configuration's; both may not name different things."""
+    given = os.environ.get(f"LT_{name.upper()}") if launched_by_fabric() else None
+    if given is None or given == "auto":
+        return configured
+    if configured not in ("auto", given):
+        raise ConfigError(f"{name}={configured} contradicts `fabric run --{name} {given}`: give it in one place")
+    return given

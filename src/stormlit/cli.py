@@ -1,0 +1,149 @@
+"""The command line. Verbs are functions; options are ``KEY=VALUE`` words, so that ``fabric run`` does not eat them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stormlit import __version__
+from stormlit.errors import ConfigError, StormlitError
+
+RUN_HELP = "a run's name, its MLflow run id, or the path of a run or checkpoint"
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for bad input, 3 for failed training, 130 when interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # `fabric run script -- train ...` hands the separator through.
+    parsed = _parser().parse_args(words[1:] if words[:1] == ["--"] else words)
+    command: Callable[[argparse.Namespace], None] = parsed.command
+    try:
+        command(parsed)
+    except StormlitError as error:
+        print(f"stormlit: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stormlit: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train from scratch."""
+    from stormlit.assemble import make_fabric
+    from stormlit.compose import compose
+    from stormlit.run import new_run, train_run
+
+    files, overrides = _split(arguments.words)
+    config = compose(files, overrides)
+    fabric = make_fabric(config)
+    config, directory = new_run(config, files, fabric)
+    train_run(config, fabric, directory)
+
+
+def resume(arguments: argparse.Namespace) -> None:
+    """Go on with a run from its newest checkpoint, in the same MLflow run."""
+    from stormlit.assemble import make_fabric
+    from stormlit.checkpoint import latest_checkpoint
+    from stormlit.compose import compose
+    from stormlit.run import train_run
+    from stormlit.run_directory import find_run
+
+    overrides = _overrides(arguments.words)
+    directory, checkpoint = find_run(arguments.run, _run_root(overrides))
+    checkpoint = checkpoint or latest_checkpoint(directory)
+    config = compose([str(checkpoint / "config.yaml")], [*overrides, f"run.dir={directory.root}"])
+    train_run(config, make_fabric(config), directory, checkpoint)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Play whole episodes with a trained run and print every return."""
+    from stormlit.commands import evaluate_run
+
+    overrides = _overrides(arguments.words)
+    print(evaluate_run(arguments.run, _run_root(overrides), overrides))
+
+
+def dream(arguments: argparse.Namespace) -> None:
+    """Write a video of real, reconstructed and imagined frames."""
+    from stormlit.commands import dream_run
+
+    overrides = _overrides(arguments.words)
+    output = Path(arguments.output) if arguments.output else None
+    print(dream_run(arguments.run, _run_root(overrides), overrides, output, arguments.dreams))
+
+
+def components(arguments: argparse.Namespace) -> None:
+    """List every registered part with its options and defaults."""
+    from stormlit.commands import list_components
+
+    print(list_components(arguments.kind))
+
+
+def config(arguments: argparse.Namespace) -> None:
+    """Print the resolved configuration as YAML."""
+    from stormlit.compose import compose, to_yaml
+
+    print(to_yaml(compose(*_split(arguments.words))), end="")
+
+
+def script(arguments: argparse.Namespace) -> None:
+    """Print the path of the file to give to ``fabric run``."""
+    from stormlit.lightning_command import FABRIC_ENTRY
+
+    print(FABRIC_ENTRY)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stormlit",
+        description="Stochastic Transformer world models. Settings are given as KEY=VALUE words; "
+        "`stormlit config` lists all keys, `stormlit components` all parts.",
+    )
+    parser.add_argument("--version", action="version", version=f"stormlit {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+
+    def verb(name: str, command: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=command.__doc__, description=command.__doc__)
+        added.set_defaults(command=command)
+        return added
+
+    configuration = {"nargs": "*", "metavar": "CONFIG|KEY=VALUE", "help": "configurations to layer, then overrides"}
+    overrides = {"nargs": "*", "metavar": "KEY=VALUE", "help": "changes to the run's configuration"}
+    verb("train", train).add_argument("words", **configuration)  # type: ignore[arg-type]
+    for name, command in (("resume", resume), ("eval", evaluate), ("dream", dream)):
+        with_run = verb(name, command)
+        with_run.add_argument("run", metavar="RUN", help=RUN_HELP)
+        with_run.add_argument("words", **overrides)  # type: ignore[arg-type]
+        if name == "dream":
+            with_run.add_argument("-o", "--output", help="video file (.mp4 or .gif); default: in the run's media folder")
+            with_run.add_argument("--dreams", type=int, default=4, help="how many dreams to show (default 4)")
+    verb("components", components).add_argument("kind", nargs="?", metavar="KIND", help="only parts of this kind")
+    verb("config", config).add_argument("words", **configuration)  # type: ignore[arg-type]
+    verb("script", script)
+    return parser
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Configurations, and ``KEY=VALUE`` overrides; in any order."""
+    return [word for word in words if "=" not in word], [word for word in words if "=" in word]
+
+
+def _overrides(words: Sequence[str]) -> list[str]:
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"'{word}' is not of the form KEY=VALUE")
+    return list(words)
+
+
+def _run_root(overrides: Sequence[str]) -> Path:
+    """Where runs are looked for: ``run.dir`` of the overrides, else the default."""
+    from stormlit.config import RunSettings
+
+    given = [word.partition("=")[2] for word in overrides if word.startswith("run.dir=")]
+    return Path(given[-1] if given else RunSettings.dir)

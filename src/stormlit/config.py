@@ -1,0 +1,177 @@
+"""The configuration's schema. The defaults are the paper's; ``configs/`` holds what departs from them.
+
+Plain settings are typed fields. Swappable parts are nodes ``{name: ..., **options}`` whose options are declared by the
+part's constructor (see ``registry``); ``parts.PART_KEYS`` lists them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from stormlit.envs import EnvSettings
+from stormlit.optimizers import OptimizerSettings
+
+
+def _part(name: str) -> Any:
+    return field(default_factory=lambda: {"name": name})
+
+
+@dataclass
+class RunSettings:
+    """Where a run's files go: ``dir/name/``; the MLflow database is ``dir/mlflow.db``."""
+
+    dir: str = "runs"
+    # None: made from the configuration file, the environment and the seed.
+    name: str | None = None
+
+
+@dataclass
+class ReplaySettings:
+    # Environment steps kept; the oldest are overwritten.
+    capacity: int = 100_000
+    # auto: on the GPU when training there and the buffer takes less than half of its free memory.
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass
+class WorldModelLossScales:
+    reconstruction: float = 1.0
+    reward: float = 1.0
+    continuation: float = 1.0
+    dyn: float = 0.5
+    rep: float = 0.1
+
+
+@dataclass
+class WorldModelSettings:
+    # Width of the sequence model and of the heads.
+    hidden_dim: int = 512
+    encoder: Any = _part("cnn")
+    decoder: Any = _part("cnn")
+    latent: Any = _part("categorical")
+    sequence_model: Any = _part("transformer")
+    reward_head: Any = _part("mlp")
+    continuation_head: Any = _part("mlp")
+    loss_scales: WorldModelLossScales = field(default_factory=WorldModelLossScales)
+    # Nats of KL a step that are not punished.
+    free_bits: float = 1.0
+    # Symlog two-hot bins of the reward.
+    reward_bins: int = 255
+    reward_low: float = -20.0
+    reward_high: float = 20.0
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+
+
+@dataclass
+class AgentLossScales:
+    policy: float = 1.0
+    entropy: float = 3e-4
+    value: float = 1.0
+    slow_value: float = 1.0
+
+
+@dataclass
+class ReturnNormalizerSettings:
+    decay: float = 0.99
+    low: float = 5.0
+    high: float = 95.0
+    minimum: float = 1.0
+
+
+@dataclass
+class AgentSettings:
+    # Width of actor and critic.
+    hidden_dim: int = 512
+    agent_state: Any = _part("both")
+    actor: Any = _part("mlp")
+    critic: Any = _part("mlp")
+    gamma: float = 0.985
+    lambda_: float = 0.95
+    loss_scales: AgentLossScales = field(default_factory=AgentLossScales)
+    slow_critic_decay: float = 0.98
+    return_normalizer: ReturnNormalizerSettings = field(default_factory=ReturnNormalizerSettings)
+    # Symlog two-hot bins of the value.
+    value_bins: int = 255
+    value_low: float = -20.0
+    value_high: float = 20.0
+    optimizer: OptimizerSettings = field(
+        default_factory=lambda: OptimizerSettings(learning_rate=3e-5, eps=1e-5, clip_norm=100.0)
+    )
+
+
+@dataclass
+class ImaginationSettings:
+    # Rollouts in one agent update, and their length in steps.
+    batch_size: int = 1024
+    horizon: int = 16
+    # Real steps read before each rollout.
+    context_length: int = 8
+    # prior: start one step after the context, at a predicted latent (the paper). posterior: at its last real frame.
+    start: Literal["prior", "posterior"] = "prior"
+
+
+@dataclass
+class PlayerSettings:
+    # Past steps the sequence model reads when acting in a real environment.
+    context_length: int = 16
+
+
+@dataclass
+class LoopSettings:
+    # Budget and random start, in environment steps (after frame skip), over all environments and processes.
+    env_steps: int = 100_000
+    warmup_steps: int = 1024
+    # One world-model update: windows and their length in steps.
+    batch_size: int = 16
+    batch_length: int = 64
+    # Updates for every environment step after the random start; fractions are carried over.
+    world_model_updates_per_env_step: float = 1.0
+    agent_updates_per_env_step: float = 1.0
+    log_every_env_steps: int = 500
+    # Reconstruction grid and dream video; 0 only at the end.
+    media_every_env_steps: int = 10_000
+    # Updates in a row with a non-finite loss before training stops.
+    max_nonfinite_updates: int = 20
+
+
+@dataclass
+class EvaluationSettings:
+    episodes: int = 20
+    # Environments stepped together; episodes are dealt out beforehand, so short ones are not favoured.
+    num_envs: int = 5
+    # Most likely action instead of a sampled one.
+    greedy: bool = False
+    # Also during training; 0 only at the end.
+    every_env_steps: int = 0
+    # Played and printed beside the agent at the end of training: random, constant (each action held for an episode).
+    baselines: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CheckpointSettings:
+    # Environment steps between checkpoints; one is always written at the end.
+    every: int = 2500
+    # How many to keep.
+    keep: int = 2
+
+
+@dataclass
+class Config:
+    """Everything a run depends on."""
+
+    seed: int = 0
+    # auto: bf16-mixed on a GPU that has it, 16-mixed on one that does not, 32-true on the CPU.
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    run: RunSettings = field(default_factory=RunSettings)
+    env: EnvSettings = field(default_factory=EnvSettings)
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
+    world_model: WorldModelSettings = field(default_factory=WorldModelSettings)
+    agent: AgentSettings = field(default_factory=AgentSettings)
+    imagination: ImaginationSettings = field(default_factory=ImaginationSettings)
+    player: PlayerSettings = field(default_factory=PlayerSettings)
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    tracking: Any = _part("mlflow")

@@ -1,0 +1,19 @@
+"""Environments: settings, single environments, and N of them stepped together."""
+
+from __future__ import annotations
+
+from stormlit.envs.atari import ATARI_100K_GAMES, human_normalized
+from stormlit.envs.make import make_env
+from stormlit.envs.settings import AtariSettings, EnvSettings, env_name
+from stormlit.envs.vector import VectorEnv, episode_seed
+
+__all__ = [
+    "ATARI_100K_GAMES",
+    "AtariSettings",
+    "EnvSettings",
+    "VectorEnv",
+    "env_name",
+    "episode_seed",
+    "human_normalized",
+    "make_env",
+]

@@ -1,0 +1,67 @@
+"""Catch: a tiny pixel environment that needs nothing but NumPy, for tests and first experiments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+GRID = 8  # rows and columns
+BEST_RETURN = 1.0  # always reachable
+RANDOM_RETURN = -0.75  # mean of uniformly random actions: the ball is caught one time in eight
+
+BALL_COLOUR = (255, 208, 64)
+PADDLE_COLOUR = (64, 160, 255)
+MOVES = (-1, 0, 1)  # columns, for the actions LEFT, NOOP, RIGHT
+
+
+class Catch(gymnasium.Env[np.ndarray, np.int64]):
+    """Catch a falling ball with a paddle one cell wide, on a grid of 8 x 8 cells.
+
+    The ball starts in a random column of the top row and falls one row a step; the paddle starts in a random column of
+    the bottom row and moves by at most one column a step. After 7 steps the ball is at the bottom and the episode
+    terminates with reward +1 (caught) or -1 (missed); every other reward is 0. No column is further than 7 steps
+    away, so the best return is +1 in every episode; random actions return -0.75 on average.
+
+    Observations: (8 * cell, 8 * cell, 3) uint8, the ball and the paddle as solid blocks on black (the ball drawn over
+    the paddle). Actions: 0 left, 1 stay, 2 right.
+    """
+
+    def __init__(self, cell: int = 8) -> None:
+        """``cell`` is the side of a grid cell in pixels; 8 makes observations of 64 x 64."""
+        self._cell = cell
+        self.observation_space = gymnasium.spaces.Box(0, 255, (GRID * cell, GRID * cell, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(len(MOVES))
+        self._ball_row = self._ball_column = self._paddle_column = 0
+
+    def get_action_meanings(self) -> list[str]:
+        """What the actions 0, 1 and 2 do."""
+        return ["LEFT", "NOOP", "RIGHT"]
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Place ball and paddle in random columns."""
+        super().reset(seed=seed, options=options)
+        self._ball_row = 0
+        self._ball_column, self._paddle_column = (int(column) for column in self.np_random.integers(GRID, size=2))
+        return self._image(), {}
+
+    def step(self, action: int | np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Move the paddle, then let the ball fall by one row."""
+        self._paddle_column = min(max(self._paddle_column + MOVES[action], 0), GRID - 1)
+        self._ball_row += 1
+        landed = self._ball_row == GRID - 1
+        caught = self._ball_column == self._paddle_column
+        reward = (1.0 if caught else -1.0) if landed else 0.0
+        return self._image(), reward, landed, False, {}
+
+    def _image(self) -> np.ndarray:
+        grid = np.zeros((GRID, GRID, 3), np.uint8)
+        grid[GRID - 1, self._paddle_column] = PADDLE_COLOUR
+        grid[self._ball_row, self._ball_column] = BALL_COLOUR
+        return grid.repeat(self._cell, axis=0).repeat(self._cell, axis=1)
+
+
+gymnasium.register("stormlit/Catch-v0", entry_point="stormlit.envs.catch:Catch")

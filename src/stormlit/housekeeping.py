@@ -1,0 +1,90 @@
+"""What a run shows while it trains: metrics, pictures and evaluations."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from stormlit.assemble import player_factory
+from stormlit.dream import dream, dream_length, dream_window
+from stormlit.dream_media import write_dream_video, write_reconstruction_grid
+from stormlit.evaluate import Evaluation, evaluate
+from stormlit.run_directory import write_json
+from stormlit.training import Training
+
+
+def log_metrics(training: Training) -> None:
+    """Hand the means since the last call to the tracker, with ``env_steps`` as the step."""
+    metrics = training.metrics.drain()
+    if not training.is_main:
+        return
+    progress = training.progress
+    training.tracker.log(
+        {
+            **metrics,
+            "progress/world_model_updates": progress.world_model_updates,
+            "progress/agent_updates": progress.agent_updates,
+            "progress/episodes": progress.episodes,
+            "replay/env_steps": training.replay.steps,
+            "throughput/env_steps_per_second": training.bar.steps_per_second,
+        },
+        progress.env_steps,
+    )
+
+
+def make_media(training: Training) -> None:
+    """A reconstruction grid and a dream video of a stretch of the replay buffer, and how close they come to the truth."""
+    if not training.is_main:
+        return
+    env_steps, media = training.progress.env_steps, training.directory.media
+    with torch.random.fork_rng(), training.fabric.autocast():
+        length = dream_length(training.world_model)
+        window = dream_window(training.replay, length, training.fabric.device, seed=env_steps)
+        seen = dream(training.world_model, window, training.config.imagination.context_length)
+    files = (
+        write_dream_video(media / f"dream-{env_steps:09d}.mp4", [seen], training.envs.action_meanings),
+        write_reconstruction_grid(media / f"reconstruction-{env_steps:09d}.png", seen),
+    )
+    for file in files:
+        training.tracker.artifact(file, "media")
+    dreamt = slice(seen.context_length, None)
+    training.tracker.log(
+        {
+            "dream/psnr_reconstructed": _psnr(seen.reconstructed, seen.real),
+            "dream/psnr_imagined": _psnr(seen.imagined[dreamt], seen.real[dreamt]),
+        },
+        env_steps,
+    )
+
+
+def evaluate_agent(training: Training) -> Evaluation | None:
+    """Play whole episodes with the current weights; None in all but the main process, which waits for no one."""
+    if not training.is_main:
+        return None
+    settings, env_steps = training.config.evaluation, training.progress.env_steps
+    with training.fabric.autocast():
+        result = evaluate(
+            "agent",
+            player_factory(training.config, training.world_model, training.agent),
+            training.config.env,
+            episodes=settings.episodes,
+            num_envs=settings.num_envs,
+            seed=training.config.seed,
+            greedy=settings.greedy,
+            on_episode=lambda _: training.bar.show(training.latest_return, "evaluate"),
+        )
+    metrics = {"eval/return": result.mean, "eval/return_std": result.std}
+    if result.human_normalized is not None:
+        metrics["eval/human_normalized"] = result.human_normalized
+    training.tracker.log(metrics, env_steps)
+    file = training.directory.evaluation / f"step-{env_steps:09d}.json"
+    write_json(file, result.as_dict())
+    training.tracker.artifact(file, "evaluation")
+    return result
+
+
+def _psnr(predicted: np.ndarray, real: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of uint8 frames in dB."""
+    frames = (torch.from_numpy(predicted).float(), torch.from_numpy(real).float())
+    return float(peak_signal_noise_ratio(*frames, data_range=255.0))

@@ -1,0 +1,47 @@
+"""Imagination: from real contexts, let the policy act in the world model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stormlit.agent import ActorCritic
+from stormlit.ops.returns import trajectory_weights
+from stormlit.types import Batch, Trajectory
+from stormlit.world_model import WorldModel
+
+
+@torch.no_grad()
+def imagine(
+    world_model: WorldModel, agent: ActorCritic, context: Batch, *, horizon: int, from_posterior: bool
+) -> Trajectory:
+    """Roll the policy out for ``horizon`` steps after each context.
+
+    context: (N, C, ...) real steps.  from_posterior: see ``WorldModel.begin``.
+    The heads run once over the finished rollout. Both modules should be in evaluation mode.
+    """
+    state = world_model.begin(context, context.action.shape[1] + horizon, from_posterior=from_posterior)
+    latents, hiddens, actions = [state.latent], [state.hidden], []
+    for _ in range(horizon):
+        action = agent.act(state.latent, state.hidden)
+        state = world_model.step(state, action)
+        actions.append(action)
+        latents.append(state.latent)
+        hiddens.append(state.hidden)
+    hidden = torch.stack(hiddens, dim=1)
+    continuation = world_model.continuation(hidden[:, 1:])
+    return Trajectory(
+        latent=torch.stack(latents, dim=1),
+        hidden=hidden,
+        action=torch.stack(actions, dim=1),
+        reward=world_model.reward(hidden[:, 1:]),
+        continuation=continuation,
+        weight=trajectory_weights(continuation, _alive(context, from_posterior)),
+    )
+
+
+def _alive(context: Batch, from_posterior: bool) -> Tensor:
+    """1 where the first imagined state is not already past an end that really happened.  Returns (N,) float32."""
+    if from_posterior:
+        return torch.ones_like(context.reward[:, -1])
+    return (~context.terminated[:, -1]).float()

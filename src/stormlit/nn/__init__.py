@@ -1,0 +1,5 @@
+"""Swappable parts. Importing this package registers all of them."""
+
+from stormlit.nn import cnn, gru, heads, latents, resnet, transformer
+
+__all__ = ["cnn", "gru", "heads", "latents", "resnet", "transformer"]

@@ -1,0 +1,85 @@
+"""Post-norm Transformer blocks with a key-value cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LAYER_NORM_EPS = 1e-6  # of the blocks and the embedding; the token mixer's norms keep PyTorch's 1e-5
+
+
+@dataclass(slots=True)
+class KeyValueCache:
+    """Keys and values of one layer for the steps seen so far, with room for all that will come.
+
+    keys, values: (N, heads, capacity, head width).
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (N, heads, S, width) from position ``start`` on; return everything stored up to there."""
+        end = start + keys.shape[2]
+        self.keys[:, :, start:end] = keys
+        self.values[:, :, start:end] = values
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention without biases; dropout on the attention weights and on the output.
+
+    hidden_dim: D, a multiple of num_heads.
+    """
+
+    def __init__(self, hidden_dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.attention_dropout = num_heads, dropout
+        self.query = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.key = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.value = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.output = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: KeyValueCache | None = None, start: int = 0) -> Tensor:
+        """x: (N, S, D), the tokens from position ``start`` on.  mask: (N, 1, S, start + S), True or 0 where visible.
+
+        With a cache, the earlier tokens' keys and values come from it, and this call's are added.  Returns (N, S, D).
+        """
+        query, key, value = (
+            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )
+        if cache is not None:
+            key, value = cache.write(start, key, value)
+        dropout = self.attention_dropout if self.training else 0.0
+        mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a two-layer network, each followed by residual and LayerNorm (post-norm, as in Vaswani et al.).
+
+    hidden_dim: D.  feedforward_dim: width of the network's hidden layer.
+    """
+
+    def __init__(self, hidden_dim: int, num_heads: int, feedforward_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = SelfAttention(hidden_dim, num_heads, dropout)
+        self.attention_norm = nn.LayerNorm(hidden_dim, eps=LAYER_NORM_EPS)
+        self.feedforward = nn.Sequential(
+            nn.Linear(hidden_dim, feedforward_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(feedforward_dim, hidden_dim),
+            nn.Dropout(dropout),
+        )
+        self.feedforward_norm = nn.LayerNorm(hidden_dim, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: KeyValueCache | None = None, start: int = 0) -> Tensor:
+        """Shapes as in ``SelfAttention.forward``."""
+        x = self.attention_norm(x + self.attention(x, mask, cache, start))
+        return self.feedforward_norm(x + self.feedforward(x))

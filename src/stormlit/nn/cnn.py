@@ -1,0 +1,57 @@
+"""The paper's convolutional encoder and decoder (STORM, tables 5 and 6)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from stormlit.nn.image import stage_channels
+from stormlit.registry import register
+
+
+@register("encoder", "cnn")
+class ConvEncoder(nn.Module):
+    """4x4 stride-2 convolutions with BatchNorm and ReLU, channels doubling, until ``final_width`` pixels are left.
+
+    obs_shape: (C, Y, X).  stem_channels: channels of the first layer.  final_width: side of the last feature map.
+    """
+
+    def __init__(self, obs_shape: tuple[int, int, int], *, stem_channels: int = 32, final_width: int = 4) -> None:
+        super().__init__()
+        channels = stage_channels(obs_shape, stem_channels, final_width)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip([obs_shape[0], *channels], channels, strict=False):
+            # BatchNorm brings the bias.
+            layers += [nn.Conv2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(fan_out)]
+            layers += [nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers)
+        self.embed_dim = channels[-1] * final_width**2
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """obs: (M, C, Y, X) in [0, 1].  Returns (M, E)."""
+        return self.layers(obs).flatten(1)
+
+
+@register("decoder", "cnn")
+class ConvDecoder(nn.Module):
+    """The encoder's mirror: a linear layer to the smallest map, then 4x4 stride-2 transposed convolutions.
+
+    latent_dim: Z.  obs_shape: (C, Y, X).  stem_channels, final_width: as in the encoder.
+    """
+
+    def __init__(
+        self, latent_dim: int, obs_shape: tuple[int, int, int], *, stem_channels: int = 32, final_width: int = 4
+    ) -> None:
+        super().__init__()
+        channels = stage_channels(obs_shape, stem_channels, final_width)[::-1]
+        self.map_shape = (channels[0], final_width, final_width)
+        self.project = nn.Linear(latent_dim, channels[0] * final_width**2, bias=False)
+        layers: list[nn.Module] = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
+        for fan_in, fan_out in zip(channels, channels[1:], strict=False):
+            layers += [nn.ConvTranspose2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
+        layers += [nn.ConvTranspose2d(channels[-1], obs_shape[0], 4, stride=2, padding=1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """latent: (M, Z).  Returns (M, C, Y, X)."""
+        return self.layers(self.project(latent).unflatten(1, self.map_shape))

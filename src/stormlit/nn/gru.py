@@ -1,0 +1,65 @@
+"""A recurrent sequence model, for comparison with the Transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stormlit.nn.mixer import ActionMixer
+from stormlit.registry import register
+
+
+@dataclass(slots=True)
+class GRUMemory:
+    """state: (layers, N, D), the recurrent state of every layer."""
+
+    state: Tensor
+
+    def cut(self, where: Tensor) -> None:
+        """Forget everything seen so far in the rows where ``where`` (N,) bool is True."""
+        self.state.masked_fill_(where.view(1, -1, 1), 0.0)
+
+
+@register("sequence_model", "gru")
+class GRUSequence(nn.Module):
+    """Token mixer, then gated recurrent layers.
+
+    latent_dim: Z.  num_actions: A.  hidden_dim: D.  num_layers: stacked recurrent layers.
+    """
+
+    def __init__(self, latent_dim: int, num_actions: int, hidden_dim: int, *, num_layers: int = 1) -> None:
+        super().__init__()
+        self.hidden_dim = hidden_dim
+        self.max_length: int | None = None
+        self.mixer = ActionMixer(latent_dim, num_actions, hidden_dim)
+        self.cells = nn.ModuleList(nn.GRUCell(hidden_dim, hidden_dim) for _ in range(num_layers))
+
+    def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
+        """latent: (B, T, Z).  action: (B, T) int64.  is_first: (B, T) bool.  Returns hidden (B, T, D)."""
+        return self.prefill(latent, action, is_first, capacity=action.shape[1])[0]
+
+    def prefill(self, latent: Tensor, action: Tensor, is_first: Tensor, capacity: int) -> tuple[Tensor, GRUMemory]:
+        """As ``forward``, returning the state after the last token too; ``capacity`` is not needed here."""
+        tokens = self.mixer(latent, action)
+        rows, length = action.shape
+        state = tokens.new_zeros(len(self.cells), rows, self.hidden_dim)
+        hidden: list[Tensor] = []
+        keep = (~is_first).to(tokens.dtype).unsqueeze(-1)
+        for t in range(length):
+            state = self._advance(tokens[:, t], state * keep[:, t])
+            hidden.append(state[-1])
+        return torch.stack(hidden, dim=1), GRUMemory(state)
+
+    def step(self, latent: Tensor, action: Tensor, memory: GRUMemory) -> Tensor:
+        """latent: (N, Z).  action: (N,) int64.  Returns hidden (N, D); the memory moves on by one token."""
+        memory.state = self._advance(self.mixer(latent, action), memory.state)
+        return memory.state[-1]
+
+    def _advance(self, x: Tensor, state: Tensor) -> Tensor:
+        states: list[Tensor] = []
+        for cell, previous in zip(self.cells, state, strict=True):
+            x = cell(x, previous)
+            states.append(x)
+        return torch.stack(states)

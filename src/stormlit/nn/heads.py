@@ -1,0 +1,56 @@
+"""Small networks that read a state: reward, continuation, policy, value."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from stormlit.ops.twohot import symlog_bins, twohot_decode, twohot_loss
+from stormlit.registry import register
+
+
+@register("head", "mlp")
+class MLPHead(nn.Module):
+    """``num_layers`` times Linear - LayerNorm - ReLU, then a linear output.
+
+    in_dim, out_dim: widths.  hidden_dim: width of the hidden layers.  zero_output: start the last layer at zero, so that
+    the first predictions are uniform (policies, two-hot) or 0; the paper starts it like any other layer.
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, hidden_dim: int, *, num_layers: int = 2, zero_output: bool = False
+    ) -> None:
+        super().__init__()
+        widths = [in_dim] + [hidden_dim] * num_layers
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(fan_in, fan_out, bias=False), nn.LayerNorm(fan_out), nn.ReLU(inplace=True)]
+        self.hidden = nn.Sequential(*layers)
+        self.output = nn.Linear(widths[-1], out_dim)
+        if zero_output:
+            nn.init.zeros_(self.output.weight)
+            nn.init.zeros_(self.output.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in_dim).  Returns (..., out_dim)."""
+        return self.output(self.hidden(x))
+
+
+class TwoHot(nn.Module):
+    """Reads logits over symlog bins as a number, and scores them against one.
+
+    count: number of bins K.  low, high: first and last bin, in symlog space.
+    """
+
+    bins: Tensor
+
+    def __init__(self, count: int, low: float, high: float) -> None:
+        super().__init__()
+        self.register_buffer("bins", symlog_bins(count, low, high), persistent=False)
+
+    def decode(self, logits: Tensor) -> Tensor:
+        """logits: (..., K).  Returns (...,) float32."""
+        return twohot_decode(logits, self.bins)
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """logits: (..., K).  target: (...,).  Returns the cross-entropy (...,) float32."""
+        return twohot_loss(logits, target, self.bins)

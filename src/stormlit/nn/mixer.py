@@ -1,0 +1,35 @@
+"""The token of a step: latent and action in one vector."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from stormlit.ops.categorical import one_hot
+
+
+class ActionMixer(nn.Module):
+    """``e_t = m(z_t, a_t)``, STORM's equation 2: Linear - LayerNorm - ReLU - Linear - LayerNorm over [z_t, one-hot a_t].
+
+    latent_dim: Z.  num_actions: A.  hidden_dim: D.
+    """
+
+    def __init__(self, latent_dim: int, num_actions: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.num_actions = num_actions
+        self.latent = nn.Linear(latent_dim, hidden_dim, bias=False)
+        # A column of the first layer's weight per action: the same sum as concatenating a one-hot action.
+        self.action = nn.Linear(num_actions, hidden_dim, bias=False)
+        # One layer with Z + A inputs would start with this bound; two separate ones would not.
+        bound = (latent_dim + num_actions) ** -0.5
+        for part in (self.latent, self.action):
+            nn.init.uniform_(part.weight, -bound, bound)
+        self.layers = nn.Sequential(
+            nn.LayerNorm(hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, hidden_dim, bias=False),
+            nn.LayerNorm(hidden_dim),
+        )
+
+    def forward(self, latent: Tensor, action: Tensor) -> Tensor:
+        """latent: (..., Z).  action: (...,) int64.  Returns (..., D)."""
+        return self.layers(self.latent(latent) + self.action(one_hot(action, self.num_actions)))

@@ -1,0 +1,84 @@
+"""A residual encoder and decoder: the same halvings as the paper's, with residual blocks at every scale."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stormlit.nn.image import stage_channels
+from stormlit.registry import register
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm around an identity path.  (M, C, Y, X) to the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.layers(x))
+
+
+@register("encoder", "resnet")
+class ResidualEncoder(nn.Module):
+    """At each scale a 3x3 stride-2 convolution, then residual blocks.
+
+    obs_shape: (C, Y, X).  stem_channels: channels after the first halving, doubling at each next one.
+    final_width: side of the last feature map.  blocks: residual blocks at each scale.
+    """
+
+    def __init__(
+        self, obs_shape: tuple[int, int, int], *, stem_channels: int = 32, final_width: int = 4, blocks: int = 1
+    ) -> None:
+        super().__init__()
+        channels = stage_channels(obs_shape, stem_channels, final_width)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip([obs_shape[0], *channels], channels, strict=False):
+            layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(fan_out)]
+            layers += [nn.ReLU(inplace=True), *(ResidualBlock(fan_out) for _ in range(blocks))]
+        self.layers = nn.Sequential(*layers)
+        self.embed_dim = channels[-1] * final_width**2
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """obs: (M, C, Y, X) in [0, 1].  Returns (M, E)."""
+        return self.layers(obs).flatten(1)
+
+
+@register("decoder", "resnet")
+class ResidualDecoder(nn.Module):
+    """At each scale residual blocks, then a doubling by nearest neighbour and a 3x3 convolution.
+
+    latent_dim: Z.  obs_shape: (C, Y, X).  Options as in the encoder.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        obs_shape: tuple[int, int, int],
+        *,
+        stem_channels: int = 32,
+        final_width: int = 4,
+        blocks: int = 1,
+    ) -> None:
+        super().__init__()
+        channels = stage_channels(obs_shape, stem_channels, final_width)[::-1]
+        self.map_shape = (channels[0], final_width, final_width)
+        self.project = nn.Linear(latent_dim, channels[0] * final_width**2, bias=False)
+        layers: list[nn.Module] = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
+        for fan_in, fan_out in zip(channels, [*channels[1:], channels[-1]], strict=True):
+            layers += [ResidualBlock(fan_in) for _ in range(blocks)]
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
+        layers += [nn.Conv2d(channels[-1], obs_shape[0], 3, padding=1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """latent: (M, Z).  Returns (M, C, Y, X)."""
+        return self.layers(self.project(latent).unflatten(1, self.map_shape))

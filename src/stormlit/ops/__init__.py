@@ -1,0 +1,1 @@
+"""Pure tensor functions, one equation each: no modules, no configuration, no state."""

@@ -1,0 +1,60 @@
+"""Categorical latents and policies as plain tensors of log-probabilities, always in float32.
+
+Mixed precision stops here: a bfloat16 running sum visibly biases a sampler, so every function upcasts first.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def unimix_log_probs(logits: Tensor, unimix: float) -> Tensor:
+    """Log-probabilities of a categorical mixed with the uniform one: ``(1 - unimix) softmax(logits) + unimix / K``.
+
+    logits: (..., K) any float dtype.  Returns (..., K) float32.  STORM section 3.1 uses unimix = 0.01, as DreamerV3 does.
+    """
+    logits = logits.float()
+    if unimix == 0.0:
+        return F.log_softmax(logits, dim=-1)
+    probabilities = F.softmax(logits, dim=-1)
+    return torch.log(probabilities * (1.0 - unimix) + unimix / logits.shape[-1])
+
+
+def sample(log_probs: Tensor) -> Tensor:
+    """Draw one class per row by inverting the cumulative distribution: one uniform number and a running sum.
+
+    log_probs: (..., K) float32.  Returns (...,) int64.
+    """
+    cumulative = log_probs.exp().cumsum(dim=-1)
+    # Scaling by the row's total makes rounding of the running sum harmless; uniforms are below 1, so the class exists.
+    threshold = torch.rand_like(cumulative[..., :1]) * cumulative[..., -1:]
+    return (cumulative <= threshold).sum(dim=-1).clamp_(max=log_probs.shape[-1] - 1)
+
+
+def one_hot(index: Tensor, classes: int) -> Tensor:
+    """float32 one-hot rows.  index: (...,) int64.  Returns (..., classes)."""
+    return torch.zeros(*index.shape, classes, device=index.device).scatter_(-1, index.unsqueeze(-1), 1.0)
+
+
+def straight_through(hard: Tensor, log_probs: Tensor) -> Tensor:
+    """The value of ``hard`` with the gradient of the probabilities (Bengio et al. 2013).  Both (..., K)."""
+    probabilities = log_probs.exp()
+    return hard + (probabilities - probabilities.detach())
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) in nats over the last axis.  log_p, log_q: (..., K) float32.  Returns (...,)."""
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """Entropy in nats over the last axis.  log_probs: (..., K) float32.  Returns (...,).
+
+    >>> round(entropy(torch.full((4,), math.log(0.25))).item(), 4)
+    1.3863
+    """
+    return -(log_probs.exp() * log_probs).sum(dim=-1)

@@ -1,0 +1,52 @@
+"""Symlog two-hot regression of rewards and values (STORM section 3.2, after DreamerV3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def symlog(x: Tensor) -> Tensor:
+    """``sign(x) ln(1 + |x|)``, elementwise."""
+    return torch.sign(x) * torch.log1p(x.abs())
+
+
+def symexp(x: Tensor) -> Tensor:
+    """``sign(x) (exp(|x|) - 1)``, elementwise; the inverse of ``symlog``."""
+    return torch.sign(x) * torch.expm1(x.abs())
+
+
+def symlog_bins(count: int, low: float, high: float) -> Tensor:
+    """Evenly spaced bin centres in symlog space.  Returns (count,) float32."""
+    return torch.linspace(low, high, count)
+
+
+def twohot_position(target: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a target falls between its two neighbouring bins.
+
+    target: (...,) in the original space.  bins: (K,) evenly spaced, in symlog space.
+    Returns the lower bin's index (...,) int64 in [0, K - 2] and the weight of the upper bin (...,) float32 in [0, 1].
+    Targets outside the bins count as the outermost bin.
+    """
+    width = (bins[-1] - bins[0]) / (bins.shape[0] - 1)
+    position = ((symlog(target.float()) - bins[0]) / width).clamp(0, bins.shape[0] - 1)
+    lower = position.floor().clamp(max=bins.shape[0] - 2)
+    return lower.long(), position - lower
+
+
+def twohot_loss(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
+    """Cross-entropy with the two-hot encoding of ``symlog(target)``.
+
+    logits: (..., K) any float dtype.  target: (...,).  bins: (K,).  Returns (...,) float32.
+    """
+    log_probs = F.log_softmax(logits.float(), dim=-1)
+    lower, weight = twohot_position(target, bins)
+    pair = log_probs.gather(-1, torch.stack([lower, lower + 1], dim=-1))
+    return -torch.lerp(pair[..., 0], pair[..., 1], weight)
+
+
+def twohot_decode(logits: Tensor, bins: Tensor) -> Tensor:
+    """``symexp`` of the expected bin.  logits: (..., K) any float dtype.  bins: (K,).  Returns (...,) float32."""
+    # Not a matrix product: autocast would run that in bfloat16, which is off by 1%.
+    return symexp((F.softmax(logits.float(), dim=-1) * bins).sum(dim=-1))

@@ -1,0 +1,72 @@
+"""Acting in real environments with a world model and an agent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stormlit.agent import ActorCritic
+from stormlit.world_model import WorldModel
+
+
+class Player:
+    """Keeps the last steps of N environments and acts on the current frame's posterior and the hidden state up to it.
+
+    The context starts anew with each episode. Modules should be in evaluation mode; precision is the caller's autocast.
+
+    num_envs: N.  context_length: how many past steps the sequence model reads, at least 1.
+    """
+
+    def __init__(self, world_model: WorldModel, agent: ActorCritic, *, num_envs: int, context_length: int) -> None:
+        self.world_model, self.agent = world_model, agent
+        device = next(world_model.parameters()).device
+        self.latent = torch.zeros(num_envs, context_length, world_model.latent_dim, device=device)
+        self.action = torch.zeros(num_envs, context_length, dtype=torch.long, device=device)
+        self.length = np.zeros(num_envs, dtype=np.int64)
+
+    @property
+    def context_length(self) -> int:
+        return self.action.shape[1]
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray, is_first: np.ndarray, *, greedy: bool = False) -> np.ndarray:
+        """obs: (N, Y, X, C) uint8.  is_first: (N,) bool.  Returns actions (N,) int64."""
+        self.length[is_first] = 0
+        frames = torch.from_numpy(obs).to(self.latent.device).permute(0, 3, 1, 2)
+        latent = self.world_model.encode(frames)
+        action = self.agent.act(latent, self._hidden(), greedy=greedy)
+        self._remember(latent, action)
+        return action.cpu().numpy()
+
+    def _hidden(self) -> Tensor:
+        """The sequence model's output after each environment's last token, zeros where there is none.  (N, D)."""
+        longest = int(self.length.max())
+        if longest == 0:
+            return self.latent.new_zeros(len(self.length), self.world_model.hidden_dim)
+        is_first = torch.zeros(len(self.length), longest, dtype=torch.bool, device=self.latent.device)
+        # Rows shorter than the longest are padded after their end, where causality keeps it from mattering.
+        hidden = self.world_model.sequence_model(self.latent[:, :longest], self.action[:, :longest], is_first)
+        length = torch.from_numpy(self.length).to(hidden.device)
+        last = hidden[torch.arange(len(self.length), device=hidden.device), (length - 1).clamp(min=0)]
+        return last.masked_fill((length == 0).unsqueeze(-1), 0.0)
+
+    def _remember(self, latent: Tensor, action: Tensor) -> None:
+        for row in np.flatnonzero(self.length == self.context_length):
+            self.latent[row] = self.latent[row].roll(-1, dims=0)
+            self.action[row] = self.action[row].roll(-1, dims=0)
+        self.length = np.minimum(self.length + 1, self.context_length)
+        rows = torch.arange(len(self.length), device=self.latent.device)
+        newest = torch.from_numpy(self.length - 1).to(self.latent.device)
+        self.latent[rows, newest] = latent
+        self.action[rows, newest] = action
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"latent": self.latent.cpu(), "action": self.action.cpu(), "length": self.length.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.latent.copy_(state["latent"])
+        self.action.copy_(state["action"])
+        self.length = np.array(state["length"], dtype=np.int64)

@@ -1,0 +1,121 @@
+"""Parts by name: a component node is ``{name: cnn, **options}``.
+
+A part is a class whose constructor takes its surroundings (shapes, widths) as positional parameters and its options as
+keyword-only ones. The keyword-only parameters are the schema: their names, annotations and defaults are the single
+place where an option is declared. A new part is one class and one decorator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from stormlit.errors import ConfigError, nearest
+
+PartClass = TypeVar("PartClass", bound=type)
+
+_parts: dict[str, dict[str, type]] = {}
+
+
+def register(kind: str, name: str) -> Callable[[PartClass], PartClass]:
+    """Class decorator: make the class buildable as ``{kind: {name: name, ...}}``.
+
+    Raises ``ValueError`` when the name is taken or an option has no default.
+    """
+
+    def decorate(cls: PartClass) -> PartClass:
+        registered = _parts.setdefault(kind, {})
+        if name in registered and registered[name] is not cls:
+            raise ValueError(f"{kind} '{name}' is registered twice: {registered[name]} and {cls}")
+        registered[name] = cls
+        for option in _options(cls):
+            if option.default is inspect.Parameter.empty:
+                raise ValueError(f"option '{option.name}' of {kind} '{name}' needs a default")
+        return cls
+
+    return decorate
+
+
+def kinds() -> list[str]:
+    """Names of the kinds of parts that have at least one registered part."""
+    return sorted(_parts)
+
+
+def names(kind: str) -> list[str]:
+    """Names of the registered parts of one kind; raises ``ConfigError`` for an unknown kind."""
+    if kind not in _parts:
+        raise ConfigError(f"there is no kind of part called '{kind}'{nearest(kind, _parts)}; kinds are {', '.join(kinds())}")
+    return sorted(_parts[kind])
+
+
+def part_class(kind: str, name: str, key: str = "") -> type:
+    """The class registered under a name; ``key`` is the configuration key named in the error."""
+    if name not in names(kind):
+        where = f"{key}={name}: " if key else ""
+        raise ConfigError(
+            f"{where}no {kind.replace('_', ' ')} is called '{name}'{nearest(name, names(kind))}; "
+            f"choose one of {', '.join(names(kind))}"
+        )
+    return _parts[kind][name]
+
+
+def schema(kind: str, name: str) -> dict[str, Any]:
+    """The options of a part with their defaults, in the order of its constructor."""
+    return {option.name: option.default for option in _options(part_class(kind, name))}
+
+
+def fill(kind: str, node: str | Mapping[str, Any], key: str = "") -> dict[str, Any]:
+    """Validate a component node and return it with every option present: ``{name: ..., **options}``.
+
+    node: a part's name, or a mapping with ``name`` and options.  key: configuration key for error messages.
+    Raises ``ConfigError`` for an unknown part or option and for a value of the wrong type.
+    """
+    given = {"name": node} if isinstance(node, str) else dict(node)
+    where = key or kind
+    if "name" not in given:
+        raise ConfigError(f"{where} needs a name; choose one of {', '.join(names(kind))}")
+    name = given.pop("name")
+    cls = part_class(kind, str(name), key)
+    allowed = schema(kind, name)
+    for option in given:
+        if option not in allowed:
+            raise ConfigError(
+                f"{where}.{option} is not an option of {kind.replace('_', ' ')} '{name}'{nearest(option, allowed)}; "
+                f"it has {', '.join(allowed) or 'no options'}"
+            )
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(_options_dataclass(cls)), given)
+        return {"name": name, **typing.cast(dict[str, Any], OmegaConf.to_container(typed))}
+    except OmegaConfBaseException as error:
+        option = getattr(error, "full_key", None) or ""
+        raise ConfigError(f"{where}.{option}: {str(error).splitlines()[0]}") from error
+
+
+def build(kind: str, node: str | Mapping[str, Any], *surroundings: Any) -> Any:
+    """Construct the part a node describes; ``surroundings`` are the positional constructor arguments of its kind."""
+    options = fill(kind, node)
+    return part_class(kind, options.pop("name"))(*surroundings, **options)
+
+
+def _options(cls: type) -> list[inspect.Parameter]:
+    parameters = inspect.signature(cls).parameters.values()
+    return [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def _options_dataclass(cls: type) -> type:
+    """A dataclass with the options as fields, so that OmegaConf checks and converts the values."""
+    hints = typing.get_type_hints(cls.__init__)
+    fields: list[tuple[str, Any, Any]] = []
+    for option in _options(cls):
+        default = option.default
+        if isinstance(default, (list, dict, tuple)):
+            fields.append((option.name, hints[option.name], dataclasses.field(default_factory=lambda d=default: d)))
+        else:
+            fields.append((option.name, hints[option.name], dataclasses.field(default=default)))
+    return dataclasses.make_dataclass(f"{cls.__name__}Options", fields)

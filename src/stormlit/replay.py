@@ -1,0 +1,127 @@
+"""The replay buffer: a ring of environment steps, sampled in windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stormlit.types import Batch
+
+
+@dataclass(slots=True)
+class ReplayRows:
+    """A stretch of consecutive rows of the ring, oldest first; what a checkpoint stores.
+
+    obs: (R, N, Y, X, C) uint8.  action: (R, N) int64.  reward: (R, N) float32.  terminated, is_first: (R, N) bool.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    is_first: Tensor
+
+
+class ReplayBuffer:
+    """The last ``capacity`` environment steps of N environments.
+
+    Row r holds one step of every environment; once the ring is full the oldest row is overwritten. Windows are taken in
+    order of age, so none contains both the newest and the oldest row; ``is_first`` tells where episodes begin inside.
+
+    capacity: environment steps in all.  obs_shape: (Y, X, C).  device: where frames are kept.
+    seed: of the generator that draws windows.
+    """
+
+    def __init__(
+        self, capacity: int, num_envs: int, obs_shape: tuple[int, int, int], *, device: torch.device, seed: int
+    ) -> None:
+        self.num_envs, self.device = num_envs, device
+        self.row_capacity = max(capacity // num_envs, 1)
+        shape = (self.row_capacity, num_envs)
+        self.storage = ReplayRows(
+            obs=torch.empty(*shape, *obs_shape, dtype=torch.uint8, device=device),
+            action=torch.empty(shape, dtype=torch.long, device=device),
+            reward=torch.empty(shape, dtype=torch.float32, device=device),
+            terminated=torch.empty(shape, dtype=torch.bool, device=device),
+            is_first=torch.empty(shape, dtype=torch.bool, device=device),
+        )
+        self.total_rows = 0  # ever written, so also the number of the next row
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def rows(self) -> int:
+        """Rows held now."""
+        return min(self.total_rows, self.row_capacity)
+
+    @property
+    def steps(self) -> int:
+        """Environment steps held now."""
+        return self.rows * self.num_envs
+
+    @property
+    def nbytes(self) -> int:
+        """Memory taken when full, in bytes."""
+        return sum(t.nbytes for t in self._tensors())
+
+    def append(self, obs: Any, action: Any, reward: Any, terminated: Any, is_first: Any) -> None:
+        """Store one step of every environment: arrays (N, Y, X, C) uint8 and (N,) each."""
+        row = self.total_rows % self.row_capacity
+        for stored, value in zip(self._tensors(), (obs, action, reward, terminated, is_first), strict=True):
+            stored[row] = torch.as_tensor(value)
+        self.total_rows += 1
+
+    def sample(self, batch_size: int, length: int, generator: torch.Generator | None = None) -> Batch:
+        """Draw windows of ``length`` consecutive steps uniformly, each of one environment; one gather for the frames.
+
+        generator: of the draw, so that looking into the buffer does not change what training draws; None: its own.
+        Raises ``ValueError`` when fewer rows than ``length`` are held.
+        """
+        if length > self.rows:
+            raise ValueError(f"a window of {length} steps is longer than the {self.rows} rows in the replay buffer")
+        starts = self.rows - length + 1
+        choice = torch.randint(starts * self.num_envs, (batch_size,), generator=generator or self.generator)
+        age = (choice // self.num_envs).unsqueeze(1) + torch.arange(length)
+        oldest = self.total_rows - self.rows
+        row = (oldest + age) % self.row_capacity
+        index = (row * self.num_envs + (choice % self.num_envs).unsqueeze(1)).flatten().to(self.device)
+        obs, action, reward, terminated, is_first = (
+            stored.flatten(0, 1).index_select(0, index).unflatten(0, (batch_size, length))
+            for stored in self._tensors()
+        )
+        return Batch(obs.permute(0, 1, 4, 2, 3), action, reward, terminated, is_first)
+
+    def read(self, start: int, end: int) -> ReplayRows:
+        """Rows number ``start`` to ``end`` (counted over all rows ever written), on the CPU.
+
+        Raises ``ValueError`` when some are not held any more, or not yet.
+        """
+        if not self.total_rows - self.rows <= start <= end <= self.total_rows:
+            raise ValueError(f"rows {start} to {end} are not all in the buffer")
+        index = torch.arange(start, end, device=self.device) % self.row_capacity
+        return ReplayRows(*(stored.index_select(0, index).cpu() for stored in self._tensors()))
+
+    def restore(self, rows: ReplayRows, end: int) -> None:
+        """Put back rows that end just before row number ``end``; the next row written is number ``end``."""
+        count = rows.obs.shape[0]
+        index = torch.arange(end - count, end, device=self.device) % self.row_capacity
+        for stored, value in zip(self._tensors(), _tensors(rows), strict=True):
+            stored[index] = value.to(self.device)
+        self.total_rows = end
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the rows themselves, which are saved apart (see ``checkpoint``)."""
+        return {"total_rows": self.total_rows, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.total_rows = state["total_rows"]
+        self.generator.set_state(state["generator"])
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return _tensors(self.storage)
+
+
+def _tensors(rows: ReplayRows) -> tuple[Tensor, ...]:
+    return rows.obs, rows.action, rows.reward, rows.terminated, rows.is_first

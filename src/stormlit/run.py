@@ -1,0 +1,154 @@
+"""One training run from beginning to end: directory, tracker, loop, last evaluation, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+
+from stormlit.checkpoint import latest_checkpoint
+from stormlit.compose import to_tree
+from stormlit.config import Config
+from stormlit.envs import env_name
+from stormlit.errors import ConfigError
+from stormlit.evaluate import Evaluation, evaluate_baselines
+from stormlit.housekeeping import evaluate_agent, log_metrics, make_media
+from stormlit.loop import fit
+from stormlit.progress import ProgressBar
+from stormlit.registry import build
+from stormlit.run_directory import RunDirectory
+from stormlit.snapshot import restore_snapshot, save_snapshot
+from stormlit.tracking import RunStatus, Tracker, run_tags
+from stormlit.training import Training, build_training, save_config
+
+
+def new_run(config: Config, files: list[str], fabric: Fabric) -> tuple[Config, RunDirectory]:
+    """Name a new run and make its folder. The main process decides, the others follow.
+
+    Returns the configuration with its name filled in.  Raises ``ConfigError`` when the name is taken.
+    """
+    name = ""
+    if fabric.is_global_zero:
+        name = config.run.name or _free_name(config, files)
+    name = fabric.broadcast(name)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
+    directory = RunDirectory(Path(config.run.dir) / name)
+    taken = fabric.broadcast(directory.exists())
+    if taken:
+        raise ConfigError(
+            f"run.name={name}: there is a run of that name in {config.run.dir}; go on with "
+            f"`stormlit resume {name}` or choose another name"
+        )
+    return config, directory
+
+
+def train_run(config: Config, fabric: Fabric, directory: RunDirectory, checkpoint: Path | None = None) -> None:
+    """Train from scratch, or from a checkpoint of the same run, to the end of the budget, and report."""
+    node = config.tracking if fabric.is_global_zero else {"name": "none"}
+    tracker: Tracker = build("tracker", node, directory.path, directory.root)
+    # Everything that can be wrong with the input is found before the first trace of the run is left.
+    training = build_training(config, fabric, directory, tracker)
+    if checkpoint is not None:
+        restore_snapshot(training, checkpoint)
+    if fabric.is_global_zero:
+        directory.path.mkdir(parents=True, exist_ok=True)
+        save_config(directory, config)
+        run_id = tracker.start(
+            name=directory.name, params=to_tree(config), tags=_tags(config, fabric), run_id=directory.run_id()
+        )
+        directory.write_identity(run_id)
+        tracker.artifact(directory.config_file)
+        print(_headline(training), file=sys.stderr, flush=True)
+    status: RunStatus = "FAILED"
+    try:
+        bar = ProgressBar(config.loop.env_steps, training.progress.env_steps, enabled=fabric.is_global_zero)
+        with bar as training.bar:
+            fit(training)
+            results = finish(training)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        training.envs.close()
+        tracker.finish(status)
+    if results:
+        print(report(training, results), flush=True)
+
+
+def finish(training: Training) -> list[Evaluation]:
+    """The last metrics, checkpoint, video and evaluations; returns the agent's and the baselines' results."""
+    log_metrics(training)
+    folder = save_snapshot(training)
+    training.tracker.artifact(folder, "checkpoints")
+    make_media(training)
+    result = evaluate_agent(training)
+    if result is None:
+        return []
+    config = training.config
+    baselines = evaluate_baselines(
+        config.evaluation.baselines,
+        config.env,
+        episodes=config.evaluation.episodes,
+        num_envs=config.evaluation.num_envs,
+        seed=config.seed,
+    )
+    for baseline in baselines:
+        training.tracker.log({f"eval/baseline/{baseline.policy}": baseline.mean}, training.progress.env_steps)
+    return [result, *baselines]
+
+
+def report(training: Training, results: list[Evaluation]) -> str:
+    """What came out and where it is, for a person."""
+    directory = training.directory
+    width = max(len(result.policy) for result in results)
+    videos = sorted(directory.media.glob("dream-*"))
+    lines = [
+        "",
+        f"{results[0].game}, {training.progress.env_steps:,} environment steps: returns",
+        *(f"  {result.policy:<{width}} {result.summary()}" for result in results),
+        "",
+        f"run         {directory.path}  (name for `stormlit eval`, `dream`, `resume`: {directory.name})",
+        f"checkpoint  {latest_checkpoint(directory)}",
+        *(f"dream video {video}" for video in videos[-1:]),
+        *training.tracker.where_to_look(),
+    ]
+    return "\n".join(lines)
+
+
+def _free_name(config: Config, files: list[str]) -> str:
+    """``<file>-<environment>-s<seed>``, with a number behind it when that is taken."""
+    stem = Path(files[-1]).stem if files else "storm"
+    name = f"{stem}-{env_name(config.env)}-s{config.seed}"
+    taken, number = name, 2
+    while RunDirectory(Path(config.run.dir) / taken).exists():
+        taken, number = f"{name}-{number}", number + 1
+    return taken
+
+
+def _tags(config: Config, fabric: Fabric) -> dict[str, str]:
+    return {"game": env_name(config.env), "seed": str(config.seed), **run_tags(fabric.device)}
+
+
+def _headline(training: Training) -> str:
+    """What is about to run, and how much memory the replay buffer may take."""
+    config, fabric, replay = training.config, training.fabric, training.replay
+    parameters = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (training.world_model, training.agent)]
+    shape = "x".join(str(n) for n in training.envs.obs_shape)
+    lines = [
+        f"{training.directory.name}: {env_name(config.env)} on {fabric.device} ({fabric._precision.precision}, "
+        f"{fabric.world_size} process{'es' * (fabric.world_size > 1)}, {torch.get_num_threads()} threads)",
+        f"world model {parameters[0]:.2f} M parameters, agent {parameters[1]:.2f} M",
+        f"replay buffer {replay.row_capacity * replay.num_envs:,} steps of {shape} uint8: at most "
+        f"{replay.nbytes / 2**20:,.0f} MiB on {replay.device}",
+    ]
+    if training.warmup_steps < config.loop.warmup_steps:
+        lines.append(
+            f"loop.env_steps={config.loop.env_steps} is not more than loop.warmup_steps={config.loop.warmup_steps}: "
+            f"the random start is shortened to {training.warmup_steps} steps"
+        )
+    return os.linesep.join(lines)

@@ -1,0 +1,135 @@
+"""Where a run leaves its files, and how a run is found again.
+
+    <run.dir>/mlflow.db               every run's metrics (with the default tracker)
+    <run.dir>/<run.name>/run.json     name and MLflow run id
+    <run.dir>/<run.name>/config.yaml  the resolved configuration
+    <run.dir>/<run.name>/checkpoints/ step-000002500/ ...
+    <run.dir>/<run.name>/replay/      the replay buffer, in segments
+    <run.dir>/<run.name>/media/       dream videos and reconstruction grids
+    <run.dir>/<run.name>/evaluation/  every episode's return
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stormlit.errors import CheckpointError, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The folder of one run.  path: ``<run.dir>/<run.name>``."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def root(self) -> Path:
+        """The folder that holds all runs."""
+        return self.path.parent
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def replay(self) -> Path:
+        return self.path / "replay"
+
+    @property
+    def media(self) -> Path:
+        return self.path / "media"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    def exists(self) -> bool:
+        return (self.path / "run.json").is_file()
+
+    def write_identity(self, run_id: str) -> None:
+        """Remember the tracker's run id."""
+        write_json(self.path / "run.json", {"name": self.name, "run_id": run_id})
+
+    def run_id(self) -> str | None:
+        """The tracker's run id, None where the run never got one; raises ``CheckpointError`` for a damaged file."""
+        file = self.path / "run.json"
+        if not file.is_file():
+            return None
+        identity = read_json(file)
+        return str(identity["run_id"]) if identity.get("run_id") else None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace the file at ``path`` in one step, so that a crash leaves the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; raises ``CheckpointError`` naming the file when it is not one."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: it is not readable JSON") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: it does not hold a mapping")
+    return value
+
+
+def find_run(reference: str, root: Path) -> tuple[RunDirectory, Path | None]:
+    """Find a run by name, MLflow run id, or the path of the run or of one of its checkpoints.
+
+    root: the folder that holds all runs.  Returns the run's folder, and the checkpoint where one was named.
+    Raises ``CheckpointError`` when there is none.
+    """
+    path = Path(reference)
+    if path.exists() and (os.sep in reference or not (root / reference).exists()):
+        return _run_of_path(path)
+    by_name = RunDirectory(root / reference)
+    if by_name.exists():
+        return by_name, None
+    runs = {file.parent.name: RunDirectory(file.parent) for file in root.glob("*/run.json")}
+    for run in runs.values():
+        if run.run_id() == reference:
+            return run, None
+    known = f"runs there are {', '.join(sorted(runs))}" if runs else "there are no runs there"
+    raise CheckpointError(
+        f"no run '{reference}' in {root}{nearest(reference, runs)}: expected a run's name, its MLflow run id or the "
+        f"path of a checkpoint; {known} (another folder is chosen with run.dir=DIR)"
+    )
+
+
+def _run_of_path(path: Path) -> tuple[RunDirectory, Path | None]:
+    path = path.resolve()
+    folder = path if path.is_dir() else path.parent
+    if (folder / "manifest.json").is_file():
+        return RunDirectory(folder.parent.parent), folder
+    if (folder / "run.json").is_file():
+        return RunDirectory(folder), None
+    raise CheckpointError(
+        f"{path} is not a stormlit checkpoint: expected a folder with a manifest.json, such as "
+        "runs/NAME/checkpoints/step-000002500"
+    )

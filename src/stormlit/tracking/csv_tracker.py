@@ -1,0 +1,80 @@
+"""A tracker of plain files in the run's folder, for any spreadsheet or data frame and with nothing to install."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from stormlit.registry import register
+from stormlit.tracking.base import RunStatus
+
+
+@register("tracker", "csv")
+class CsvTracker:
+    """Writes ``metrics.csv`` (rows ``step,key,value``), ``params.json``, ``tags.json`` and ``artifacts/``.
+
+    ``tags.json`` also holds the run's ``run_id``, ``name`` and ``status``. A run that is continued appends its rows.
+    """
+
+    def __init__(self, run_dir: Path, root: Path) -> None:
+        self._run_dir = run_dir
+        self._tags: dict[str, str] = {}
+        self._file: TextIO | None = None
+
+    def start(
+        self, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None
+    ) -> str:
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        if run_id is None:
+            self._write_json("params.json", params)
+        self._tags = {**tags, "run_id": run_id or uuid.uuid4().hex, "name": name, "status": "RUNNING"}
+        self._write_json("tags.json", self._tags)
+        self._file = open(self._run_dir / "metrics.csv", "a", newline="", encoding="utf-8")
+        if self._file.tell() == 0:
+            csv.writer(self._file).writerow(["step", "key", "value"])
+        return self._tags["run_id"]
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        file = self._opened()
+        csv.writer(file).writerows([step, key, float(value)] for key, value in metrics.items())
+        # Whole rows reach the operating system here, so that a killed process leaves no half-written row behind.
+        file.flush()
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Copy a file or folder to ``artifacts/<folder>/``; what lies in the run's folder already stays where it is."""
+        if path.resolve().is_relative_to(self._run_dir.resolve()):
+            return
+        target = self._run_dir / "artifacts" / folder / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            shutil.copytree(path, target, dirs_exist_ok=True)
+        else:
+            shutil.copy2(path, target)
+
+    def flush(self) -> None:
+        os.fsync(self._opened().fileno())
+
+    def where_to_look(self) -> list[str]:
+        return [f"metrics     {self._run_dir / 'metrics.csv'}"]
+
+    def finish(self, status: RunStatus) -> None:
+        self.flush()
+        self._opened().close()
+        self._tags["status"] = status
+        self._write_json("tags.json", self._tags)
+
+    def _opened(self) -> TextIO:
+        if self._file is None:
+            raise RuntimeError("the tracker has not been started")
+        return self._file
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        temporary = self._run_dir / f".{name}.tmp"
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+        os.replace(temporary, self._run_dir / name)

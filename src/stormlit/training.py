@@ -1,0 +1,153 @@
+"""Everything one process of a training run is made of, and its state as a whole."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from stormlit.agent import ActorCritic
+from stormlit.assemble import build_modules, player_factory, build_replay, share
+from stormlit.collect import Collector
+from stormlit.compose import to_yaml
+from stormlit.config import Config
+from stormlit.envs import VectorEnv
+from stormlit.learner import Learner
+from stormlit.progress import ProgressBar
+from stormlit.replay import ReplayBuffer
+from stormlit.run_directory import RunDirectory, write_atomically
+from stormlit.schedule import Every, Progress, Ratio
+from stormlit.tracking import Tracker
+from stormlit.tracking.metrics import MetricBuffer
+from stormlit.world_model import WorldModel
+
+
+@dataclass(slots=True)
+class Schedules:
+    """When to do what, in environment steps."""
+
+    world_model: Ratio
+    agent: Ratio
+    log: Every
+    media: Every
+    evaluation: Every
+    checkpoint: Every
+
+
+@dataclass(slots=True)
+class Training:
+    """One process of a run: built by ``build_training``, driven by ``loop.fit``.
+
+    world_model, agent: the bare modules, used without gradients; the learners hold them wrapped for training.
+    warmup_steps: the random start, shortened for budgets too small for it.
+    latest_return: of the last finished episode, None before the first.
+    """
+
+    config: Config
+    fabric: Fabric
+    directory: RunDirectory
+    tracker: Tracker
+    envs: VectorEnv
+    replay: ReplayBuffer
+    world_model: WorldModel
+    agent: ActorCritic
+    world_model_learner: Learner
+    agent_learner: Learner
+    collector: Collector
+    schedules: Schedules
+    warmup_steps: int
+    batch_size: int
+    imagined_rows: int
+    bar: ProgressBar = field(init=False)  # shown while training
+    progress: Progress = field(default_factory=Progress)
+    metrics: MetricBuffer = field(default_factory=MetricBuffer)
+    latest_return: float | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that logs, evaluates and draws."""
+        return self.fabric.is_global_zero
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the weights and the replay rows, in tensors and built-in types."""
+        return {
+            "progress": self.progress.state_dict(),
+            "latest_return": self.latest_return,
+            "world_model_learner": self.world_model_learner.state_dict(),
+            "agent_learner": self.agent_learner.state_dict(),
+            "collector": self.collector.state_dict(),
+            "replay": self.replay.state_dict(),
+            "metrics": self.metrics.state_dict(),
+            "schedules": {name: getattr(self.schedules, name).state_dict() for name in Schedules.__slots__},
+            "precision": self.fabric._precision.state_dict(),
+            "random": {
+                "python": random.getstate(),
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.progress.load_state_dict(state["progress"])
+        self.latest_return = state["latest_return"]
+        for name in ("world_model_learner", "agent_learner", "collector", "replay", "metrics"):
+            getattr(self, name).load_state_dict(state[name])
+        for name in Schedules.__slots__:
+            getattr(self.schedules, name).load_state_dict(state["schedules"][name])
+        self.fabric._precision.load_state_dict(state["precision"])
+        version, internal, gauss = state["random"]["python"]
+        random.setstate((version, tuple(internal), gauss))
+        torch.set_rng_state(state["random"]["torch"])
+        if torch.cuda.is_available() and state["random"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+
+
+def build_training(config: Config, fabric: Fabric, directory: RunDirectory, tracker: Tracker) -> Training:
+    """Build every object of a run. Weights are the same in every process, experience and sampling differ."""
+    torch.manual_seed(config.seed)
+    random.seed(config.seed)
+    # Each process has environments of its own, with seeds of their own.
+    envs = VectorEnv(config.env, seed=config.seed, env_index_offset=fabric.global_rank * config.env.num_envs)
+    world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)
+    loop = config.loop
+    learners = [
+        Learner(fabric, module, name=name, max_nonfinite=loop.max_nonfinite_updates)
+        for name, module in (("world_model", world_model), ("agent", agent))
+    ]
+    world_model.eval()
+    agent.eval()
+    replay = build_replay(config, fabric, envs.obs_shape)
+    player = player_factory(config, world_model, agent)(envs)
+    torch.manual_seed(config.seed + fabric.global_rank)
+    return Training(
+        config=config,
+        fabric=fabric,
+        directory=directory,
+        tracker=tracker,
+        envs=envs,
+        replay=replay,
+        world_model=world_model,
+        agent=agent,
+        world_model_learner=learners[0],
+        agent_learner=learners[1],
+        collector=Collector(envs, player, replay, seed=config.seed + fabric.global_rank),
+        schedules=Schedules(
+            world_model=Ratio(loop.world_model_updates_per_env_step),
+            agent=Ratio(loop.agent_updates_per_env_step),
+            log=Every(loop.log_every_env_steps),
+            media=Every(loop.media_every_env_steps),
+            evaluation=Every(config.evaluation.every_env_steps),
+            checkpoint=Every(config.checkpoint.every),
+        ),
+        # A budget below the random start is a trial of the machinery: train for half of it all the same.
+        warmup_steps=loop.warmup_steps if loop.warmup_steps < loop.env_steps else loop.env_steps // 2,
+        batch_size=share(loop.batch_size, fabric.world_size, "loop.batch_size"),
+        imagined_rows=share(config.imagination.batch_size, fabric.world_size, "imagination.batch_size"),
+    )
+
+
+def save_config(directory: RunDirectory, config: Config) -> None:
+    write_atomically(directory.config_file, to_yaml(config).encode())

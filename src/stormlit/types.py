@@ -1,0 +1,143 @@
+"""The data that flows between the parts: environment -> replay -> world model -> imagination -> agent.
+
+Symbols used in every shape comment of the package:
+
+    B batch        T time            N imagined rows (or environments)   H horizon
+    G groups       K classes         Z = G * K latent width              D hidden width
+    E embedding    F agent state     A actions                           C, Y, X image channels, rows, columns
+
+One timing rule (STORM's): ``reward[t]`` and ``terminated[t]`` follow ``action[t]``, which was taken at ``obs[t]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PartNode = Mapping[str, Any]
+"""A component node of the configuration, ``{name: cnn, **options}``."""
+
+
+@dataclass(slots=True)
+class Episode:
+    """One finished episode, in the environment's own (untransformed) rewards.
+
+    ``length`` is in environment steps (after frame skip), ``seed`` is what the episode was reset with.
+    """
+
+    env_index: int
+    seed: int
+    episode_return: float
+    length: int
+    truncated: bool
+
+
+@dataclass(slots=True)
+class EnvStep:
+    """What N environments answered to one vector of actions.
+
+    obs: (N, Y, X, C) uint8, the frame to act on next; after an episode's end it is the new episode's first frame.
+    final_obs: (N, Y, X, C) uint8, the frame the action really led to; differs from ``obs`` only where an episode ended.
+    reward: (N,) float32, transformed as configured; what the world model learns.
+    terminated: (N,) bool, the environment ended, or a life was lost where life loss counts as an end.
+    truncated: (N,) bool, cut by a time limit; never set together with an end of the environment itself.
+    is_first: (N,) bool, ``obs`` is the first frame of an episode.
+    episodes: the episodes that ended with this step.
+    """
+
+    obs: np.ndarray
+    final_obs: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    is_first: np.ndarray
+    episodes: list[Episode] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Batch:
+    """B windows of T consecutive environment steps.
+
+    obs: (B, T, C, Y, X) uint8, a channels-last view of the stored frames.
+    action: (B, T) int64.  reward: (B, T) float32.
+    terminated: (B, T) bool.  is_first: (B, T) bool, the row begins an episode.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    is_first: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to ``device`` (asynchronously from pinned memory)."""
+        tensors = (self.obs, self.action, self.reward, self.terminated, self.is_first)
+        return Batch(*(t.to(device, non_blocking=True) for t in tensors))
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """N imagined rollouts of H steps; state t is what the policy saw before ``action[:, t]``.
+
+    latent: (N, H + 1, Z) float32.  hidden: (N, H + 1, D).  action: (N, H) int64.
+    reward: (N, H) float32, predicted for ``action[:, t]``.
+    continuation: (N, H) float32 in [0, 1], probability that the episode goes on after ``action[:, t]``.
+    weight: (N, H) float32 in [0, 1], probability that state t is still inside its episode.
+    """
+
+    latent: Tensor
+    hidden: Tensor
+    action: Tensor
+    reward: Tensor
+    continuation: Tensor
+    weight: Tensor
+
+
+@dataclass(slots=True)
+class WorldState:
+    """Where an imagined (or real) trajectory stands: what the policy sees, and the memory behind it.
+
+    latent: (N, Z) float32 one-hot groups.  hidden: (N, D).  memory: the sequence model's cache.
+    """
+
+    latent: Tensor
+    hidden: Tensor
+    memory: Any
+
+
+@dataclass(slots=True)
+class Losses:
+    """Named loss terms with a scale each, and detached metrics.
+
+    terms, scales: the same keys.  metrics: scalars that carry no gradient.
+    """
+
+    terms: dict[str, Tensor]
+    scales: Mapping[str, float]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        """The scaled sum, a scalar; raises ``KeyError`` if a term has no scale or a scale no term."""
+        if self.terms.keys() != self.scales.keys():
+            raise KeyError(f"loss terms {sorted(self.terms)} and scales {sorted(self.scales)} differ")
+        return torch.stack([self.scales[name] * term for name, term in self.terms.items()]).sum()
+
+    def log(self) -> dict[str, Tensor]:
+        """Every term as ``loss/<name>``, the total, and the metrics; all detached."""
+        logged = {f"loss/{name}": term.detach() for name, term in self.terms.items()}
+        return {**logged, "loss/total": self.total.detach(), **self.metrics}
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Anything a checkpoint holds: built-in types and tensors only, so that it can be read without unpickling code."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...

@@ -1,0 +1,39 @@
+"""Settings and fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# Before torch is imported, and inherited by the processes that tests start.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+# A loaded machine must not fail a property, and a failure must come back when the test runs again.
+hypothesis.settings.register_profile("stormlit", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("stormlit")
+
+RunStormlit = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run_stormlit(tmp_path: Path) -> RunStormlit:
+    """``run_stormlit(*words, cwd=tmp_path, timeout=300)``: the command line in a process of its own, output captured.
+
+    timeout: seconds.  The exit code is not checked.
+    """
+
+    def run(*words: str, cwd: Path = tmp_path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "stormlit", *words]
+        return subprocess.run(
+            command, cwd=cwd, timeout=timeout, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+
+    return run

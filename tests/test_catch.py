@@ -1,0 +1,88 @@
+"""Catch: its rules, its picture, and the two returns its documentation promises."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from stormlit.envs import EnvSettings, env_name, make_env
+from stormlit.envs.catch import BALL_COLOUR, BEST_RETURN, GRID, PADDLE_COLOUR, RANDOM_RETURN
+
+LEFT, STAY, RIGHT = 0, 1, 2
+
+
+def _columns(image: np.ndarray) -> tuple[int, int]:
+    """Columns of the ball and the paddle, found by colour in a frame of 8 x 8 pixel cells."""
+    cells = image[::8, ::8]
+    ball = int(np.argwhere((cells == BALL_COLOUR).all(axis=-1))[0, 1])
+    paddle = np.argwhere((cells == PADDLE_COLOUR).all(axis=-1))
+    return ball, int(paddle[0, 1]) if len(paddle) else ball
+
+
+def test_following_the_ball_by_its_pixels_always_catches_it() -> None:
+    env = gymnasium.make("stormlit/Catch-v0")
+    for seed in range(200):
+        image, _ = env.reset(seed=seed)
+        rewards, terminated = [], False
+        while not terminated:
+            ball, paddle = _columns(image)
+            image, reward, terminated, truncated, _ = env.step(STAY + np.sign(ball - paddle))
+            rewards.append(reward)
+            assert not truncated
+        assert rewards == [0.0] * 6 + [BEST_RETURN]
+
+
+def test_random_actions_return_what_the_documentation_says() -> None:
+    env = gymnasium.make("stormlit/Catch-v0").unwrapped
+    generator = np.random.default_rng(0)
+    returns = []
+    for seed in range(2000):
+        env.reset(seed=seed)
+        returns.append(sum(float(env.step(int(action))[1]) for action in generator.integers(3, size=GRID - 1)))
+    assert set(returns) == {-1.0, 1.0}
+    assert np.mean(returns) == pytest.approx(RANDOM_RETURN, abs=0.1)
+
+
+def test_walls_hold_the_paddle() -> None:
+    env = gymnasium.make("stormlit/Catch-v0")
+    for action, wall in [(LEFT, 0), (RIGHT, GRID - 1)]:
+        for seed in range(20):
+            env.reset(seed=seed)
+            for _ in range(GRID - 1):
+                image, reward, *_ = env.step(action)
+            ball, paddle = _columns(image)
+            assert paddle == wall
+            assert (reward == 1.0) == (ball == wall)
+
+
+def test_picture_is_two_solid_blocks() -> None:
+    env = gymnasium.make("stormlit/Catch-v0", cell=3)
+    image, _ = env.reset(seed=0)
+    assert image.shape == env.observation_space.shape == (24, 24, 3)
+    assert image.dtype == np.uint8
+    colours, counts = np.unique(image.reshape(-1, 3), axis=0, return_counts=True)
+    assert {tuple(int(c) for c in colour): int(n) for colour, n in zip(colours, counts, strict=True)} == {
+        (0, 0, 0): 24 * 24 - 18,
+        BALL_COLOUR: 9,
+        PADDLE_COLOUR: 9,
+    }
+
+
+def test_gymnasium_accepts_it() -> None:
+    check_env(gymnasium.make("stormlit/Catch-v0").unwrapped, skip_render_check=True)
+
+
+def test_all_starting_columns_occur() -> None:
+    env = gymnasium.make("stormlit/Catch-v0")
+    starts = {_columns(env.reset(seed=seed)[0]) for seed in range(1000)}
+    assert len(starts) == GRID * GRID
+
+
+def test_made_from_settings_it_keeps_its_pixels() -> None:
+    settings = EnvSettings(game=None, id="stormlit/Catch-v0")
+    image, info = make_env(settings).reset(seed=5)
+    np.testing.assert_array_equal(image, gymnasium.make("stormlit/Catch-v0").reset(seed=5)[0])
+    assert info["life_lost"] is False
+    assert env_name(settings) == "Catch"
