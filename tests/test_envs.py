@@ -19,10 +19,12 @@ from stormlit.errors import EnvironmentSetupError
 
 # Sizes of the minimal action sets, as the Arcade Learning Environment documents them.
 MINIMAL_ACTIONS = {
-    **dict.fromkeys("Alien BankHeist BattleZone Boxing ChopperCommand Frostbite Hero Jamesbond".split(), 18),
-    **dict.fromkeys("Kangaroo Krull PrivateEye RoadRunner Seaquest".split(), 18),
-    **dict.fromkeys("Asterix CrazyClimber MsPacman".split(), 9),
-    **dict.fromkeys("DemonAttack Pong Qbert UpNDown".split(), 6),
+    **dict.fromkeys(
+        ["Alien", "BankHeist", "BattleZone", "Boxing", "ChopperCommand", "Frostbite", "Hero", "Jamesbond"], 18
+    ),
+    **dict.fromkeys(["Kangaroo", "Krull", "PrivateEye", "RoadRunner", "Seaquest"], 18),
+    **dict.fromkeys(["Asterix", "CrazyClimber", "MsPacman"], 9),
+    **dict.fromkeys(["DemonAttack", "Pong", "Qbert", "UpNDown"], 6),
     **{"Amidar": 10, "Assault": 7, "Breakout": 4, "Freeway": 3, "Gopher": 8, "KungFuMaster": 14},
 }
 

@@ -16,9 +16,9 @@ from stormlit.types import EnvStep
 
 
 class Counter(gymnasium.Env[Any, Any]):
-    """Shows how many steps the episode has lasted plus 100 times how far its seed says; reward 2.5 a step.
+    """Shows the number of steps since reset, plus 100 if the seed is odd; every reward is 2.5.
 
-    Action 1 terminates, action 2 truncates, action 3 does both, action 4 loses a life, action 5 loses one and truncates.
+    Action 1 terminates, 2 truncates, 3 does both, 4 loses a life, 5 loses a life and truncates.
     """
 
     def __init__(self) -> None:

@@ -73,7 +73,7 @@ class ActorCritic(L.LightningModule):
         """latent: (..., Z).  hidden: (..., D).  Returns the critic's value (...,) float32."""
         return self.value_encoding.decode(self.critic(self.agent_state(latent, hidden)))
 
-    def training_step(self, trajectory: Trajectory, batch_idx: int = 0) -> Losses:
+    def training_step(self, trajectory: Trajectory, batch_idx: int = 0) -> Losses:  # type: ignore[override]
         """The losses of equations 7a and 7b on N imagined rollouts of H steps."""
         state = self.agent_state(trajectory.latent, trajectory.hidden)
         log_probs = F.log_softmax(self.actor(state[:, :-1]).float(), dim=-1)

@@ -9,9 +9,9 @@ import gymnasium
 import torch
 
 from stormlit.agent import ActorCritic
+from stormlit.assemble import build_modules
 from stormlit.checkpoint import latest_checkpoint, load_weights, read_tensors, verify
 from stormlit.compose import compose
-from stormlit.assemble import build_modules
 from stormlit.config import Config
 from stormlit.envs import EnvSettings, VectorEnv
 from stormlit.envs import make_env as make_gymnasium_env

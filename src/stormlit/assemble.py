@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -58,13 +59,11 @@ def build_modules(config: Config, obs_shape: tuple[int, ...], num_actions: int) 
 
 def player_factory(config: Config, world_model: WorldModel, agent: ActorCritic) -> Callable[[VectorEnv], Player]:
     """Builds players for given environments."""
-    return lambda envs: Player(
-        world_model, agent, num_envs=envs.num_envs, context_length=config.player.context_length
-    )
+    return lambda envs: Player(world_model, agent, num_envs=envs.num_envs, context_length=config.player.context_length)
 
 
 def build_replay(config: Config, fabric: Fabric, obs_shape: tuple[int, ...]) -> ReplayBuffer:
-    """This process's share of the replay buffer; ``auto`` puts it on the GPU when it takes under half of what is free."""
+    """One process's share of the buffer; ``auto`` puts it on the GPU when it takes under half of its free memory."""
     capacity = share(config.replay.capacity, fabric.world_size, "replay.capacity")
     device = fabric.device if config.replay.device == "cuda" else torch.device("cpu")
     if config.replay.device == "cuda" and fabric.device.type != "cuda":
@@ -86,13 +85,13 @@ def share(total: int, processes: int, key: str) -> int:
     return total // processes
 
 
-def _options(settings: object) -> dict[str, object]:
-    """The fields of a settings dataclass as keyword arguments; nested plain dataclasses as mappings, except optimisers."""
-    options: dict[str, object] = {}
-    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+def _options(settings: Any) -> dict[str, Any]:
+    """The fields of a settings dataclass as keyword arguments; nested ones as mappings, except the optimiser's."""
+    options: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         nested = dataclasses.is_dataclass(value) and field.name != "optimizer"
-        options[field.name] = dataclasses.asdict(value) if nested else value  # type: ignore[call-overload]
+        options[field.name] = dataclasses.asdict(value) if nested else value
     return options
 
 

@@ -79,9 +79,7 @@ class CheckpointWriter:
             os.path.relpath(path, self.temporary): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
             for path in sorted(self.temporary.iterdir())
         }
-        write_json(
-            self.temporary / "manifest.json", {"format": FORMAT, "env_steps": self.env_steps, "files": files}
-        )
+        write_json(self.temporary / "manifest.json", {"format": FORMAT, "env_steps": self.env_steps, "files": files})
         shutil.rmtree(self.final, ignore_errors=True)
         os.replace(self.temporary, self.final)
         for stale in list_checkpoints(self.run)[:-keep]:
@@ -121,7 +119,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint file {path} is missing") from None
     except Exception as error:  # whatever a mutated file makes the reader raise
-        raise CheckpointError(f"{path} is not a file of plain tensors and was refused; nothing in it was run") from error
+        raise CheckpointError(
+            f"{path} is not a file of plain tensors and was refused; nothing in it was run"
+        ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is damaged: expected named states")
     return state

@@ -52,12 +52,16 @@ def resume(arguments: argparse.Namespace) -> None:
     from stormlit.checkpoint import latest_checkpoint
     from stormlit.compose import compose
     from stormlit.run import train_run
-    from stormlit.run_directory import find_run
+    from stormlit.run_directory import find_run, read_json
 
     overrides = _overrides(arguments.words)
     directory, checkpoint = find_run(arguments.run, _run_root(overrides))
     checkpoint = checkpoint or latest_checkpoint(directory)
     config = compose([str(checkpoint / "config.yaml")], [*overrides, f"run.dir={directory.root}"])
+    taken = read_json(checkpoint / "manifest.json").get("env_steps", 0)
+    if taken >= config.loop.env_steps:
+        print(f"{directory.name} has taken all its {taken:,} environment steps; go on with loop.env_steps=N, N larger")
+        return
     train_run(config, make_fabric(config), directory, checkpoint)
 
 
@@ -121,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
         with_run.add_argument("run", metavar="RUN", help=RUN_HELP)
         with_run.add_argument("words", **overrides)  # type: ignore[arg-type]
         if name == "dream":
-            with_run.add_argument("-o", "--output", help="video file (.mp4 or .gif); default: in the run's media folder")
+            with_run.add_argument(
+                "-o", "--output", help="video file (.mp4 or .gif); default: in the run's media folder"
+            )
             with_run.add_argument("--dreams", type=int, default=4, help="how many dreams to show (default 4)")
     verb("components", components).add_argument("kind", nargs="?", metavar="KIND", help="only parts of this kind")
     verb("config", config).add_argument("words", **configuration)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """From configuration files and ``key=value`` overrides to one checked ``Config``.
 
-Layers, later ones winning: the schema's defaults, the files in the order given, the overrides. Two rules keep the layers
-free of stale values: naming another part drops the options of the one before, and of ``env.game`` and ``env.id`` the
-last one set clears the other.
+Layers, later ones winning: the schema's defaults, the files in the order given, the overrides. Two rules keep the
+layers free of stale values: naming another part drops the options of the one before, and of ``env.game`` and ``env.id``
+the last one set clears the other.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def compose(files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:
     files: names of bundled configurations or paths of YAML files.  overrides: ``key=value`` strings.
     Raises ``ConfigError`` with one sentence that names the key or file, what was expected and the nearest choice.
     """
-    tree = cast(Tree, OmegaConf.to_container(OmegaConf.structured(Config)))
+    tree = _defaults()
     for name in files:
         path, layer = _read(name)
         _assign(tree, _leaves(layer, ""), source=f"{path}: ")
@@ -69,12 +69,16 @@ def from_tree(tree: Mapping[str, Any]) -> Config:
 
 def to_tree(config: Config) -> Tree:
     """The configuration as nested built-in types; ``from_tree`` takes it back."""
-    return cast(Tree, dataclasses.asdict(config))
+    return dataclasses.asdict(config)
 
 
 def to_yaml(config: Config) -> str:
     """The configuration as YAML text that ``compose`` takes back."""
     return yaml.safe_dump(to_tree(config), sort_keys=False)
+
+
+def _defaults() -> Tree:
+    return cast(Tree, OmegaConf.to_container(OmegaConf.structured(Config)))
 
 
 def _read(name: str) -> tuple[Path, Tree]:
@@ -164,12 +168,14 @@ def _check_key(tree: Tree, key: str) -> None:
         if not isinstance(node, dict) and depth + 1 < len(path):
             raise ConfigError(f"{'.'.join(path[: depth + 1])} is a single value and has no key '{path[depth + 1]}'")
     if isinstance(node, dict) and key not in PART_KEYS:
-        raise ConfigError(f"{key} is a group of settings; set one of them: {', '.join(f'{key}.{name}' for name in node)}")
+        raise ConfigError(
+            f"{key} is a group of settings; set one of them: {', '.join(f'{key}.{name}' for name in node)}"
+        )
 
 
 def _check_keys(tree: Tree, prefix: str) -> None:
     """The same check for a whole tree, which may come from a file written by another version."""
-    reference = cast(Tree, OmegaConf.to_container(OmegaConf.structured(Config)))
+    reference = _defaults()
 
     def visit(node: Tree, allowed: Tree, here: str) -> None:
         for name in allowed:

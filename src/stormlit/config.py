@@ -6,6 +6,7 @@ part's constructor (see ``registry``); ``parts.PART_KEYS`` lists them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,8 +14,8 @@ from stormlit.envs import EnvSettings
 from stormlit.optimizers import OptimizerSettings
 
 
-def _part(name: str) -> Any:
-    return field(default_factory=lambda: {"name": name})
+def _part(name: str) -> Callable[[], dict[str, Any]]:
+    return lambda: {"name": name}
 
 
 @dataclass
@@ -47,12 +48,12 @@ class WorldModelLossScales:
 class WorldModelSettings:
     # Width of the sequence model and of the heads.
     hidden_dim: int = 512
-    encoder: Any = _part("cnn")
-    decoder: Any = _part("cnn")
-    latent: Any = _part("categorical")
-    sequence_model: Any = _part("transformer")
-    reward_head: Any = _part("mlp")
-    continuation_head: Any = _part("mlp")
+    encoder: Any = field(default_factory=_part("cnn"))
+    decoder: Any = field(default_factory=_part("cnn"))
+    latent: Any = field(default_factory=_part("categorical"))
+    sequence_model: Any = field(default_factory=_part("transformer"))
+    reward_head: Any = field(default_factory=_part("mlp"))
+    continuation_head: Any = field(default_factory=_part("mlp"))
     loss_scales: WorldModelLossScales = field(default_factory=WorldModelLossScales)
     # Nats of KL a step that are not punished.
     free_bits: float = 1.0
@@ -83,9 +84,9 @@ class ReturnNormalizerSettings:
 class AgentSettings:
     # Width of actor and critic.
     hidden_dim: int = 512
-    agent_state: Any = _part("both")
-    actor: Any = _part("mlp")
-    critic: Any = _part("mlp")
+    agent_state: Any = field(default_factory=_part("both"))
+    actor: Any = field(default_factory=_part("mlp"))
+    critic: Any = field(default_factory=_part("mlp"))
     gamma: float = 0.985
     lambda_: float = 0.95
     loss_scales: AgentLossScales = field(default_factory=AgentLossScales)
@@ -174,4 +175,4 @@ class Config:
     loop: LoopSettings = field(default_factory=LoopSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
-    tracking: Any = _part("mlflow")
+    tracking: Any = field(default_factory=_part("mlflow"))

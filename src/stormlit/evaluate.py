@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -43,6 +44,10 @@ class ConstantPolicy:
 
     def act(self, obs: np.ndarray, is_first: np.ndarray, *, greedy: bool = False) -> np.ndarray:
         return np.full(len(obs), self.action, dtype=np.int64)
+
+
+def _constant(action: int, envs: VectorEnv) -> Policy:
+    return ConstantPolicy(action)
 
 
 @dataclass(slots=True)
@@ -107,9 +112,7 @@ def evaluate(
     caller's random state is left as it was.  on_episode: called after each counted episode.
     """
     num_envs = min(num_envs, episodes)
-    envs = VectorEnv(
-        dataclasses.replace(settings, num_envs=num_envs), seed=seed, env_index_offset=EVALUATION_ROW
-    )
+    envs = VectorEnv(dataclasses.replace(settings, num_envs=num_envs), seed=seed, env_index_offset=EVALUATION_ROW)
     quota = [len(range(row, episodes, num_envs)) for row in range(num_envs)]
     played: list[list[Episode]] = [[] for _ in range(num_envs)]
     with torch.random.fork_rng():
@@ -140,7 +143,7 @@ def evaluate_baselines(
     if "constant" in baselines:
         probe = VectorEnv(dataclasses.replace(settings, num_envs=1), seed=seed)
         for action, meaning in enumerate(probe.action_meanings):
-            policies.append((f"always {meaning}", lambda envs, action=action: ConstantPolicy(action)))
+            policies.append((f"always {meaning}", functools.partial(_constant, action)))
         probe.close()
     return [
         evaluate(name, make_policy, settings, episodes=episodes, num_envs=num_envs, seed=seed)

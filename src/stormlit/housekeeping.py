@@ -9,7 +9,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from stormlit.assemble import player_factory
 from stormlit.dream import dream, dream_length, dream_window
 from stormlit.dream_media import write_dream_video, write_reconstruction_grid
-from stormlit.evaluate import Evaluation, evaluate
+from stormlit.evaluate import evaluate
 from stormlit.run_directory import write_json
 from stormlit.training import Training
 
@@ -34,7 +34,7 @@ def log_metrics(training: Training) -> None:
 
 
 def make_media(training: Training) -> None:
-    """A reconstruction grid and a dream video of a stretch of the replay buffer, and how close they come to the truth."""
+    """Draw a reconstruction grid and a dream video of a stretch of the replay buffer, and log how true they are."""
     if not training.is_main:
         return
     env_steps, media = training.progress.env_steps, training.directory.media
@@ -58,10 +58,10 @@ def make_media(training: Training) -> None:
     )
 
 
-def evaluate_agent(training: Training) -> Evaluation | None:
-    """Play whole episodes with the current weights; None in all but the main process, which waits for no one."""
+def evaluate_agent(training: Training) -> None:
+    """Play whole episodes with the current weights, in the main process alone."""
     if not training.is_main:
-        return None
+        return
     settings, env_steps = training.config.evaluation, training.progress.env_steps
     with training.fabric.autocast():
         result = evaluate(
@@ -81,7 +81,7 @@ def evaluate_agent(training: Training) -> Evaluation | None:
     file = training.directory.evaluation / f"step-{env_steps:09d}.json"
     write_json(file, result.as_dict())
     training.tracker.artifact(file, "evaluation")
-    return result
+    training.latest_evaluation = result
 
 
 def _psnr(predicted: np.ndarray, real: np.ndarray) -> float:

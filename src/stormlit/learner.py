@@ -57,7 +57,7 @@ class Learner:
 
     def _on_all_processes(self, finite: Tensor) -> bool:
         if self.fabric.world_size > 1:
-            finite = self.fabric.all_reduce(finite.float(), reduce_op="mean") == 1.0  # type: ignore[union-attr, assignment]
+            finite = self.fabric.all_reduce(finite.float(), reduce_op="mean") == 1.0  # type: ignore[assignment]
         return bool(finite)
 
     def _count(self, skipped: bool) -> None:

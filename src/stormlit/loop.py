@@ -12,7 +12,7 @@ from stormlit.training import Training
 
 
 def fit(training: Training) -> None:
-    """Train until ``loop.env_steps`` environment steps are taken. Raises ``TrainingError`` when losses stay non-finite."""
+    """Train until ``loop.env_steps`` steps are taken; raises ``TrainingError`` when losses stay non-finite."""
     while training.progress.env_steps < training.config.loop.env_steps:
         stepped = collect(training)
         if training.progress.env_steps > training.warmup_steps:

@@ -36,7 +36,8 @@ class ProgressBar:
             miniters=1,
             smoothing=0.05,  # a nearly plain average: pauses for evaluation should not make the time left jump
             dynamic_ncols=self._on_terminal,
-            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]",
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+            "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]",
             unit="step",
             disable=not enabled,
         )

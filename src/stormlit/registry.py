@@ -7,7 +7,9 @@ place where an option is declared. A new part is one class and one decorator.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -50,7 +52,9 @@ def kinds() -> list[str]:
 def names(kind: str) -> list[str]:
     """Names of the registered parts of one kind; raises ``ConfigError`` for an unknown kind."""
     if kind not in _parts:
-        raise ConfigError(f"there is no kind of part called '{kind}'{nearest(kind, _parts)}; kinds are {', '.join(kinds())}")
+        raise ConfigError(
+            f"there is no kind of part called '{kind}'{nearest(kind, _parts)}; kinds are {', '.join(kinds())}"
+        )
     return sorted(_parts[kind])
 
 
@@ -110,12 +114,13 @@ def _options(cls: type) -> list[inspect.Parameter]:
 
 def _options_dataclass(cls: type) -> type:
     """A dataclass with the options as fields, so that OmegaConf checks and converts the values."""
-    hints = typing.get_type_hints(cls.__init__)
-    fields: list[tuple[str, Any, Any]] = []
-    for option in _options(cls):
-        default = option.default
-        if isinstance(default, (list, dict, tuple)):
-            fields.append((option.name, hints[option.name], dataclasses.field(default_factory=lambda d=default: d)))
-        else:
-            fields.append((option.name, hints[option.name], dataclasses.field(default=default)))
+    hints = typing.get_type_hints(vars(cls)["__init__"])
+    fields = [
+        (
+            option.name,
+            hints[option.name],
+            dataclasses.field(default_factory=functools.partial(copy.copy, option.default)),
+        )
+        for option in _options(cls)
+    ]
     return dataclasses.make_dataclass(f"{cls.__name__}Options", fields)

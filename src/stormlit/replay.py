@@ -88,8 +88,7 @@ class ReplayBuffer:
         row = (oldest + age) % self.row_capacity
         index = (row * self.num_envs + (choice % self.num_envs).unsqueeze(1)).flatten().to(self.device)
         obs, action, reward, terminated, is_first = (
-            stored.flatten(0, 1).index_select(0, index).unflatten(0, (batch_size, length))
-            for stored in self._tensors()
+            stored.flatten(0, 1).index_select(0, index).unflatten(0, (batch_size, length)) for stored in self._tensors()
         )
         return Batch(obs.permute(0, 1, 4, 2, 3), action, reward, terminated, is_first)
 

@@ -82,14 +82,19 @@ def train_run(config: Config, fabric: Fabric, directory: RunDirectory, checkpoin
 
 def finish(training: Training) -> list[Evaluation]:
     """The last metrics, checkpoint, video and evaluations; returns the agent's and the baselines' results."""
-    log_metrics(training)
-    folder = save_snapshot(training)
-    training.tracker.artifact(folder, "checkpoints")
-    make_media(training)
-    result = evaluate_agent(training)
-    if result is None:
+    config, schedules, env_steps = training.config, training.schedules, training.progress.env_steps
+    # What the loop has done at this very step is not done twice.
+    if schedules.log.last_due != env_steps:
+        log_metrics(training)
+    if schedules.media.last_due != env_steps:
+        make_media(training)
+    if schedules.checkpoint.last_due != env_steps:
+        save_snapshot(training)
+    if schedules.evaluation.last_due != env_steps:
+        evaluate_agent(training)
+    if training.latest_evaluation is None:
         return []
-    config = training.config
+    training.tracker.artifact(latest_checkpoint(training.directory), "checkpoints")
     baselines = evaluate_baselines(
         config.evaluation.baselines,
         config.env,
@@ -98,8 +103,8 @@ def finish(training: Training) -> list[Evaluation]:
         seed=config.seed,
     )
     for baseline in baselines:
-        training.tracker.log({f"eval/baseline/{baseline.policy}": baseline.mean}, training.progress.env_steps)
-    return [result, *baselines]
+        training.tracker.log({f"eval/baseline/{baseline.policy}": baseline.mean}, env_steps)
+    return [training.latest_evaluation, *baselines]
 
 
 def report(training: Training, results: list[Evaluation]) -> str:

@@ -1,12 +1,12 @@
 """Where a run leaves its files, and how a run is found again.
 
-    <run.dir>/mlflow.db               every run's metrics (with the default tracker)
-    <run.dir>/<run.name>/run.json     name and MLflow run id
-    <run.dir>/<run.name>/config.yaml  the resolved configuration
-    <run.dir>/<run.name>/checkpoints/ step-000002500/ ...
-    <run.dir>/<run.name>/replay/      the replay buffer, in segments
-    <run.dir>/<run.name>/media/       dream videos and reconstruction grids
-    <run.dir>/<run.name>/evaluation/  every episode's return
+<run.dir>/mlflow.db               every run's metrics (with the default tracker)
+<run.dir>/<run.name>/run.json     name and MLflow run id
+<run.dir>/<run.name>/config.yaml  the resolved configuration
+<run.dir>/<run.name>/checkpoints/ step-000002500/ ...
+<run.dir>/<run.name>/replay/      the replay buffer, in segments
+<run.dir>/<run.name>/media/       dream videos and reconstruction grids
+<run.dir>/<run.name>/evaluation/  every episode's return
 """
 
 from __future__ import annotations

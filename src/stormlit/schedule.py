@@ -17,11 +17,14 @@ class Every:
     def __init__(self, interval: int) -> None:
         self.interval = interval
         self.passed = 0
+        self.last_due: int | None = None  # environment steps when it was last due in this process
 
     def due(self, env_steps: int) -> bool:
         passed = env_steps // self.interval if self.interval > 0 else 0
         is_due = passed > self.passed
         self.passed = max(passed, self.passed)
+        if is_due:
+            self.last_due = env_steps
         return is_due
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import torch
 from lightning.fabric import Fabric
 
 from stormlit.agent import ActorCritic
-from stormlit.assemble import build_modules, player_factory, build_replay, share
+from stormlit.assemble import build_modules, build_replay, player_factory, share
 from stormlit.collect import Collector
 from stormlit.compose import to_yaml
 from stormlit.config import Config
 from stormlit.envs import VectorEnv
+from stormlit.evaluate import Evaluation
 from stormlit.learner import Learner
 from stormlit.progress import ProgressBar
 from stormlit.replay import ReplayBuffer
@@ -65,6 +66,7 @@ class Training:
     progress: Progress = field(default_factory=Progress)
     metrics: MetricBuffer = field(default_factory=MetricBuffer)
     latest_return: float | None = None
+    latest_evaluation: Evaluation | None = None  # of this process
 
     @property
     def is_main(self) -> bool:

@@ -82,7 +82,7 @@ class WorldModel(L.LightningModule):
         """Probability that the episode goes on.  hidden: (..., D).  Returns (...,) float32 in [0, 1]."""
         return torch.sigmoid(self.continuation_head(hidden).squeeze(-1).float())
 
-    def training_step(self, batch: Batch, batch_idx: int = 0) -> Losses:
+    def training_step(self, batch: Batch, batch_idx: int = 0) -> Losses:  # type: ignore[override]
         """The loss of equation 4 on B windows of T steps, as terms and scales."""
         posterior = self.posterior(batch.obs)
         latent = self.latent.sample(posterior)
@@ -117,8 +117,8 @@ class WorldModel(L.LightningModule):
         """Read C steps of real experience and stand where imagination starts.
 
         context: (N, C, ...).  capacity: tokens the memory must hold in all, at least C + the steps to come.
-        from_posterior: stand at the last frame itself, before its action; otherwise one step after it, at a latent drawn
-        from the prior (the paper's way).
+        from_posterior: stand at the last frame itself, before its action; otherwise one step after it, at a latent
+        drawn from the prior (the paper's way).
         """
         latent = self.encode(context.obs)
         if not from_posterior:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 
 from stormlit.nn.image import stage_channels
@@ -46,7 +48,7 @@ class ConvDecoder(nn.Module):
         self.map_shape = (channels[0], final_width, final_width)
         self.project = nn.Linear(latent_dim, channels[0] * final_width**2, bias=False)
         layers: list[nn.Module] = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
-        for fan_in, fan_out in zip(channels, channels[1:], strict=False):
+        for fan_in, fan_out in itertools.pairwise(channels):
             layers += [nn.ConvTranspose2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False)]
             layers += [nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
         layers += [nn.ConvTranspose2d(channels[-1], obs_shape[0], 4, stride=2, padding=1)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 
 from stormlit.ops.twohot import symlog_bins, twohot_decode, twohot_loss
@@ -12,8 +14,8 @@ from stormlit.registry import register
 class MLPHead(nn.Module):
     """``num_layers`` times Linear - LayerNorm - ReLU, then a linear output.
 
-    in_dim, out_dim: widths.  hidden_dim: width of the hidden layers.  zero_output: start the last layer at zero, so that
-    the first predictions are uniform (policies, two-hot) or 0; the paper starts it like any other layer.
+    in_dim, out_dim: widths.  hidden_dim: width of the hidden layers.  zero_output: start the last layer at zero, so
+    that the first predictions are uniform (policies, two-hot) or 0; the paper starts it like any other layer.
     """
 
     def __init__(
@@ -22,7 +24,7 @@ class MLPHead(nn.Module):
         super().__init__()
         widths = [in_dim] + [hidden_dim] * num_layers
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out, bias=False), nn.LayerNorm(fan_out), nn.ReLU(inplace=True)]
         self.hidden = nn.Sequential(*layers)
         self.output = nn.Linear(widths[-1], out_dim)

@@ -8,7 +8,7 @@ from stormlit.ops.categorical import one_hot
 
 
 class ActionMixer(nn.Module):
-    """``e_t = m(z_t, a_t)``, STORM's equation 2: Linear - LayerNorm - ReLU - Linear - LayerNorm over [z_t, one-hot a_t].
+    """``e_t = m(z_t, a_t)``, STORM's equation 2: Linear - LayerNorm - ReLU - Linear - LayerNorm of z_t and one-hot a_t.
 
     latent_dim: Z.  num_actions: A.  hidden_dim: D.
     """

@@ -85,9 +85,7 @@ class TransformerSequence(nn.Module):
         # What autocast computes keys and values in is what the cache has to hold.
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         shape = (rows, self.num_heads, capacity, self.hidden_dim // self.num_heads)
-        caches = [
-            KeyValueCache(x.new_zeros(shape, dtype=dtype), x.new_zeros(shape, dtype=dtype)) for _ in self.blocks
-        ]
+        caches = [KeyValueCache(x.new_zeros(shape, dtype=dtype), x.new_zeros(shape, dtype=dtype)) for _ in self.blocks]
         for block, cache in zip(self.blocks, caches, strict=True):
             x = block(x, mask, cache)
         forgotten = torch.arange(capacity, device=x.device) < last_start(is_first).unsqueeze(1)

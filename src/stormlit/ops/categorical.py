@@ -5,8 +5,6 @@ Mixed precision stops here: a bfloat16 running sum visibly biases a sampler, so 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +13,7 @@ from torch.nn import functional as F
 def unimix_log_probs(logits: Tensor, unimix: float) -> Tensor:
     """Log-probabilities of a categorical mixed with the uniform one: ``(1 - unimix) softmax(logits) + unimix / K``.
 
-    logits: (..., K) any float dtype.  Returns (..., K) float32.  STORM section 3.1 uses unimix = 0.01, as DreamerV3 does.
+    logits: (..., K) any float dtype.  Returns (..., K) float32.  STORM uses unimix = 0.01, as DreamerV3 does.
     """
     logits = logits.float()
     if unimix == 0.0:

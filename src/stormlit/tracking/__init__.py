@@ -1,4 +1,4 @@
-"""Where the numbers go: trackers by name (``mlflow``, ``csv``, ``none``), and the buffer that gathers metrics for them."""
+"""Where the numbers go: trackers by name (``mlflow``, ``csv``, ``none``), and the buffer that gathers metrics."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What every tracker can do.
 
-A tracker is a registered part of kind ``tracker``, built as ``build("tracker", node, run_dir, root)``, where ``run_dir``
-is the folder of this run and ``root`` the folder that holds all runs.
+A tracker is a registered part of kind ``tracker``, built as ``build("tracker", node, run_dir, root)``, where
+``run_dir`` is the folder of this run and ``root`` the folder that holds all runs.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 class Tracker(Protocol):
     """Records one run: ``start`` once, then ``log`` and ``artifact`` at will, then ``finish`` once."""
 
-    def start(
-        self, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None
-    ) -> str:
+    def start(self, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None) -> str:
         """Begin a run, or continue the run ``run_id``, and return its id.
 
         params: the nested, resolved configuration; recorded for a new run only, since it may not change afterwards.
@@ -28,7 +26,7 @@ class Tracker(Protocol):
         ...
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record one point per metric at ``step`` (environment steps); cheap, and never raises for a lost connection."""
+        """Record one point per metric at ``step`` (environment steps); cheap, never raises for a lost connection."""
         ...
 
     def artifact(self, path: Path, folder: str = "") -> None:

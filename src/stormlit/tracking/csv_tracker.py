@@ -27,15 +27,13 @@ class CsvTracker:
         self._tags: dict[str, str] = {}
         self._file: TextIO | None = None
 
-    def start(
-        self, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None
-    ) -> str:
+    def start(self, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None) -> str:
         self._run_dir.mkdir(parents=True, exist_ok=True)
         if run_id is None:
             self._write_json("params.json", params)
         self._tags = {**tags, "run_id": run_id or uuid.uuid4().hex, "name": name, "status": "RUNNING"}
         self._write_json("tags.json", self._tags)
-        self._file = open(self._run_dir / "metrics.csv", "a", newline="", encoding="utf-8")
+        self._file = open(self._run_dir / "metrics.csv", "a", newline="", encoding="utf-8")  # noqa: SIM115 - open all run long
         if self._file.tell() == 0:
             csv.writer(self._file).writerow(["step", "key", "value"])
         return self._tags["run_id"]

@@ -38,7 +38,7 @@ class MlflowTracker:
     """Records a run in MLflow; once the run has started, no failure of the tracking store reaches the training.
 
     uri: MLflow tracking URI; None means ``sqlite:///<root>/mlflow.db`` (absolute).
-    experiment: the MLflow experiment, created when missing; with a database URI its artifacts go to ``<root>/artifacts``.
+    experiment: the MLflow experiment, created when missing; a database keeps its artifacts in ``<root>/artifacts``.
     flush_seconds: how long metric points are gathered before they are written together.
     system_metrics: also record the machine's load (processor, memory, disk, network, GPU) every 10 s.
     """
@@ -65,9 +65,7 @@ class MlflowTracker:
         self._failures = 0  # failed flushes in a row
         self._next_flush = 0.0
 
-    def start(
-        self, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None
-    ) -> str:
+    def start(self, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None) -> str:
         """See ``Tracker.start``; raises ``ConfigError`` when MLflow is not installed or its store does not answer."""
         for variable, value in _ENVIRONMENT_DEFAULTS.items():
             os.environ.setdefault(variable, value)

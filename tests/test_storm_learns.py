@@ -1,0 +1,32 @@
+"""The proof that everything works together: STORM learns, in imagination only."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from stormlit.cli import main
+from stormlit.envs import EnvSettings
+from stormlit.envs.catch import BEST_RETURN
+from stormlit.evaluate import evaluate_baselines
+
+
+@pytest.mark.slow
+def test_storm_learns_catch_from_scratch_in_minutes(tmp_path: Path) -> None:
+    started = time.monotonic()
+    assert main(["train", "tiny", f"run.dir={tmp_path}", "run.name=learns", "tracking=csv", "seed=0"]) == 0
+    elapsed = time.monotonic() - started
+
+    # 100 greedy episodes, with seeds that no training episode had.
+    (evaluation,) = (tmp_path / "learns" / "evaluation").glob("*.json")
+    result = json.loads(evaluation.read_text())
+    assert len(result["episodes"]) == 100
+    settings = EnvSettings(game=None, id="stormlit/Catch-v0", size=16)
+    (random,) = evaluate_baselines(["random"], settings, episodes=100, num_envs=5, seed=0)
+
+    assert random.mean < 0.3 * BEST_RETURN
+    assert result["mean"] >= 0.9 * BEST_RETURN
+    assert elapsed < 300
