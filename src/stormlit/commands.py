@@ -16,8 +16,8 @@ from stormlit.dream_media import write_dream_video
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
 from stormlit.evaluate import EVALUATION_ROW
-from stormlit.evaluate import evaluate as play
 from stormlit.parts import PART_KEYS
+from stormlit.play import play_agent, play_baselines
 from stormlit.replay import ReplayBuffer
 from stormlit.run_directory import write_json
 
@@ -29,24 +29,17 @@ def evaluate_run(reference: str, root: Path, overrides: Sequence[str]) -> str:
     fabric = make_fabric(config)
     trained.world_model.to(fabric.device)
     trained.agent.to(fabric.device)
-    with fabric.autocast():
-        result = play(
-            "agent",
-            player_factory(config, trained.world_model, trained.agent),
-            config.env,
-            episodes=config.evaluation.episodes,
-            num_envs=config.evaluation.num_envs,
-            seed=config.seed,
-            greedy=config.evaluation.greedy,
-        )
+    result = play_agent(config, fabric, trained.world_model, trained.agent)
+    baselines = play_baselines(config)
     file = trained.directory.evaluation / f"{trained.checkpoint.name}.json"
-    write_json(file, result.as_dict())
+    write_json(file, {**result.as_dict(), "baselines": [baseline.as_dict() for baseline in baselines]})
     lines = [f"{result.game}, {trained.checkpoint}"]
     lines += [
         f"  episode {index:3d}  return {episode.episode_return:10.2f}  {episode.length:6d} steps"
         for index, episode in enumerate(result.episodes)
     ]
-    return "\n".join([*lines, f"  mean {result.summary().strip()}", f"written to {file}"])
+    lines += [f"  {played.policy:<20} {played.summary()}" for played in (result, *baselines)]
+    return "\n".join([*lines, f"written to {file}"])
 
 
 def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path | None, dreams: int) -> str:

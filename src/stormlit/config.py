@@ -145,7 +145,7 @@ class EvaluationSettings:
     greedy: bool = False
     # Also during training; 0 only at the end.
     every_env_steps: int = 0
-    # Played and printed beside the agent at the end of training: random, constant (each action held for an episode).
+    # Played and printed beside the agent, in its last evaluation: random, constant (each action held all along).
     baselines: list[str] = field(default_factory=list)
 
 

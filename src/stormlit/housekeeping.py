@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from stormlit.assemble import player_factory
 from stormlit.dream import dream, dream_length, dream_window
 from stormlit.dream_media import write_dream_video, write_reconstruction_grid
-from stormlit.evaluate import evaluate
+from stormlit.play import play_agent
 from stormlit.run_directory import write_json
 from stormlit.training import Training
 
@@ -62,18 +61,14 @@ def evaluate_agent(training: Training) -> None:
     """Play whole episodes with the current weights, in the main process alone."""
     if not training.is_main:
         return
-    settings, env_steps = training.config.evaluation, training.progress.env_steps
-    with training.fabric.autocast():
-        result = evaluate(
-            "agent",
-            player_factory(training.config, training.world_model, training.agent),
-            training.config.env,
-            episodes=settings.episodes,
-            num_envs=settings.num_envs,
-            seed=training.config.seed,
-            greedy=settings.greedy,
-            on_episode=lambda _: training.bar.show(training.latest_return, "evaluate"),
-        )
+    env_steps = training.progress.env_steps
+    result = play_agent(
+        training.config,
+        training.fabric,
+        training.world_model,
+        training.agent,
+        on_episode=lambda _: training.bar.show(training.latest_return, "evaluate"),
+    )
     metrics = {"eval/return": result.mean, "eval/return_std": result.std}
     if result.human_normalized is not None:
         metrics["eval/human_normalized"] = result.human_normalized

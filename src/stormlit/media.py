@@ -20,7 +20,8 @@ PANEL_PIXELS = 256  # width that a dream panel is enlarged to, about
 TILE_PIXELS = 128  # the same for a tile of a reconstruction grid
 GRID_COLUMNS = 8
 GAP = 4
-HEADER_PIXELS = 26
+MARGIN = 8  # of the footer's text
+HEADER_PIXELS = 28
 FOOTER_LINE_PIXELS = 24
 FOOTER_LINES = 3
 PROBABILITY_BAR_PIXELS = 100
@@ -105,11 +106,11 @@ def dream_frames(
     for step in range(len(real)):
         canvas, footer_top = _panels({title: film[step] for title, film in films.items()})
         dreaming = step >= context_length
-        _text(canvas, f"step {step}", GAP, footer_top, 90, TEXT)
-        _text(canvas, "dream" if dreaming else "context", 100, footer_top, 80, DREAM if dreaming else TEXT)
-        _text(canvas, f"action {actions[step]}", 190, footer_top, canvas.shape[1] - 190 - GAP, TEXT)
+        _text(canvas, f"step {step}", MARGIN, footer_top, 90, TEXT)
+        _text(canvas, "dream" if dreaming else "context", 104, footer_top, 80, DREAM if dreaming else TEXT)
+        _text(canvas, f"action {actions[step]}", 190, footer_top, canvas.shape[1] - 190 - MARGIN, TEXT)
         rewards = f"reward: real {real_rewards[step]:+.2f}, predicted {predicted_rewards[step]:+.2f}"
-        _text(canvas, rewards, GAP, footer_top + FOOTER_LINE_PIXELS, canvas.shape[1] - 2 * GAP, TEXT)
+        _text(canvas, rewards, MARGIN, footer_top + FOOTER_LINE_PIXELS, canvas.shape[1] - 2 * MARGIN, TEXT)
         _end_of_episode(canvas, footer_top + 2 * FOOTER_LINE_PIXELS, end_probabilities[step], bool(real_ends[step]))
         canvases.append(canvas)
     return np.stack(canvases)
@@ -136,15 +137,15 @@ def _panels(frames: dict[str, np.ndarray]) -> tuple[np.ndarray, int]:
     canvas = np.full((footer_top + FOOTER_LINES * FOOTER_LINE_PIXELS + GAP, canvas_width, 3), BACKGROUND, np.uint8)
     for column, (title, panel) in enumerate(panels.items()):
         left = GAP + column * (width + GAP)
-        _text(canvas, title, left, 0, width, TEXT)
+        _text(canvas, title, left + MARGIN - GAP, 2, width - MARGIN, TEXT)
         canvas[HEADER_PIXELS : HEADER_PIXELS + height, left : left + width] = panel
     return canvas, footer_top
 
 
 def _end_of_episode(canvas: np.ndarray, top: int, probability: float, ended: bool) -> None:
     """Draw the predicted probability of the episode's end as a bar and a number, and a red mark if it did end."""
-    _text(canvas, f"P(end) {probability:.2f}", GAP, top, 110, TEXT)
-    left, bottom = 120, top + FOOTER_LINE_PIXELS - 6
+    _text(canvas, f"P(end) {probability:.2f}", MARGIN, top, 110, TEXT)
+    left, bottom = 124, top + FOOTER_LINE_PIXELS - 6
     filled = left + round(PROBABILITY_BAR_PIXELS * float(np.clip(probability, 0.0, 1.0)))
     cv2.rectangle(canvas, (left, top + 6), (filled, bottom), DREAM, cv2.FILLED)
     cv2.rectangle(canvas, (left, top + 6), (left + PROBABILITY_BAR_PIXELS, bottom), TEXT, 1)

@@ -15,9 +15,10 @@ from stormlit.compose import to_tree
 from stormlit.config import Config
 from stormlit.envs import env_name
 from stormlit.errors import ConfigError
-from stormlit.evaluate import Evaluation, evaluate_baselines
+from stormlit.evaluate import Evaluation
 from stormlit.housekeeping import evaluate_agent, log_metrics, make_media
 from stormlit.loop import fit
+from stormlit.play import play_baselines
 from stormlit.progress import ProgressBar
 from stormlit.registry import build
 from stormlit.run_directory import RunDirectory
@@ -95,13 +96,7 @@ def finish(training: Training) -> list[Evaluation]:
     if training.latest_evaluation is None:
         return []
     training.tracker.artifact(latest_checkpoint(training.directory), "checkpoints")
-    baselines = evaluate_baselines(
-        config.evaluation.baselines,
-        config.env,
-        episodes=config.evaluation.episodes,
-        num_envs=config.evaluation.num_envs,
-        seed=config.seed,
-    )
+    baselines = play_baselines(config)
     for baseline in baselines:
         training.tracker.log({f"eval/baseline/{baseline.policy}": baseline.mean}, env_steps)
     return [training.latest_evaluation, *baselines]

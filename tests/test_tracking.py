@@ -1,0 +1,397 @@
+"""Trackers store every point once, continue runs, and survive a store that fails."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stormlit import registry
+from stormlit.errors import ConfigError
+from stormlit.tracking import CsvTracker, MetricBuffer, MlflowTracker, NoneTracker, Tracker, run_tags
+
+PARAMS = {"world_model": {"encoder": {"name": "cnn", "widths": [32, 64]}, "heads": {}}, "seed": 3, "note": None}
+
+
+# --- metric buffer ---
+
+
+def test_buffer_means_since_the_last_drain() -> None:
+    buffer = MetricBuffer()
+    buffer.add("agent", {"entropy": torch.tensor(1.0, requires_grad=True), "updates": 4})
+    buffer.add("agent", {"entropy": torch.tensor([2.0], dtype=torch.bfloat16), "updates": 2})
+    buffer.add("agent", {"entropy": torch.tensor(6), "loss": torch.tensor(0.5)})  # another set of keys
+    buffer.add("", {"env_steps": 7})
+    assert buffer.drain() == {"agent/entropy": 3.0, "agent/updates": 3.0, "agent/loss": 0.5, "env_steps": 7.0}
+    assert buffer.drain() == {}
+
+
+def test_buffer_shows_nan() -> None:
+    buffer = MetricBuffer()
+    for value in (1.0, math.nan, 2.0):
+        buffer.add("x", {"tensor": torch.tensor(value), "float": value, "fine": torch.tensor(1.0)})
+    drained = buffer.drain()
+    assert math.isnan(drained["x/tensor"]) and math.isnan(drained["x/float"]) and drained["x/fine"] == 1.0
+
+
+class CountTransfers(TorchDispatchMode):
+    """Counts the operations that copy a value to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten._to_copy.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_adding_never_waits_for_the_device() -> None:
+    buffer = MetricBuffer()
+    values = {"a": torch.tensor(1.0), "b": torch.tensor(2.0)}
+    with CountTransfers() as transfers:
+        buffer.add("x", values)
+        buffer.add("x", values)
+        assert transfers.count == 0
+        values["a"].item()
+        assert transfers.count == 1, "the counter itself works"
+    # Reading a value of the meta device raises, so this would fail at any host copy.
+    buffer.add("y", {"a": torch.empty((), device="meta")})
+    buffer.add("y", {"a": torch.empty((), device="meta")})
+
+
+def test_buffer_takes_values_made_in_inference_mode() -> None:
+    buffer = MetricBuffer()
+    with torch.inference_mode():
+        buffer.add("x", {"a": torch.tensor(1.0)})
+    buffer.add("x", {"a": torch.tensor(3.0)})
+    assert buffer.drain() == {"x/a": 2.0}
+
+
+def test_buffer_state_survives_a_checkpoint(tmp_path: Path) -> None:
+    buffer = MetricBuffer()
+    buffer.add("x", {"a": torch.tensor(1.0), "b": 5.0})
+    torch.save(buffer.state_dict(), tmp_path / "state.pt")
+    buffer.add("x", {"a": torch.tensor(100.0), "b": 100.0})  # must not reach the state taken before
+    restored = MetricBuffer()
+    restored.add("old", {"c": 1.0})
+    restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    restored.add("x", {"a": torch.tensor(2.0), "b": 6.0})
+    assert restored.drain() == {"x/a": 1.5, "x/b": 5.5}
+
+
+# --- csv and none ---
+
+
+def test_every_tracker_is_registered_and_keeps_the_protocol(tmp_path: Path) -> None:
+    assert {"csv", "mlflow", "none"} <= set(registry.names("tracker"))
+    for name in ("csv", "mlflow", "none"):
+        assert isinstance(registry.build("tracker", name, tmp_path / "run", tmp_path), Tracker)
+    assert list(registry.schema("tracker", "mlflow")) == ["uri", "experiment", "flush_seconds", "system_metrics"]
+
+
+def test_csv_appends_when_a_run_goes_on(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    tracker = CsvTracker(run_dir, tmp_path)
+    run_id = tracker.start(name="pong", params=PARAMS, tags={"game": "Pong"})
+    tracker.log({"a": 1.0, "b": 0.1 + 0.2}, step=10)
+    tracker.finish("KILLED")
+    assert json.loads((run_dir / "tags.json").read_text())["status"] == "KILLED"
+    again = CsvTracker(run_dir, tmp_path)
+    assert again.start(name="pong", params={"seed": 4}, tags={"device": "cpu"}, run_id=run_id) == run_id
+    again.log({"a": math.nan}, step=20)
+    rows = list(csv.reader((run_dir / "metrics.csv").read_text().splitlines()))  # before anything is closed
+    assert str(run_dir / "metrics.csv") in again.where_to_look()[0]
+    again.finish("FINISHED")
+    assert rows == [["step", "key", "value"], ["10", "a", "1.0"], ["10", "b", repr(0.1 + 0.2)], ["20", "a", "nan"]]
+    assert json.loads((run_dir / "params.json").read_text()) == PARAMS
+    tags = json.loads((run_dir / "tags.json").read_text())
+    assert tags == {"device": "cpu", "run_id": run_id, "name": "pong", "status": "FINISHED"}
+
+
+def test_csv_copies_only_artifacts_from_elsewhere(tmp_path: Path) -> None:
+    run_dir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    (run_dir / "videos").mkdir(parents=True)
+    elsewhere.mkdir()
+    (run_dir / "videos" / "own.mp4").write_text("own")
+    (elsewhere / "other.txt").write_text("other")
+    tracker = CsvTracker(run_dir, tmp_path)
+    tracker.start(name="pong", params={}, tags={})
+    tracker.artifact(run_dir / "videos" / "own.mp4", "videos")
+    tracker.artifact(elsewhere / "other.txt", "notes")
+    tracker.artifact(elsewhere)
+    tracker.finish("FINISHED")
+    kept = {str(path.relative_to(run_dir)) for path in (run_dir / "artifacts").rglob("*") if path.is_file()}
+    assert kept == {"artifacts/notes/other.txt", "artifacts/elsewhere/other.txt"}
+
+
+def test_none_leaves_no_trace(tmp_path: Path) -> None:
+    tracker = NoneTracker(tmp_path / "run", tmp_path)
+    assert tracker.start(name="x", params={}, tags={}) != tracker.start(name="x", params={}, tags={})
+    assert tracker.start(name="x", params={}, tags={}, run_id="abc") == "abc"
+    tracker.log({"a": 1.0}, 1)
+    tracker.finish("FINISHED")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- mlflow ---
+
+
+def test_missing_mlflow_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ConfigError, match=r"pip install mlflow.*tracking=csv"):
+        MlflowTracker(tmp_path / "run", tmp_path).start(name="x", params={}, tags={})
+
+
+@pytest.mark.slow  # a fresh process imports torch
+def test_tracking_does_not_import_mlflow_by_itself() -> None:
+    code = "import sys, stormlit.tracking; sys.exit('mlflow' in sys.modules)"
+    source = str(Path(sys.modules["stormlit.tracking"].__file__ or "").parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": source})
+
+
+@pytest.mark.slow
+def test_unreachable_server_is_reported_quickly(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    tracker = MlflowTracker(tmp_path / "run", tmp_path, uri=f"http://127.0.0.1:{port}")
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=f"tracking.uri=http://127.0.0.1:{port}"):
+        tracker.start(name="x", params={}, tags={})
+    assert time.monotonic() - started < 15
+
+
+class FlakyClient:
+    """Stands in for MlflowClient: keeps what it is given, and fails while ``down``."""
+
+    down = False
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.batches: list[list[Any]] = []
+        self.calls = 0
+
+    def update_run(self, run_id: str, status: str) -> None:
+        pass
+
+    def log_batch(self, run_id: str, metrics: Any = (), tags: Any = ()) -> None:
+        self.calls += 1
+        if self.down:
+            raise ConnectionError("server is gone")
+        if metrics:
+            self.batches.append([(m.key, m.value, m.step) for m in metrics])
+
+    def log_artifact(self, run_id: str, path: str, folder: str | None) -> None:
+        raise ConnectionError("server is gone")
+
+    def set_terminated(self, run_id: str, status: str) -> None:
+        raise ConnectionError("server is gone")
+
+
+@pytest.mark.slow  # importing mlflow takes seconds
+def test_failed_flush_keeps_the_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setattr(mlflow, "MlflowClient", FlakyClient)
+    tracker = MlflowTracker(tmp_path / "run", tmp_path, flush_seconds=0.0)
+    tracker.start(name="x", params={}, tags={}, run_id="abc")
+    client = tracker._client
+    client.down = True
+    for step in range(3):
+        tracker.log({"a": float(step)}, step)
+    assert client.batches == []
+    assert [record.message for record in caplog.records] == [
+        f"metrics could not be written to sqlite:///{tmp_path}/mlflow.db and are kept for later: server is gone"
+    ], "warned once only"
+    tracker.artifact(tmp_path / "film.mp4", "videos")  # warns, does not raise
+    client.down = False
+    tracker.log({"a": 3.0}, 3)
+    assert client.batches == [[("a", float(step), step) for step in range(4)]]
+    client.down = True
+    tracker.log({"a": 4.0}, 4)
+    tracker.finish("KILLED")
+    assert "1 metric points were never written" in caplog.text and "run abc was not closed" in caplog.text
+
+
+@pytest.mark.slow
+def test_points_are_gathered_and_a_dead_server_is_asked_ever_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setattr(mlflow, "MlflowClient", FlakyClient)
+    clock = [0.0]
+    monkeypatch.setattr("stormlit.tracking.mlflow_tracker.time.monotonic", lambda: clock[0])
+    tracker = MlflowTracker(tmp_path / "run", tmp_path, flush_seconds=10.0)
+    tracker.start(name="x", params={}, tags={}, run_id="abc")
+    client = tracker._client
+
+    def attempts(seconds: int) -> int:
+        before = client.calls
+        for _ in range(seconds):
+            clock[0] += 1.0
+            tracker.log({"a": 1.0}, 0)
+        return int(client.calls - before)
+
+    assert attempts(100) == 10
+    client.down = True
+    assert attempts(1000) == 7  # after 10, 20, 40, 80, 160, 320 and again 320 s
+    client.down = False
+    attempts(320)
+    assert sum(len(batch) for batch in client.batches) >= 1320
+    assert max(len(batch) for batch in client.batches) <= 1000
+
+
+@pytest.fixture(scope="session")
+def mlflow_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose database is created once: MLflow's migrations take seconds."""
+    pytest.importorskip("mlflow")
+    return tmp_path_factory.mktemp("runs with a space")
+
+
+@pytest.fixture
+def new_tracker(mlflow_root: Path) -> Callable[..., MlflowTracker]:
+    return lambda **options: MlflowTracker(mlflow_root / "run", mlflow_root, **options)
+
+
+@pytest.fixture
+def client(mlflow_root: Path) -> Any:
+    import mlflow
+
+    return mlflow.MlflowClient(f"sqlite:///{mlflow_root}/mlflow.db")
+
+
+@pytest.mark.slow
+def test_mlflow_stores_params_tags_and_every_point(new_tracker: Callable[..., MlflowTracker], client: Any) -> None:
+    many = {f"extra.p{index}": index for index in range(230)}
+    tracker = new_tracker()
+    run_id = tracker.start(name="pong-0", params={**PARAMS, **many}, tags={"game": "Pong"})
+    for step in range(0, 12_000, 10):
+        tracker.log({"loss/a": float(step), "b": -1.0}, step)
+    tracker.log({"bad": math.nan}, 7)
+    tracker.log({"huge": math.inf}, 7)
+    tracker.finish("FAILED")
+    assert run_id in tracker.where_to_look()[0] and "mlflow ui --backend-store-uri" in tracker.where_to_look()[1]
+    run = client.get_run(run_id)
+    assert run.info.status == "FAILED" and run.info.run_name == "pong-0"
+    assert client.get_experiment(run.info.experiment_id).name == "stormlit"
+    assert run.data.tags["game"] == "Pong"
+    assert run.data.params == {
+        "world_model.encoder.name": "cnn",
+        "world_model.encoder.widths": "[32, 64]",
+        "world_model.heads": "{}",
+        "seed": "3",
+        "note": "None",
+        **{key: str(value) for key, value in many.items()},
+    }
+    history = client.get_metric_history(run_id, "loss/a")
+    assert sorted((point.step, point.value) for point in history) == [(s, float(s)) for s in range(0, 12_000, 10)]
+    assert len(client.get_metric_history(run_id, "b")) == 1200
+    assert math.isnan(run.data.metrics["bad"]) and run.data.metrics["huge"] > 1e300
+
+
+@pytest.mark.slow
+def test_mlflow_continues_a_run(new_tracker: Callable[..., MlflowTracker], client: Any) -> None:
+    first = new_tracker()
+    run_id = first.start(name="pong-1", params={"seed": 1}, tags={"host": "a", "game": "Pong"})
+    first.log({"x": 1.0}, 10)
+    first.finish("KILLED")
+    assert client.get_run(run_id).info.status == "KILLED"
+    second = new_tracker()
+    assert second.start(name="pong-1", params={"seed": 2}, tags={"host": "b"}, run_id=run_id) == run_id
+    assert client.get_run(run_id).info.status == "RUNNING"
+    second.log({"x": 2.0}, 20)
+    second.flush()
+    assert [(point.step, point.value) for point in client.get_metric_history(run_id, "x")] == [(10, 1.0), (20, 2.0)]
+    second.finish("FINISHED")
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED" and run.data.params == {"seed": "1"}
+    assert run.data.tags["host"] == "b" and run.data.tags["game"] == "Pong"
+
+
+@pytest.mark.slow
+def test_mlflow_refuses_a_run_it_does_not_have(new_tracker: Callable[..., MlflowTracker]) -> None:
+    with pytest.raises(ConfigError, match="continue run 0123"):
+        new_tracker().start(name="x", params={}, tags={}, run_id="0123")
+
+
+@pytest.mark.slow
+def test_mlflow_keeps_artifacts_below_the_root(
+    new_tracker: Callable[..., MlflowTracker], client: Any, mlflow_root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "run.yaml").write_text("seed: 1")
+    (tmp_path / "film.mp4").write_text("film")
+    tracker = new_tracker()
+    run_id = tracker.start(name="pong-2", params={}, tags={})
+    tracker.artifact(tmp_path / "film.mp4")
+    tracker.artifact(tmp_path / "film.mp4", "videos")
+    tracker.artifact(tmp_path / "config", "inputs")
+    tracker.finish("FINISHED")
+    assert [file.path for file in client.list_artifacts(run_id)] == ["film.mp4", "inputs", "videos"]
+    assert [file.path for file in client.list_artifacts(run_id, "inputs/config")] == ["inputs/config/run.yaml"]
+    stored = mlflow_root / "artifacts" / run_id / "artifacts" / "videos" / "film.mp4"
+    assert stored.read_text() == "film"
+
+
+@pytest.mark.slow
+def test_mlflow_system_metrics(
+    new_tracker: Callable[..., MlflowTracker], client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("psutil")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    tracker = new_tracker(system_metrics=True, experiment="another")
+    run_id = tracker.start(name="pong-3", params={}, tags={})
+    time.sleep(1.0)
+    tracker.finish("FINISHED")
+    assert "system/cpu_utilization_percentage" in client.get_run(run_id).data.metrics
+
+
+# --- tags ---
+
+
+def test_run_tags_name_the_code_the_device_and_the_versions() -> None:
+    tags = run_tags(torch.device("cpu"))
+    assert tags["device"].startswith("cpu (") and tags["version.torch"] == torch.__version__
+    assert tags["version.python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"git_commit", "git_dirty"} <= tags.keys() and all(isinstance(value, str) for value in tags.values())
+
+
+def test_commit_is_that_of_the_repository_that_tracks_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "module.py"
+    source.write_text("x = 1\n")
+    monkeypatch.setattr("stormlit.tracking.environment_tags.__file__", str(source))
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    def commit_and_dirty() -> tuple[str, str]:
+        tags = run_tags(torch.device("cpu"))
+        return tags["git_commit"], tags["git_dirty"]
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "somebody else's")
+    assert commit_and_dirty() == ("unknown", "unknown"), "the file is not tracked by this repository"
+    git("add", "module.py")
+    git("commit", "-m", "module")
+    assert commit_and_dirty() == (git("rev-parse", "HEAD"), "false")
+    source.write_text("x = 2\n")
+    assert commit_and_dirty() == (git("rev-parse", "HEAD"), "true")
