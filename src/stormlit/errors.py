@@ -44,3 +44,10 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     by_lowercase = {choice.lower(): choice for choice in choices}
     match = difflib.get_close_matches(word.lower(), list(by_lowercase), n=1, cutoff=0.5)
     return f" (did you mean '{by_lowercase[match[0]]}'?)" if match else ""
+
+
+def check_option(option: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raise ``ConfigError`` naming a part's option unless ``low <= value <= high``."""
+    if not low <= value <= high:
+        expected = f"{low:g} to {high:g}" if high != float("inf") else f"at least {low:g}"
+        raise ConfigError(f"{option}={value} is out of range: expected {expected}")

@@ -64,7 +64,11 @@ class Player:
         self.action[rows, newest] = action
 
     def state_dict(self) -> dict[str, Any]:
-        return {"latent": self.latent.cpu(), "action": self.action.cpu(), "length": self.length.tolist()}
+        return {
+            "latent": self.latent.cpu().clone(),
+            "action": self.action.cpu().clone(),
+            "length": self.length.tolist(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.latent.copy_(state["latent"])

@@ -35,10 +35,10 @@ def register(kind: str, name: str) -> Callable[[PartClass], PartClass]:
         registered = _parts.setdefault(kind, {})
         if name in registered and registered[name] is not cls:
             raise ValueError(f"{kind} '{name}' is registered twice: {registered[name]} and {cls}")
-        registered[name] = cls
         for option in _options(cls):
             if option.default is inspect.Parameter.empty:
                 raise ValueError(f"option '{option.name}' of {kind} '{name}' needs a default")
+        registered[name] = cls
         return cls
 
     return decorate
@@ -80,8 +80,12 @@ def fill(kind: str, node: str | Mapping[str, Any], key: str = "") -> dict[str, A
     node: a part's name, or a mapping with ``name`` and options.  key: configuration key for error messages.
     Raises ``ConfigError`` for an unknown part or option and for a value of the wrong type.
     """
-    given = {"name": node} if isinstance(node, str) else dict(node)
     where = key or kind
+    if not isinstance(node, (str, Mapping)):
+        raise ConfigError(
+            f"{where}={node} is neither a name nor a mapping with one; choose from {', '.join(names(kind))}"
+        )
+    given = {"name": node} if isinstance(node, str) else dict(node)
     if "name" not in given:
         raise ConfigError(f"{where} needs a name; choose one of {', '.join(names(kind))}")
     name = given.pop("name")

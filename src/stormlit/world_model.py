@@ -124,6 +124,9 @@ class WorldModel(L.LightningModule):
         if not from_posterior:
             hidden, memory = self.sequence_model.prefill(latent, context.action, context.is_first, capacity)
             return WorldState(self.latent.sample(self.latent.prior(hidden[:, -1])), hidden[:, -1], memory)
+        if latent.shape[1] == 1:
+            memory = self.sequence_model.empty(latent.shape[0], capacity)
+            return WorldState(latent[:, -1], latent.new_zeros(latent.shape[0], self.hidden_dim), memory)
         hidden, memory = self.sequence_model.prefill(
             latent[:, :-1], context.action[:, :-1], context.is_first[:, :-1], capacity
         )

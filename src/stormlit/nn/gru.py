@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from stormlit.errors import check_option
 from stormlit.nn.mixer import ActionMixer
 from stormlit.registry import register
 
@@ -31,6 +32,7 @@ class GRUSequence(nn.Module):
 
     def __init__(self, latent_dim: int, num_actions: int, hidden_dim: int, *, num_layers: int = 1) -> None:
         super().__init__()
+        check_option("num_layers", num_layers, 1)
         self.hidden_dim = hidden_dim
         self.max_length: int | None = None
         self.mixer = ActionMixer(latent_dim, num_actions, hidden_dim)
@@ -44,22 +46,27 @@ class GRUSequence(nn.Module):
         """As ``forward``, returning the state after the last token too; ``capacity`` is not needed here."""
         tokens = self.mixer(latent, action)
         rows, length = action.shape
-        state = tokens.new_zeros(len(self.cells), rows, self.hidden_dim)
+        memory = GRUMemory(tokens.new_zeros(len(self.cells), rows, self.hidden_dim))
         hidden: list[Tensor] = []
         keep = (~is_first).to(tokens.dtype).unsqueeze(-1)
         for t in range(length):
-            state = self._advance(tokens[:, t], state * keep[:, t])
-            hidden.append(state[-1])
-        return torch.stack(hidden, dim=1), GRUMemory(state)
+            memory.state = memory.state * keep[:, t]
+            hidden.append(self._advance(tokens[:, t], memory))
+        return torch.stack(hidden, dim=1), memory
+
+    def empty(self, rows: int, capacity: int) -> GRUMemory:
+        """A memory of ``rows`` trajectories that have not begun."""
+        weight = next(self.parameters())
+        return GRUMemory(weight.new_zeros(len(self.cells), rows, self.hidden_dim))
 
     def step(self, latent: Tensor, action: Tensor, memory: GRUMemory) -> Tensor:
         """latent: (N, Z).  action: (N,) int64.  Returns hidden (N, D); the memory moves on by one token."""
-        memory.state = self._advance(self.mixer(latent, action), memory.state)
-        return memory.state[-1]
+        return self._advance(self.mixer(latent, action), memory)
 
-    def _advance(self, x: Tensor, state: Tensor) -> Tensor:
+    def _advance(self, x: Tensor, memory: GRUMemory) -> Tensor:
         states: list[Tensor] = []
-        for cell, previous in zip(self.cells, state, strict=True):
+        for cell, previous in zip(self.cells, memory.state, strict=True):
             x = cell(x, previous)
             states.append(x)
-        return torch.stack(states)
+        memory.state = torch.stack(states)
+        return x

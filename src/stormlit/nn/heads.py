@@ -6,6 +6,7 @@ import itertools
 
 from torch import Tensor, nn
 
+from stormlit.errors import check_option
 from stormlit.ops.twohot import symlog_bins, twohot_decode, twohot_loss
 from stormlit.registry import register
 
@@ -22,6 +23,7 @@ class MLPHead(nn.Module):
         self, in_dim: int, out_dim: int, hidden_dim: int, *, num_layers: int = 2, zero_output: bool = False
     ) -> None:
         super().__init__()
+        check_option("num_layers", num_layers, 0)
         widths = [in_dim] + [hidden_dim] * num_layers
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(widths):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stormlit.errors import ConfigError
+from stormlit.errors import ConfigError, check_option
 
 
 def stage_channels(obs_shape: tuple[int, int, int], stem_channels: int, final_width: int) -> list[int]:
@@ -13,8 +13,10 @@ def stage_channels(obs_shape: tuple[int, int, int], stem_channels: int, final_wi
     >>> stage_channels((3, 64, 64), 32, 4)
     [32, 64, 128, 256]
     """
+    check_option("stem_channels", stem_channels, 1)
+    check_option("final_width", final_width, 1)
     _, rows, columns = obs_shape
-    halvings = max(rows // max(final_width, 1), 1).bit_length() - 1
+    halvings = max(rows // final_width, 1).bit_length() - 1
     if rows != columns or halvings < 1 or final_width * 2**halvings != rows:
         raise ConfigError(
             f"env.size={rows} cannot be halved down to final_width={final_width}: "

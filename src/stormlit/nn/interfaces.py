@@ -68,6 +68,10 @@ class SequenceModel(Protocol):
         """The same pass, keeping a memory with room for ``capacity`` tokens in all.  Returns hidden and the memory."""
         ...
 
+    def empty(self, rows: int, capacity: int) -> Memory:
+        """A memory of ``rows`` trajectories that have not begun, with room for ``capacity`` tokens."""
+        ...
+
     def step(self, latent: Tensor, action: Tensor, memory: Memory) -> Tensor:
         """One more token, in place of a full pass.  latent: (N, Z).  action: (N,).  Returns hidden (N, D)."""
         ...

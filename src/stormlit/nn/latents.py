@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from stormlit.errors import check_option
 from stormlit.ops.categorical import one_hot, sample, straight_through, unimix_log_probs
 from stormlit.registry import register
 
@@ -20,6 +21,9 @@ class CategoricalLatent(nn.Module):
         self, embed_dim: int, hidden_dim: int, *, groups: int = 32, classes: int = 32, unimix: float = 0.01
     ) -> None:
         super().__init__()
+        check_option("groups", groups, 1)
+        check_option("classes", classes, 2)
+        check_option("unimix", unimix, 0, 1)
         self.groups, self.classes, self.unimix = groups, classes, unimix
         self.latent_dim = groups * classes
         self.posterior_head = nn.Linear(embed_dim, self.latent_dim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stormlit.errors import check_option
 from stormlit.nn.image import stage_channels
 from stormlit.registry import register
 
@@ -38,6 +39,7 @@ class ResidualEncoder(nn.Module):
         self, obs_shape: tuple[int, int, int], *, stem_channels: int = 32, final_width: int = 4, blocks: int = 1
     ) -> None:
         super().__init__()
+        check_option("blocks", blocks, 0)
         channels = stage_channels(obs_shape, stem_channels, final_width)
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip([obs_shape[0], *channels], channels, strict=False):
@@ -68,6 +70,7 @@ class ResidualDecoder(nn.Module):
         blocks: int = 1,
     ) -> None:
         super().__init__()
+        check_option("blocks", blocks, 0)
         channels = stage_channels(obs_shape, stem_channels, final_width)[::-1]
         self.map_shape = (channels[0], final_width, final_width)
         self.project = nn.Linear(latent_dim, channels[0] * final_width**2, bias=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stormlit.errors import ConfigError
+from stormlit.errors import ConfigError, check_option
 from stormlit.nn.attention import LAYER_NORM_EPS, KeyValueCache, TransformerBlock
 from stormlit.nn.mixer import ActionMixer
 from stormlit.ops.masks import episode_causal_mask, last_start
@@ -52,6 +52,14 @@ class TransformerSequence(nn.Module):
         max_length: int = 64,
     ) -> None:
         super().__init__()
+        for option, value in (
+            ("num_layers", num_layers),
+            ("num_heads", num_heads),
+            ("feedforward_multiple", feedforward_multiple),
+            ("max_length", max_length),
+        ):
+            check_option(option, value, 1)
+        check_option("dropout", dropout, 0, 1)
         if hidden_dim % num_heads:
             raise ConfigError(
                 f"world_model.hidden_dim={hidden_dim} is not a multiple of "
@@ -80,17 +88,28 @@ class TransformerSequence(nn.Module):
     ) -> tuple[Tensor, TransformerMemory]:
         """As ``forward``, keeping keys and values with room for ``capacity`` tokens in all."""
         rows, length = action.shape
+        memory = self.empty(rows, capacity)
         mask = episode_causal_mask(is_first).unsqueeze(1)
         x = self._tokens(latent, action, start=0)
-        # What autocast computes keys and values in is what the cache has to hold.
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        shape = (rows, self.num_heads, capacity, self.hidden_dim // self.num_heads)
-        caches = [KeyValueCache(x.new_zeros(shape, dtype=dtype), x.new_zeros(shape, dtype=dtype)) for _ in self.blocks]
-        for block, cache in zip(self.blocks, caches, strict=True):
+        for block, cache in zip(self.blocks, memory.layers, strict=True):
             x = block(x, mask, cache)
         forgotten = torch.arange(capacity, device=x.device) < last_start(is_first).unsqueeze(1)
-        visible = torch.zeros(rows, capacity, device=x.device).masked_fill_(forgotten, float("-inf"))
-        return x, TransformerMemory(caches, length, visible.view(rows, 1, 1, capacity))
+        memory.mask.masked_fill_(forgotten.view(rows, 1, 1, capacity), float("-inf"))
+        memory.length = length
+        return x, memory
+
+    def empty(self, rows: int, capacity: int) -> TransformerMemory:
+        """A memory with room for ``capacity`` tokens of ``rows`` trajectories that have not begun."""
+        weight = self.positions.weight
+        kind = weight.device.type
+        # What autocast computes keys and values in is what the cache has to hold.
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        shape = (rows, self.num_heads, capacity, self.hidden_dim // self.num_heads)
+        caches = [
+            KeyValueCache(weight.new_zeros(shape, dtype=dtype), weight.new_zeros(shape, dtype=dtype))
+            for _ in self.blocks
+        ]
+        return TransformerMemory(caches, 0, torch.zeros(rows, 1, 1, capacity, device=weight.device))
 
     def step(self, latent: Tensor, action: Tensor, memory: TransformerMemory) -> Tensor:
         """latent: (N, Z).  action: (N,) int64.  Returns hidden (N, D); the memory grows by one token."""

@@ -27,7 +27,7 @@ def sample(log_probs: Tensor) -> Tensor:
 
     log_probs: (..., K) float32.  Returns (...,) int64.
     """
-    cumulative = log_probs.exp().cumsum(dim=-1)
+    cumulative = log_probs.float().exp().cumsum(dim=-1)
     # Scaling by the row's total makes rounding of the running sum harmless; uniforms are below 1, so the class exists.
     threshold = torch.rand_like(cumulative[..., :1]) * cumulative[..., -1:]
     return (cumulative <= threshold).sum(dim=-1).clamp_(max=log_probs.shape[-1] - 1)
@@ -46,6 +46,7 @@ def straight_through(hard: Tensor, log_probs: Tensor) -> Tensor:
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) in nats over the last axis.  log_p, log_q: (..., K) float32.  Returns (...,)."""
+    log_p, log_q = log_p.float(), log_q.float()
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
@@ -55,4 +56,5 @@ def entropy(log_probs: Tensor) -> Tensor:
     >>> round(entropy(torch.full((4,), math.log(0.25))).item(), 4)
     1.3863
     """
+    log_probs = log_probs.float()
     return -(log_probs.exp() * log_probs).sum(dim=-1)

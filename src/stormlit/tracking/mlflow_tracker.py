@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stormlit.errors import ConfigError
+from stormlit.errors import ConfigError, check_option
 from stormlit.registry import register
 from stormlit.tracking.base import RunStatus
 
@@ -53,6 +53,7 @@ class MlflowTracker:
         flush_seconds: float = 10.0,
         system_metrics: bool = False,
     ) -> None:
+        check_option("flush_seconds", flush_seconds, 0)
         self._root = root.resolve()
         self._uri = uri or f"sqlite:///{(self._root / 'mlflow.db').as_posix()}"
         self._experiment = experiment

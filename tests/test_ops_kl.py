@@ -1,0 +1,108 @@
+"""The KL divergence and its balanced, masked halves with free bits."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from stormlit.ops.categorical import kl_divergence, unimix_log_probs
+from stormlit.ops.kl import kl_balance, masked_mean
+
+EVERY = torch.ones(1, 2, dtype=torch.bool)
+
+
+def _two_steps() -> tuple[Tensor, Tensor]:
+    """One group of two classes whose KL is 0 at the first step and ln 2 at the second.
+
+    Step 0: both (0.5, 0.5), KL = 0.  Step 1: (1, 0) against (0.5, 0.5), KL = 1 ln(1 / 0.5) = ln 2 = 0.6931.
+    """
+    almost_zero = 1e-30
+    posterior = torch.tensor([[[[0.5, 0.5]], [[1.0, almost_zero]]]]).log()
+    return posterior, torch.full((1, 2, 1, 2), 0.5).log()
+
+
+def test_kl_by_hand() -> None:
+    # KL((0.5, 0.5) || (0.25, 0.75)) = 0.5 ln 2 + 0.5 ln(2/3) = 0.143841; the other way round 0.130812; not symmetric.
+    p, q = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+    torch.testing.assert_close(kl_divergence(p, q), torch.tensor(0.1438410))
+    torch.testing.assert_close(kl_divergence(q, p), torch.tensor(0.1308120))
+    torch.testing.assert_close(kl_divergence(p, p), torch.tensor(0.0))
+
+
+def test_masked_mean_by_hand() -> None:
+    x = torch.tensor([[1.0, 2.0, 6.0]])
+    assert masked_mean(x, torch.tensor([[True, False, True]])) == 3.5
+    assert masked_mean(x, torch.zeros(1, 3, dtype=torch.bool)) == 0.0
+
+
+def test_free_bits_clip_each_step_and_not_their_mean() -> None:
+    # Steps of 0 and 0.6931 nats with 0.5 free: (max(0.5, 0) + max(0.5, 0.6931)) / 2 = 0.5966.
+    # Clipping the mean would give max(0.5, 0.3466) = 0.5.
+    posterior, prior = _two_steps()
+    dyn, rep, kl = kl_balance(posterior, prior, EVERY, free_bits=0.5)
+    expected = torch.tensor((0.5 + math.log(2)) / 2)
+    torch.testing.assert_close(dyn, expected)
+    torch.testing.assert_close(rep, expected)
+    torch.testing.assert_close(kl, torch.tensor(math.log(2) / 2))
+    assert not kl.requires_grad
+
+
+def test_free_bits_clip_the_sum_over_groups() -> None:
+    # Two groups of ln 2 each: 1.386 nats exceed 1, although neither group does alone.
+    posterior, prior = (x[:, 1:].expand(1, 1, 2, 2) for x in _two_steps())
+    dyn, _, _ = kl_balance(posterior, prior, torch.ones(1, 1, dtype=torch.bool), free_bits=1.0)
+    torch.testing.assert_close(dyn, torch.tensor(2 * math.log(2)))
+
+
+def _random(seed: int, shape: tuple[int, ...] = (3, 5, 4, 6)) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+
+
+def test_gradients_reach_only_the_prior_in_dyn_and_only_the_posterior_in_rep() -> None:
+    post_logits, prior_logits = _random(0), _random(1)
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    dyn, rep, _ = kl_balance(unimix_log_probs(post_logits, 0.01), unimix_log_probs(prior_logits, 0.01), mask, 0.0)
+    dyn.backward(retain_graph=True)
+    assert post_logits.grad is None or not post_logits.grad.any()
+    assert prior_logits.grad is not None and prior_logits.grad.any()
+    prior_logits.grad = None
+    rep.backward()
+    assert prior_logits.grad is None or not prior_logits.grad.any()
+    assert post_logits.grad is not None and post_logits.grad.any()
+
+
+def test_steps_below_the_free_bits_get_no_gradient() -> None:
+    post_logits, prior_logits = _random(0), _random(1)
+    posterior, prior = unimix_log_probs(post_logits, 0.01), unimix_log_probs(prior_logits, 0.01)
+    step_kl = kl_divergence(posterior, prior).sum(-1).detach()
+    middle = float(step_kl.median())
+    dyn, _, _ = kl_balance(posterior, prior, torch.ones(3, 5, dtype=torch.bool), middle)
+    dyn.backward()
+    assert prior_logits.grad is not None
+    moved = prior_logits.grad.flatten(2).any(-1)
+    assert torch.equal(moved[step_kl != middle], step_kl[step_kl != middle] > middle)
+
+
+def test_masked_steps_count_for_nothing() -> None:
+    posterior, prior = _two_steps()
+    only_second = torch.tensor([[False, True]])
+    dyn, rep, kl = kl_balance(posterior, prior, only_second, free_bits=0.5)
+    for term in (dyn, rep, kl):
+        torch.testing.assert_close(term, torch.tensor(math.log(2)))
+    assert kl_balance(posterior, prior, ~EVERY, free_bits=0.5) == (0.0, 0.0, 0.0)
+    logits = _random(2, (1, 2, 1, 2))
+    kl_balance(posterior, unimix_log_probs(logits, 0.01), only_second, free_bits=0.0)[0].backward()
+    assert logits.grad is not None and not logits.grad[0, 0].any() and logits.grad[0, 1].any()
+
+
+def test_balance_is_float32_in_mixed_precision() -> None:
+    logits = [_random(seed).detach().bfloat16() for seed in (0, 1)]
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    expected = kl_balance(*(unimix_log_probs(x.float(), 0.01) for x in logits), mask, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = kl_balance(*(unimix_log_probs(x, 0.01) for x in logits), mask, 0.1)
+    for term, reference in zip(mixed, expected, strict=True):
+        assert term.dtype == torch.float32
+        torch.testing.assert_close(term, reference)

@@ -1,0 +1,138 @@
+"""Acting: the player's hidden states against full passes over its own history, episode by episode."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from small import ACTIONS, small_agent, small_world_model
+from stormlit.player import Player
+
+CONTEXT = 3
+
+
+class Spied(Player):
+    """A player that notes the latents it encoded and the hidden states its policy saw, one entry a step."""
+
+    def __init__(self, sequence_model: str = "transformer", num_envs: int = 2) -> None:
+        world_model = small_world_model(sequence_model)
+        agent = small_agent(world_model)
+        self.latents: list[Tensor] = []
+        self.hiddens: list[Tensor] = []
+        encode, act = world_model.encode, agent.act
+
+        def noted_encode(obs: Tensor) -> Tensor:
+            self.latents.append(encode(obs))
+            return self.latents[-1]
+
+        def noted_act(latent: Tensor, hidden: Tensor, *, greedy: bool = False) -> Tensor:
+            assert torch.equal(latent, self.latents[-1])
+            self.hiddens.append(hidden.clone())
+            return act(latent, hidden, greedy=greedy)
+
+        world_model.encode, agent.act = noted_encode, noted_act
+        super().__init__(world_model, agent, num_envs=num_envs, context_length=CONTEXT)
+
+
+def _frames(steps: int, num_envs: int = 2, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(steps, num_envs, 16, 16, 3), dtype=np.uint8)
+
+
+def _starts(steps: int, *where: tuple[int, int]) -> np.ndarray:
+    """Every environment begins at step 0; ``where`` are further (step, environment) pairs."""
+    starts = np.zeros((steps, 2), dtype=bool)
+    starts[0] = True
+    for step, row in where:
+        starts[step, row] = True
+    return starts
+
+
+@pytest.mark.parametrize("sequence_model", ["transformer", "gru"])
+def test_the_policy_sees_what_full_passes_over_the_context_give(sequence_model: str) -> None:
+    """The last CONTEXT steps of the running episode, whatever the other environment does; zeros at its first frame."""
+    player, frames, starts = Spied(sequence_model), _frames(12), _starts(12, (4, 0), (5, 0), (9, 1))
+    torch.manual_seed(0)
+    actions = [player.act(frame, start) for frame, start in zip(frames, starts, strict=True)]
+    lengths = set()
+    for row in range(2):
+        began = 0
+        for t in range(12):
+            began = t if starts[t, row] else began
+            first = max(began, t - CONTEXT)
+            lengths.add(t - first)
+            expected = torch.zeros(player.world_model.hidden_dim)
+            if t > first:
+                latent = torch.stack([player.latents[s][row] for s in range(first, t)]).unsqueeze(0)
+                action = torch.tensor([[int(actions[s][row]) for s in range(first, t)]])
+                none_first = torch.zeros(action.shape, dtype=torch.bool)
+                with torch.no_grad():
+                    expected = player.world_model.sequence_model(latent, action, none_first)[0, -1]
+            torch.testing.assert_close(player.hiddens[t][row], expected, atol=1e-5, rtol=0)
+    assert lengths == {0, 1, 2, 3}
+
+
+def test_the_policy_sees_the_posterior_of_the_current_frame() -> None:
+    player, same_world_model, frame = Spied(), small_world_model(), _frames(1)[0]
+    torch.manual_seed(3)
+    player.act(frame, np.array([True, True]))
+    torch.manual_seed(3)
+    assert torch.equal(player.latents[0], same_world_model.encode(torch.from_numpy(frame).permute(0, 3, 1, 2)))
+
+
+def test_actions_are_the_policy_s() -> None:
+    player, frames, starts = Spied(), _frames(6), _starts(6)
+    for t in range(6):
+        action = player.act(frames[t], starts[t], greedy=True)
+        likely = player.agent.policy(player.latents[t], player.hiddens[t]).argmax(-1)
+        assert action.dtype == np.int64 and action.shape == (2,)
+        assert action.tolist() == likely.tolist()
+    many = Spied(num_envs=400)
+    many.agent.policy = lambda latent, hidden: torch.full((400, ACTIONS), 1 / 3).log()
+    sampled = many.act(_frames(1, 400)[0], np.ones(400, dtype=bool))
+    assert (np.bincount(sampled, minlength=ACTIONS) > 90).all()
+
+
+def test_an_environment_does_not_notice_the_frames_and_episodes_of_another() -> None:
+    alone, beside = Spied(), Spied()
+    frames, other_frames = _frames(8), _frames(8)
+    other_frames[:, 1] = _frames(8, seed=1)[:, 1]
+    starts, other_starts = _starts(8, (5, 0)), _starts(8, (5, 0), (2, 1), (6, 1))
+    actions = []
+    for player, seen, begun in ((alone, frames, starts), (beside, other_frames, other_starts)):
+        torch.manual_seed(0)  # row 0 gets the same random numbers in both
+        actions.append([int(player.act(seen[t], begun[t])[0]) for t in range(8)])
+    assert actions[0] == actions[1]
+    for t in range(8):
+        torch.testing.assert_close(alone.hiddens[t][0], beside.hiddens[t][0], atol=1e-6, rtol=0)
+        assert torch.equal(alone.latents[t][0], beside.latents[t][0])
+    assert not torch.equal(alone.hiddens[-1][1], beside.hiddens[-1][1])
+
+
+def test_a_restored_player_goes_on_as_if_nothing_had_happened() -> None:
+    frames, starts = _frames(10), _starts(10, (3, 1), (7, 0))
+    player = Spied()
+    for t in range(5):
+        player.act(frames[t], starts[t])
+    state = copy.deepcopy(player.state_dict())
+    restored = Spied()
+    restored.load_state_dict(state)
+    hidden = []
+    for one in (player, restored):
+        torch.manual_seed(1)
+        for t in range(5, 10):
+            one.act(frames[t], starts[t])
+        hidden.append(torch.stack(one.hiddens[-5:]))
+    assert torch.equal(hidden[0], hidden[1])
+
+
+def test_acting_in_mixed_precision_keeps_latents_exact() -> None:
+    player, frames, starts = Spied(), _frames(5), _starts(5)
+    with torch.autocast("cpu", torch.bfloat16):
+        for t in range(5):
+            action = player.act(frames[t], starts[t])
+    assert ((action >= 0) & (action < ACTIONS)).all()
+    assert player.latent.dtype == torch.float32 and set(player.latent.unique().tolist()) == {0.0, 1.0}

@@ -1,0 +1,82 @@
+"""Beats of the training loop: never lost, never doubled, the same after a resume."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stormlit.schedule import Every, Progress, Ratio
+from stormlit.types import Stateful
+
+STEPS = st.lists(st.integers(1, 64), max_size=200)
+
+
+def test_every_by_hand() -> None:
+    every = Every(10)
+    due = [step for step in (0, 5, 9, 10, 11, 19, 35, 36, 40) if every.due(step)]
+    assert due == [10, 35, 40]  # 20 and 30 passed between 19 and 35: once
+
+
+@given(STEPS, st.integers(1, 100))
+def test_every_is_due_exactly_when_another_interval_has_passed(increments: list[int], interval: int) -> None:
+    every, env_steps = Every(interval), 0
+    for increment in increments:
+        before, env_steps = env_steps, env_steps + increment
+        assert every.due(env_steps) == (env_steps // interval > before // interval)
+        assert not every.due(env_steps)
+
+
+@pytest.mark.parametrize("interval", [0, -1])
+def test_an_interval_of_zero_is_never_due(interval: int) -> None:
+    every = Every(interval)
+    assert not any(every.due(step) for step in range(100))
+
+
+def test_ratio_by_hand() -> None:
+    half, three, tenth = Ratio(0.5), Ratio(3.0), Ratio(0.1)
+    assert [half.owed(1) for _ in range(5)] == [0, 1, 0, 1, 0]
+    assert [three.owed(2) for _ in range(2)] == [6, 6]
+    assert sum(tenth.owed(1) for _ in range(10)) == 1, "ten times 0.1 makes one"
+    assert Ratio(0.0).owed(1000) == 0
+
+
+@given(STEPS, st.fractions(0, 4, max_denominator=64))
+def test_ratio_owes_neither_more_nor_less_than_the_steps_taken(increments: list[int], rate: Fraction) -> None:
+    ratio, owed, env_steps = Ratio(float(rate)), 0, 0
+    for increment in increments:
+        updates = ratio.owed(increment)
+        assert updates >= 0
+        owed += updates
+        env_steps += increment
+        assert owed == env_steps * rate // 1
+
+
+@pytest.mark.parametrize("resumed_after", [0, 3, 7])
+def test_a_resumed_schedule_keeps_the_beat(resumed_after: int) -> None:
+    def play(ratio: Ratio, every: Every, first: int, last: int) -> list[tuple[int, bool]]:
+        return [(ratio.owed(1), every.due(step)) for step in range(first, last)]
+
+    uninterrupted = play(Ratio(0.3), Every(4), 1, 20)
+    ratio, every = Ratio(0.3), Every(4)
+    before = play(ratio, every, 1, 1 + resumed_after)
+    new_ratio, new_every = Ratio(0.3), Every(4)
+    new_ratio.load_state_dict(ratio.state_dict())
+    new_every.load_state_dict(every.state_dict())
+    assert before + play(new_ratio, new_every, 1 + resumed_after, 20) == uninterrupted
+
+
+def test_progress_counts_everything_and_comes_back() -> None:
+    progress = Progress(env_steps=7, world_model_updates=6, agent_updates=5, episodes=4, nonfinite_updates=3)
+    restored = Progress()
+    restored.load_state_dict(progress.state_dict())
+    assert restored == progress
+    assert set(progress.state_dict()) == set(Progress.__slots__)
+
+
+@pytest.mark.parametrize("schedule", [Every(1), Ratio(1.0), Progress()])
+def test_every_schedule_can_be_saved_in_builtin_types(schedule: Stateful) -> None:
+    assert isinstance(schedule, Stateful)
+    assert all(type(value) in (int, float) for value in schedule.state_dict().values())
