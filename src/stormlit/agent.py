@@ -20,7 +20,7 @@ from stormlit.types import Losses, PartNode, Trajectory
 
 
 class ActorCritic(L.LightningModule):
-    """Policy and value function over the world model's state (STORM section 3.2, equations 7 to 10).
+    """Policy and value function over the world model's state (STORM section 3.2, equations 6 to 10).
 
     latent_dim: Z.  world_hidden_dim: D of the world model.  num_actions: A.  hidden_dim: width of actor and critic.
     agent_state, actor, critic: component nodes.  gamma: discount.  lambda_: of the returns.
@@ -74,7 +74,7 @@ class ActorCritic(L.LightningModule):
         return self.value_encoding.decode(self.critic(self.agent_state(latent, hidden)))
 
     def training_step(self, trajectory: Trajectory, batch_idx: int = 0) -> Losses:  # type: ignore[override]
-        """The losses of equations 7a and 7b on N imagined rollouts of H steps."""
+        """The losses of equation 7 on N imagined rollouts of H steps."""
         state = self.agent_state(trajectory.latent, trajectory.hidden)
         log_probs = F.log_softmax(self.actor(state[:, :-1]).float(), dim=-1)
         value_logits = self.critic(state)

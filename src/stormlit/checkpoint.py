@@ -1,11 +1,13 @@
 """Checkpoints: a folder per step, written beside and then renamed, so that it exists whole or not at all.
 
-    step-000002500/manifest.json    format, step, and size and SHA-256 of every file, replay segments included
+    step-000002500/manifest.json    format, step, and size and SHA-256 of every other file of the folder
                    config.yaml      the resolved configuration
                    weights.pt       both modules: all that evaluating, dreaming and loading need
                    training-0.pt    everything else process 0 needs to go on: optimisers, schedules, random states,
                                     environments, acting context
-    ../../replay/0/000000000000-000000002500.npz   rows of process 0's replay buffer; written once, never changed
+                   replay-0.json    the oldest row of the replay buffer that process 0 needs
+    ../../replay/0/000000000000-000000002500.npz   rows of process 0's replay buffer, with zip's own checksums; written
+                                                   once, never changed, and shared by the checkpoints
 
 Files hold tensors and built-in types only and are read with ``weights_only=True``: nothing in them is ever executed.
 """

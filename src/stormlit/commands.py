@@ -31,7 +31,8 @@ def evaluate_run(reference: str, root: Path, overrides: Sequence[str]) -> str:
     trained.agent.to(fabric.device)
     result = play_agent(config, fabric, trained.world_model, trained.agent)
     baselines = play_baselines(config)
-    file = trained.directory.evaluation / f"{trained.checkpoint.name}.json"
+    how = "greedy" if config.evaluation.greedy else "sampled"
+    file = trained.directory.evaluation / f"{trained.checkpoint.name}-{how}-{config.evaluation.episodes}.json"
     write_json(file, {**result.as_dict(), "baselines": [baseline.as_dict() for baseline in baselines]})
     lines = [f"{result.game}, {trained.checkpoint}"]
     lines += [

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from stormlit.housekeeping import evaluate_agent, log_metrics, make_media
 from stormlit.imagine import imagine
+from stormlit.learner import Learner
 from stormlit.snapshot import save_snapshot
 from stormlit.training import Training
+from stormlit.types import Batch, Trajectory
 
 
 def fit(training: Training) -> None:
@@ -44,7 +46,7 @@ def fit_world_model(training: Training) -> None:
     # Windows are shorter only while the buffer itself is.
     length = min(training.config.loop.batch_length, training.replay.rows)
     batch = training.replay.sample(training.batch_size, length).to(training.fabric.device)
-    training.metrics.add("world_model", training.world_model_learner.update(batch))
+    update(training, training.world_model_learner, batch)
     training.progress.world_model_updates += 1
 
 
@@ -61,9 +63,15 @@ def improve_agent(training: Training) -> None:
             horizon=settings.horizon,
             from_posterior=settings.start == "posterior",
         )
-    training.metrics.add("agent", training.agent_learner.update(trajectory))
+    update(training, training.agent_learner, trajectory)
     training.agent.update_slow_critic()
     training.progress.agent_updates += 1
+
+
+def update(training: Training, learner: Learner, batch: Batch | Trajectory) -> None:
+    """One optimiser step of either module, its metrics, and the count of steps that had to be skipped."""
+    training.metrics.add(learner.name, learner.update(batch))
+    training.progress.nonfinite_updates += learner.nonfinite_in_a_row > 0
 
 
 def keep_house(training: Training) -> None:

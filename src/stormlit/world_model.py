@@ -18,7 +18,7 @@ from stormlit.types import Batch, Losses, PartNode, WorldState
 
 
 class WorldModel(L.LightningModule):
-    """Learns to compress frames and to predict what follows an action (STORM section 3.1, equations 1 to 6).
+    """Learns to compress frames and to predict what follows an action (STORM section 3.1, equations 1 to 5).
 
     obs_shape: (C, Y, X).  num_actions: A.  hidden_dim: D, width of the sequence model and of the heads.
     encoder ... continuation_head: component nodes ``{name, **options}``.
@@ -83,7 +83,7 @@ class WorldModel(L.LightningModule):
         return torch.sigmoid(self.continuation_head(hidden).squeeze(-1).float())
 
     def training_step(self, batch: Batch, batch_idx: int = 0) -> Losses:  # type: ignore[override]
-        """The loss of equation 4 on B windows of T steps, as terms and scales."""
+        """The loss of equation 3 on B windows of T steps, as terms and scales."""
         posterior = self.posterior(batch.obs)
         latent = self.latent.sample(posterior)
         hidden = self.sequence_model(latent, batch.action, batch.is_first)

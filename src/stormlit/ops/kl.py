@@ -14,7 +14,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def kl_balance(posterior: Tensor, prior: Tensor, mask: Tensor, free_bits: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Dynamics and representation losses, STORM's equations 5 and 6.
+    """Dynamics and representation losses, STORM's equation 5.
 
         dyn = max(free_bits, KL(sg(posterior) || prior)),   rep = max(free_bits, KL(posterior || sg(prior)))
 

@@ -1,0 +1,232 @@
+"""The documentation says what the code does: keys, defaults, commands, errors, names, links and examples."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import stormlit
+from small import random_batch
+from stormlit import parts, registry
+from stormlit.assemble import build_modules
+from stormlit.cli import _parser, _split, main
+from stormlit.compose import compose, to_tree
+from stormlit.errors import ConfigError
+from stormlit.tracking import Tracker
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCS = sorted((REPOSITORY / "docs").glob("*.md"))
+PAGES = [*DOCS, *(REPOSITORY / name for name in ("README.md",) if (REPOSITORY / name).is_file())]
+ARCHITECTURE, CONFIGURATION, EXTENDING = (
+    (REPOSITORY / "docs" / f"{name}.md").read_text() for name in ("architecture", "configuration", "extending")
+)
+SOURCE = Path(stormlit.__file__).parent
+SHELL_LANGUAGES = ("console", "bash", "sh", "shell")
+
+
+class Block(NamedTuple):
+    """A fenced code block."""
+
+    language: str
+    text: str
+
+
+class Command(NamedTuple):
+    """A ``stormlit`` command of a shell block: the words after ``stormlit``, and the lines shown below it."""
+
+    words: list[str]
+    output: list[str]
+
+
+def blocks(text: str) -> list[Block]:
+    return [Block(*found) for found in re.findall(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+
+
+def commands(text: str) -> list[Command]:
+    """In a ``console`` block commands follow a ``$``, and other lines are output; elsewhere every line is a command."""
+    found: list[Command] = []
+    for language, block in blocks(text):
+        if language not in SHELL_LANGUAGES:
+            continue
+        command: Command | None = None
+        for line in block.replace("\\\n", " ").splitlines():
+            if language == "console" and not line.startswith("$ "):
+                if command is not None:
+                    command.output.append(line)
+                continue
+            words = stormlit_words(line.removeprefix("$ "))
+            command = None if words is None else Command(words, [])
+            if command is not None:
+                found.append(command)
+    return found
+
+
+def stormlit_words(line: str) -> list[str] | None:
+    """What stormlit is given by a shell line, None where it is not called."""
+    words = shlex.split(line, comments=True)
+    for position, word in enumerate(words):
+        if Path(word).name in ("stormlit", "$(stormlit script)"):
+            given = words[position + 1 :]
+            ends = [index for index, word in enumerate(given) if word in ("|", ">", "&&", ";", "&")]
+            return given[: min(ends, default=len(given))]
+    return None
+
+
+def table_keys(text: str) -> list[tuple[str, str]]:
+    """(key, default) of every row whose first and last cells are code."""
+    return re.findall(r"^\| `([a-z_.]+)` \|.*\| `([^`|]*)` \|$", text, re.MULTILINE)
+
+
+def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Keys of the schema; a part's own key stands for its name."""
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from leaves(value, f"{key}.")
+        else:
+            yield key.removesuffix(".name") if key.removesuffix(".name") in parts.PART_KEYS else key
+
+
+TABLE = table_keys(CONFIGURATION)
+COMMANDS = [
+    pytest.param(command, id=f"{page.stem}: {shlex.join(command.words)[:60]}")
+    for page in PAGES
+    for command in commands(page.read_text())
+]
+# Only short commands are run: those that list something, and those shown to be refused.
+RUN = [
+    pytest.param(command, id=shlex.join(command.words)[:60])
+    for page in DOCS
+    for command in commands(page.read_text())
+    if command.output
+]
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(registry, "_parts", {kind: dict(named) for kind, named in registry._parts.items()})
+
+
+@pytest.fixture
+def example_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with the configuration files that the documentation shows."""
+    monkeypatch.chdir(tmp_path)
+    for page in PAGES:
+        for language, text in blocks(page.read_text()):
+            named = re.match(r"# (\S+\.yaml)\n", text)
+            if language == "yaml" and named:
+                (tmp_path / named[1]).write_text(text)
+
+
+def test_every_key_is_documented_once() -> None:
+    documented = [key for key, _ in TABLE]
+    assert sorted(documented) == sorted(leaves(to_tree(compose())))
+
+
+def test_the_documented_defaults_are_the_defaults() -> None:
+    assert to_tree(compose([], [f"{key}={default}" for key, default in TABLE])) == to_tree(compose())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.usefixtures("example_files")
+def test_a_documented_command_is_understood(command: Command) -> None:
+    parsed = _parser().parse_args(command.words)
+    refused = any(line.startswith("stormlit: error:") for line in command.output)
+    if hasattr(parsed, "words") and not refused:
+        files, overrides = _split(parsed.words)
+        assert not files or parsed.verb in ("train", "config")
+        compose(files, overrides)
+
+
+@pytest.mark.parametrize("command", RUN)
+@pytest.mark.usefixtures("example_files")
+def test_a_documented_output_is_the_output(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    refused = command.output[0].startswith("stormlit: error:")
+    assert refused or command.words[0] in ("components", "config")
+    code = main(command.words)
+    shown = capsys.readouterr()
+    assert (shown.err if refused else shown.out).splitlines() == command.output
+    assert code == (2 if refused else 0)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if not re.match(r"[a-z]+:", target):
+            path, _, anchor = target.partition("#")
+            linked = page.parent / path if path else page
+            assert linked.exists(), f"{page.name} links to {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+                slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+                assert anchor in slugs, f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_are_python(page: Path) -> None:
+    for language, text in blocks(page.read_text()):
+        if language in ("python", "py"):
+            compile(text, page.name, "exec")
+
+
+def test_the_functions_of_the_equations_exist() -> None:
+    named = re.findall(r"`([a-z_/]+)\.py:([\w.]+)`", ARCHITECTURE)
+    assert len(named) > 20
+    for path, name in named:
+        assert operator.attrgetter(name)(importlib.import_module(f"stormlit.{path.replace('/', '.')}")), name
+
+
+def test_the_module_map_is_complete() -> None:
+    rows = re.findall(r"^\| (`.*) \|.*\|$", ARCHITECTURE.partition("## Modules")[2], re.MULTILINE)
+    documented = [name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)]
+    existing = [str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if path.name != "__init__.py"]
+    assert sorted(documented) == sorted(existing)
+
+
+def extension(which: str) -> str:
+    (text,) = [text for language, text in blocks(EXTENDING) if language == "python" and which in text]
+    return text
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_the_example_encoder_is_built_by_name_and_learns() -> None:
+    exec(compile(extension("PatchEncoder"), "patches.py", "exec"), {"__name__": "patches"})
+    lines = [line for _, text in blocks(EXTENDING) for line in text.splitlines() if " patches.py " in line]
+    assert len(lines) == 2
+    for line in lines:
+        words = shlex.split(line.partition(" patches.py ")[2])
+        assert words[0] == "train"
+        config = compose(*_split(words[1:]))
+        world_model, _ = build_modules(config, (16, 16, 3), 3)
+        assert type(world_model.encoder).__name__ == "PatchEncoder"
+        world_model.training_step(random_batch()).total.backward()
+        assert all(parameter.grad.any() for parameter in world_model.encoder.parameters())
+    with pytest.raises(ConfigError, match="not a multiple"):
+        build_modules(compose(["tiny"], ["world_model.encoder=patches", "world_model.encoder.patch=5"]), (16, 16, 3), 3)
+
+
+def test_the_example_of_the_sequence_models_law_holds() -> None:
+    exec(compile(extension("model.prefill"), "law.py", "exec"), {})
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_the_example_tracker_tracks(tmp_path: Path) -> None:
+    exec(compile(extension("JsonLinesTracker"), "jsonl.py", "exec"), {"__name__": "jsonl"})
+    node = compose(["tiny"], ["tracking=jsonl"]).tracking
+    tracker = registry.build("tracker", node, tmp_path, tmp_path.parent)
+    assert isinstance(tracker, Tracker)
+    assert tracker.start(name="run", params={}, tags={}) == "run"
+    tracker.log({"agent/entropy": float(torch.tensor(0.5))}, 10)
+    tracker.finish("FINISHED")
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 10, "agent/entropy": 0.5}\n'
