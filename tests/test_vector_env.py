@@ -273,7 +273,7 @@ def test_state_is_built_in_types_only() -> None:
         assert {key: type(value) for key, value in row.items()} == {
             "episode_index": int,
             "seed": int,
-            "actions": bytes,
+            "actions": list,
             "episode_return": float,
             "obs_crc32": int,
         }

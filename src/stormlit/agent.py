@@ -53,9 +53,9 @@ class ActorCritic(L.LightningModule):
         self.num_actions, self.gamma, self.lambda_ = num_actions, gamma, lambda_
         self.loss_scales, self.slow_critic_decay = dict(loss_scales), slow_critic_decay
         self.optimizer_settings = optimizer
-        self.agent_state = build("agent_state", agent_state, latent_dim, world_hidden_dim)
-        self.actor = build("head", actor, self.agent_state.state_dim, num_actions, hidden_dim)
-        self.critic = build("head", critic, self.agent_state.state_dim, value_bins, hidden_dim)
+        self.agent_state = build("agent_state", agent_state, latent_dim, world_hidden_dim, key="agent.agent_state")
+        self.actor = build("head", actor, self.agent_state.state_dim, num_actions, hidden_dim, key="agent.actor")
+        self.critic = build("head", critic, self.agent_state.state_dim, value_bins, hidden_dim, key="agent.critic")
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.value_encoding = TwoHot(value_bins, value_low, value_high)
         self.return_scale = PercentileScale(**return_normalizer)

@@ -18,6 +18,7 @@ import hashlib
 import io
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,24 @@ class CheckpointWriter:
             for path in sorted(self.temporary.iterdir())
         }
         write_json(self.temporary / "manifest.json", {"format": FORMAT, "env_steps": self.env_steps, "files": files})
-        shutil.rmtree(self.final, ignore_errors=True)
+        discard(self.final)
         os.replace(self.temporary, self.final)
         for stale in list_checkpoints(self.run)[:-keep]:
-            shutil.rmtree(stale, ignore_errors=True)
+            discard(stale)
         return self.final
+
+
+def discard(folder: Path) -> None:
+    """Delete a checkpoint, its manifest first, since a folder without one is no checkpoint, however far this gets."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def discard_later(folder: Path) -> None:
+    """Delete the checkpoints of the same run that are newer: going on from ``folder`` makes another future."""
+    for other in folder.parent.glob("step-*"):
+        if other.name > folder.name:
+            discard(other)
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -95,13 +109,19 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises ``CheckpointError`` naming the file that is missing, truncated or changed, or a format newer than this code.
     """
     manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest.get("format"), int) or not isinstance(manifest.get("files"), dict):
-        raise CheckpointError(f"{folder / 'manifest.json'} is damaged: it lists no format and files")
+    for key, kind in (("format", int), ("env_steps", int), ("files", dict)):
+        if not isinstance(manifest.get(key), kind):
+            raise CheckpointError(f"{folder / 'manifest.json'} is damaged: '{key}' is missing or of the wrong type")
     if manifest["format"] > FORMAT:
         raise CheckpointError(
             f"{folder} has checkpoint format {manifest['format']}, this stormlit reads up to {FORMAT}: upgrade stormlit"
         )
+    for name in ("config.yaml", "weights.pt"):
+        if name not in manifest["files"]:
+            raise CheckpointError(f"{folder / 'manifest.json'} is damaged: it does not list {name}")
     for name, expected in manifest["files"].items():
+        if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
+            raise CheckpointError(f"{folder / 'manifest.json'} is damaged: it has no size and SHA-256 of {name}")
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise CheckpointError(f"checkpoint file {path} is missing")
@@ -117,7 +137,9 @@ def verify(folder: Path) -> dict[str, Any]:
 def read_tensors(path: Path) -> dict[str, Any]:
     """Read a file of ``add_tensors`` without executing anything in it; raises ``CheckpointError`` naming the file."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of a file that is about to be refused
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint file {path} is missing") from None
     except Exception as error:  # whatever a mutated file makes the reader raise

@@ -49,16 +49,16 @@ def train(arguments: argparse.Namespace) -> None:
 def resume(arguments: argparse.Namespace) -> None:
     """Go on with a run from its newest checkpoint, in the same MLflow run."""
     from stormlit.assemble import make_fabric
-    from stormlit.checkpoint import latest_checkpoint
+    from stormlit.checkpoint import latest_checkpoint, verify
     from stormlit.compose import compose
     from stormlit.run import train_run
-    from stormlit.run_directory import find_run, read_json
+    from stormlit.run_directory import find_run
 
     overrides = _overrides(arguments.words)
     directory, checkpoint = find_run(arguments.run, _run_root(overrides))
     checkpoint = checkpoint or latest_checkpoint(directory)
     config = compose([str(checkpoint / "config.yaml")], [*overrides, f"run.dir={directory.root}"])
-    taken = read_json(checkpoint / "manifest.json").get("env_steps", 0)
+    taken = verify(checkpoint)["env_steps"]
     if taken >= config.loop.env_steps:
         print(f"{directory.name} has taken all its {taken:,} environment steps; go on with loop.env_steps=N, N larger")
         return

@@ -136,6 +136,8 @@ def _assign(tree: Tree, assignments: Any, source: str) -> None:
                 continue
             _check_key(tree, key)
             parent, leaf = _parent(tree, key)
+            if isinstance(value, float) and value.is_integer() and type(parent.get(leaf)) is int:
+                value = int(value)  # 1e5
             parent[leaf] = value
             if key in ("env.game", "env.id") and value is not None:
                 parent["id" if leaf == "game" else "game"] = None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from stormlit.config import Config
@@ -16,6 +19,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("world_model.free_bits", 0, float("inf")),
     ("world_model.reward_bins", 3, 10**5),
     ("world_model.optimizer.learning_rate", 0, 10),
+    ("world_model.optimizer.eps", 0, 1),
     ("world_model.optimizer.clip_norm", 1e-12, float("inf")),
     ("agent.hidden_dim", 1, 10**5),
     ("agent.gamma", 0, 1),
@@ -23,6 +27,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("agent.slow_critic_decay", 0, 1),
     ("agent.value_bins", 3, 10**5),
     ("agent.optimizer.learning_rate", 0, 10),
+    ("agent.optimizer.eps", 0, 1),
     ("agent.optimizer.clip_norm", 1e-12, float("inf")),
     ("agent.return_normalizer.decay", 0, 1),
     ("agent.return_normalizer.low", 0, 100),
@@ -47,17 +52,34 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("checkpoint.every", 1, 10**12),
     ("checkpoint.keep", 1, 10**6),
 )
+# key of the smaller value, key of the larger one
+ORDERED: tuple[tuple[str, str], ...] = (
+    ("world_model.reward_low", "world_model.reward_high"),
+    ("agent.value_low", "agent.value_high"),
+    ("agent.return_normalizer.low", "agent.return_normalizer.high"),
+)
 BASELINES = ("random", "constant")
 
 
 def check_ranges(config: Config) -> None:
     """Raise ``ConfigError`` for the first value out of range, or the first pair of values that contradict."""
     for key, low, high in RANGES:
-        value: Any = config
-        for name in key.split("."):
-            value = getattr(value, name)
+        value = _value(config, key)
         if not low <= value <= high:
             raise ConfigError(f"{key}={value} is out of range: expected {low:g} to {high:g}")
+    for key, number in _numbers(dataclasses.asdict(config), ""):
+        if not math.isfinite(number):
+            raise ConfigError(f"{key}={number} is not a finite number")
+    for smaller, larger in ORDERED:
+        if _value(config, smaller) >= _value(config, larger):
+            raise ConfigError(
+                f"{smaller}={_value(config, smaller)} must be smaller than {larger}={_value(config, larger)}"
+            )
+    if config.replay.capacity < config.loop.batch_length * config.env.num_envs:
+        raise ConfigError(
+            f"replay.capacity={config.replay.capacity} cannot hold one window: expected at least loop.batch_length x "
+            f"env.num_envs = {config.loop.batch_length * config.env.num_envs}"
+        )
     if config.imagination.start == "posterior" and config.imagination.context_length < 2:
         raise ConfigError("imagination.context_length must be at least 2 with imagination.start=posterior")
     for baseline in config.evaluation.baselines:
@@ -72,6 +94,22 @@ def check_ranges(config: Config) -> None:
             "and begin with a letter or a digit"
         )
     _check_window_fits(config)
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _numbers(tree: Any, prefix: str) -> Iterator[tuple[str, float]]:
+    """Every float of nested mappings with its key."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, float):
+            yield f"{prefix}{name}", value
 
 
 def _check_window_fits(config: Config) -> None:

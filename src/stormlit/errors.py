@@ -19,6 +19,10 @@ class ConfigError(StormlitError):
     """A configuration key, part, option or value that does not exist or has the wrong type."""
 
 
+class OptionError(ConfigError):
+    """A part's option out of range; begins with the option's bare name, which whoever builds the part completes."""
+
+
 class EnvironmentSetupError(StormlitError):
     """An unknown environment, or one whose observation or action space is not supported."""
 
@@ -47,7 +51,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 
 def check_option(option: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raise ``ConfigError`` naming a part's option unless ``low <= value <= high``."""
+    """Raise ``OptionError`` unless ``low <= value <= high``."""
     if not low <= value <= high:
         expected = f"{low:g} to {high:g}" if high != float("inf") else f"at least {low:g}"
-        raise ConfigError(f"{option}={value} is out of range: expected {expected}")
+        raise OptionError(f"{option}={value} is out of range: expected {expected}")

@@ -35,6 +35,8 @@ class Learner:
     def update(self, batch: Any) -> dict[str, Tensor]:
         """Take one step on a ``Batch`` or ``Trajectory``.  Returns detached metrics; ``skipped`` is 1 or 0."""
         self.module.train()
+        # Running statistics and return scales move in the forward pass, and a skipped step must leave no trace.
+        buffers = [buffer.clone() for buffer in self.module.buffers()]
         with self.fabric.autocast():
             losses: Losses = self.module.training_step(batch)
         total = losses.total
@@ -46,7 +48,9 @@ class Learner:
         # The loss scaler copes with infinite gradients by itself, and needs to see them.
         finite = torch.isfinite(total.detach()) if self.scaled else torch.isfinite(total.detach() + norm)
         skipped = not self._on_all_processes(finite)
-        if not skipped:
+        if skipped:
+            torch._foreach_copy_(list(self.module.buffers()), buffers)
+        else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.module.eval()
@@ -73,5 +77,7 @@ class Learner:
         return {"optimizer": self.optimizer.state_dict(), "nonfinite_in_a_row": self.nonfinite_in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Moments are restored; learning rate and the like are the configuration's, which may have changed.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]

@@ -63,15 +63,17 @@ def improve_agent(training: Training) -> None:
             horizon=settings.horizon,
             from_posterior=settings.start == "posterior",
         )
-    update(training, training.agent_learner, trajectory)
-    training.agent.update_slow_critic()
+    if update(training, training.agent_learner, trajectory):
+        training.agent.update_slow_critic()
     training.progress.agent_updates += 1
 
 
-def update(training: Training, learner: Learner, batch: Batch | Trajectory) -> None:
-    """One optimiser step of either module, its metrics, and the count of steps that had to be skipped."""
+def update(training: Training, learner: Learner, batch: Batch | Trajectory) -> bool:
+    """One optimiser step of either module; False if it had to be skipped, which is counted."""
     training.metrics.add(learner.name, learner.update(batch))
-    training.progress.nonfinite_updates += learner.nonfinite_in_a_row > 0
+    skipped = learner.nonfinite_in_a_row > 0
+    training.progress.nonfinite_updates += skipped
+    return not skipped
 
 
 def keep_house(training: Training) -> None:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stormlit.errors import ConfigError, nearest
+from stormlit.errors import ConfigError, OptionError, nearest
 
 PartClass = TypeVar("PartClass", bound=type)
 
@@ -105,10 +105,16 @@ def fill(kind: str, node: str | Mapping[str, Any], key: str = "") -> dict[str, A
         raise ConfigError(f"{where}.{option}: {str(error).splitlines()[0]}") from error
 
 
-def build(kind: str, node: str | Mapping[str, Any], *surroundings: Any) -> Any:
-    """Construct the part a node describes; ``surroundings`` are the positional constructor arguments of its kind."""
-    options = fill(kind, node)
-    return part_class(kind, options.pop("name"))(*surroundings, **options)
+def build(kind: str, node: str | Mapping[str, Any], *surroundings: Any, key: str = "") -> Any:
+    """Construct the part a node describes.
+
+    surroundings: the positional constructor arguments of its kind.  key: configuration key for error messages.
+    """
+    options = fill(kind, node, key)
+    try:
+        return part_class(kind, options.pop("name"))(*surroundings, **options)
+    except OptionError as error:
+        raise ConfigError(f"{key or kind}.{error}") from error
 
 
 def _options(cls: type) -> list[inspect.Parameter]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from lightning.fabric import Fabric
 
-from stormlit.checkpoint import latest_checkpoint
+from stormlit.checkpoint import latest_checkpoint, list_checkpoints
 from stormlit.compose import to_tree
 from stormlit.config import Config
 from stormlit.envs import env_name
@@ -38,8 +38,8 @@ def new_run(config: Config, files: list[str], fabric: Fabric) -> tuple[Config, R
     name = fabric.broadcast(name)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
     directory = RunDirectory(Path(config.run.dir) / name)
-    taken = fabric.broadcast(directory.exists())
-    if taken:
+    # A run that died before its first checkpoint has nothing to go on with: it may begin anew.
+    if fabric.broadcast(bool(list_checkpoints(directory))):
         raise ConfigError(
             f"run.name={name}: there is a run of that name in {config.run.dir}; go on with "
             f"`stormlit resume {name}` or choose another name"
@@ -50,20 +50,13 @@ def new_run(config: Config, files: list[str], fabric: Fabric) -> tuple[Config, R
 def train_run(config: Config, fabric: Fabric, directory: RunDirectory, checkpoint: Path | None = None) -> None:
     """Train from scratch, or from a checkpoint of the same run, to the end of the budget, and report."""
     node = config.tracking if fabric.is_global_zero else {"name": "none"}
-    tracker: Tracker = build("tracker", node, directory.path, directory.root)
+    tracker: Tracker = build("tracker", node, directory.path, directory.root, key="tracking")
     # Everything that can be wrong with the input is found before the first trace of the run is left.
     training = build_training(config, fabric, directory, tracker)
     if checkpoint is not None:
         restore_snapshot(training, checkpoint)
     if fabric.is_global_zero:
-        directory.path.mkdir(parents=True, exist_ok=True)
-        save_config(directory, config)
-        run_id = tracker.start(
-            name=directory.name, params=to_tree(config), tags=_tags(config, fabric), run_id=directory.run_id()
-        )
-        directory.write_identity(run_id)
-        tracker.artifact(directory.config_file)
-        print(_headline(training), file=sys.stderr, flush=True)
+        _begin(training, run_id=directory.run_id() if checkpoint else None)
     status: RunStatus = "FAILED"
     try:
         bar = ProgressBar(config.loop.env_steps, training.progress.env_steps, enabled=fabric.is_global_zero)
@@ -81,16 +74,32 @@ def train_run(config: Config, fabric: Fabric, directory: RunDirectory, checkpoin
         print(report(training, results), flush=True)
 
 
+def _begin(training: Training, run_id: str | None) -> None:
+    """Leave the first traces of a run, or go on with the tracker's run ``run_id``."""
+    config, directory, tracker = training.config, training.directory, training.tracker
+    try:
+        directory.path.mkdir(parents=True, exist_ok=True)
+        save_config(directory, config)
+    except OSError as error:
+        raise ConfigError(f"run.dir={config.run.dir}: cannot write there ({error.strerror})") from error
+    tags = _tags(config, training.fabric)
+    run_id = tracker.start(name=directory.name, params=to_tree(config), tags=tags, run_id=run_id)
+    directory.write_identity(run_id)
+    tracker.artifact(directory.config_file)
+    print(_headline(training), file=sys.stderr, flush=True)
+
+
 def finish(training: Training) -> list[Evaluation]:
     """The last metrics, checkpoint, video and evaluations; returns the agent's and the baselines' results."""
     config, schedules, env_steps = training.config, training.schedules, training.progress.env_steps
     # What the loop has done at this very step is not done twice.
+    # Saved before the means are taken, so that a run that goes on from here logs what an unbroken one would.
+    if schedules.checkpoint.last_due != env_steps:
+        save_snapshot(training)
     if schedules.log.last_due != env_steps:
         log_metrics(training)
     if schedules.media.last_due != env_steps:
         make_media(training)
-    if schedules.checkpoint.last_due != env_steps:
-        save_snapshot(training)
     if schedules.evaluation.last_due != env_steps:
         evaluate_agent(training)
     if training.latest_evaluation is None:
@@ -125,7 +134,7 @@ def _free_name(config: Config, files: list[str]) -> str:
     stem = Path(files[-1]).stem if files else "storm"
     name = f"{stem}-{env_name(config.env)}-s{config.seed}"
     taken, number = name, 2
-    while RunDirectory(Path(config.run.dir) / taken).exists():
+    while list_checkpoints(RunDirectory(Path(config.run.dir) / taken)):
         taken, number = f"{name}-{number}", number + 1
     return taken
 

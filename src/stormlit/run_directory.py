@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -113,8 +114,9 @@ def find_run(reference: str, root: Path) -> tuple[RunDirectory, Path | None]:
         return by_name, None
     runs = {file.parent.name: RunDirectory(file.parent) for file in root.glob("*/run.json")}
     for run in runs.values():
-        if run.run_id() == reference:
-            return run, None
+        with contextlib.suppress(CheckpointError):  # another run's damaged file is no reason not to find this one
+            if run.run_id() == reference:
+                return run, None
     known = f"runs there are {', '.join(sorted(runs))}" if runs else "there are no runs there"
     raise CheckpointError(
         f"no run '{reference}' in {root}{nearest(reference, runs)}: expected a run's name, its MLflow run id or the "

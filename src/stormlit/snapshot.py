@@ -8,6 +8,7 @@ from pathlib import Path
 from stormlit.checkpoint import (
     CheckpointWriter,
     checkpoint_folder,
+    discard_later,
     drop_unneeded_segments,
     load_replay,
     load_weights,
@@ -49,8 +50,8 @@ def restore_snapshot(training: Training, folder: Path) -> None:
     manifest = verify(folder)
     process = training.fabric.global_rank
     name = f"training-{process}.pt"
-    if name not in manifest["files"] or f"training-{training.fabric.world_size}.pt" in manifest["files"]:
-        processes = sum(file.startswith("training-") for file in manifest["files"])
+    processes = sum(file.startswith("training-") for file in manifest["files"])
+    if processes != training.fabric.world_size:
         raise CheckpointError(
             f"{folder} was written by {processes} processes and cannot go on with {training.fabric.world_size}"
         )
@@ -63,3 +64,6 @@ def restore_snapshot(training: Training, folder: Path) -> None:
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{folder / name} does not fit this run: {' '.join(str(error).split())}") from error
     load_replay(training.replay, training.directory.replay / str(process))
+    if training.is_main:
+        discard_later(folder)
+    training.fabric.barrier()

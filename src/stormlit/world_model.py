@@ -49,13 +49,24 @@ class WorldModel(L.LightningModule):
         super().__init__()
         self.obs_shape, self.num_actions, self.hidden_dim = obs_shape, num_actions, hidden_dim
         self.loss_scales, self.free_bits, self.optimizer_settings = dict(loss_scales), free_bits, optimizer
-        self.encoder = build("encoder", encoder, obs_shape)
-        self.latent = build("latent", latent, self.encoder.embed_dim, hidden_dim)
+        self.encoder = build("encoder", encoder, obs_shape, key="world_model.encoder")
+        self.latent = build("latent", latent, self.encoder.embed_dim, hidden_dim, key="world_model.latent")
         self.latent_dim: int = self.latent.latent_dim
-        self.sequence_model = build("sequence_model", sequence_model, self.latent_dim, num_actions, hidden_dim)
-        self.decoder = build("decoder", decoder, self.latent_dim, obs_shape)
-        self.reward_head = build("head", reward_head, hidden_dim, reward_bins, hidden_dim)
-        self.continuation_head = build("head", continuation_head, hidden_dim, 1, hidden_dim)
+        self.sequence_model = build(
+            "sequence_model",
+            sequence_model,
+            self.latent_dim,
+            num_actions,
+            hidden_dim,
+            key="world_model.sequence_model",
+        )
+        self.decoder = build("decoder", decoder, self.latent_dim, obs_shape, key="world_model.decoder")
+        self.reward_head = build(
+            "head", reward_head, hidden_dim, reward_bins, hidden_dim, key="world_model.reward_head"
+        )
+        self.continuation_head = build(
+            "head", continuation_head, hidden_dim, 1, hidden_dim, key="world_model.continuation_head"
+        )
         self.reward_encoding = TwoHot(reward_bins, reward_low, reward_high)
         # Strided convolutions run faster with the channels last, which is also how frames are stored.
         self.encoder.to(memory_format=torch.channels_last)

@@ -145,7 +145,7 @@ class _Row:
         return {
             "episode_index": self._episode_index,
             "seed": self.seed,
-            "actions": np.asarray(self.actions, "<i4").tobytes(),
+            "actions": self.actions.tolist(),
             "episode_return": self.episode_return,
             "obs_crc32": zlib.crc32(self.obs.tobytes()),
         }
@@ -154,7 +154,7 @@ class _Row:
         """Replay; False if it does not lead to where it was."""
         self._episode_index = state["episode_index"]
         self._start(state["seed"])
-        for action in np.frombuffer(state["actions"], "<i4"):
+        for action in state["actions"]:
             _, terminated, truncated, _ = self.step(int(action))
             if terminated or truncated:  # the saved episode was still running
                 return False

@@ -33,7 +33,7 @@ class CsvTracker:
             self._write_json("params.json", params)
         self._tags = {**tags, "run_id": run_id or uuid.uuid4().hex, "name": name, "status": "RUNNING"}
         self._write_json("tags.json", self._tags)
-        self._file = open(self._run_dir / "metrics.csv", "a", newline="", encoding="utf-8")  # noqa: SIM115 - open all run long
+        self._file = open(self._run_dir / "metrics.csv", "a" if run_id else "w", newline="", encoding="utf-8")  # noqa: SIM115 - open all run long
         if self._file.tell() == 0:
             csv.writer(self._file).writerow(["step", "key", "value"])
         return self._tags["run_id"]

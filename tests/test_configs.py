@@ -1,0 +1,128 @@
+"""The bundled configurations: each of them builds, and ``storm`` is the paper's."""
+
+from __future__ import annotations
+
+import operator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stormlit.assemble import build_modules
+from stormlit.cli import main
+from stormlit.compose import compose, config_folder
+from stormlit.config import Config
+from stormlit.envs import VectorEnv
+
+FILES = sorted(config_folder().glob("*.yaml"))
+
+# Zhang et al. (2023), section 3 and the tables of hyperparameters in its appendix.
+PAPER: dict[str, Any] = {
+    "env.size": 64,
+    "env.num_envs": 1,
+    "env.atari.frame_skip": 4,
+    "env.atari.max_pool": True,
+    "env.life_loss_terminates": True,
+    "world_model.hidden_dim": 512,
+    "world_model.free_bits": 1.0,
+    "world_model.reward_bins": 255,
+    "world_model.reward_low": -20.0,
+    "world_model.reward_high": 20.0,
+    "world_model.loss_scales.reconstruction": 1.0,
+    "world_model.loss_scales.reward": 1.0,
+    "world_model.loss_scales.continuation": 1.0,
+    "world_model.loss_scales.dyn": 0.5,
+    "world_model.loss_scales.rep": 0.1,
+    "world_model.optimizer.learning_rate": 1e-4,
+    "world_model.optimizer.clip_norm": 1000.0,
+    "agent.hidden_dim": 512,
+    "agent.gamma": 0.985,
+    "agent.lambda_": 0.95,
+    "agent.loss_scales.entropy": 3e-4,
+    "agent.slow_critic_decay": 0.98,
+    "agent.return_normalizer.decay": 0.99,
+    "agent.return_normalizer.low": 5.0,
+    "agent.return_normalizer.high": 95.0,
+    "agent.return_normalizer.minimum": 1.0,
+    "agent.value_bins": 255,
+    "agent.value_low": -20.0,
+    "agent.value_high": 20.0,
+    "agent.optimizer.learning_rate": 3e-5,
+    "agent.optimizer.eps": 1e-5,
+    "agent.optimizer.clip_norm": 100.0,
+    "imagination.batch_size": 1024,
+    "imagination.context_length": 8,
+    "imagination.horizon": 16,
+    "loop.env_steps": 100_000,
+    "loop.warmup_steps": 1024,
+    "loop.batch_size": 16,
+    "loop.batch_length": 64,
+    "loop.world_model_updates_per_env_step": 1.0,
+    "loop.agent_updates_per_env_step": 1.0,
+    "evaluation.episodes": 20,
+}
+PAPER_PARTS: dict[str, dict[str, Any]] = {
+    "world_model.encoder": {"name": "cnn", "stem_channels": 32, "final_width": 4},
+    "world_model.decoder": {"name": "cnn", "stem_channels": 32, "final_width": 4},
+    "world_model.latent": {"name": "categorical", "groups": 32, "classes": 32, "unimix": 0.01},
+    "world_model.sequence_model": {"name": "transformer", "num_layers": 2, "num_heads": 8, "dropout": 0.1},
+    "agent.agent_state": {"name": "both"},
+}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_bundled_configuration_builds_both_modules(file: Path) -> None:
+    by_path, by_name = compose([str(file)]), compose([file.stem])
+    assert by_path == by_name
+    envs = VectorEnv(by_name.env, seed=0)
+    world_model, agent = build_modules(by_name, envs.obs_shape, envs.num_actions)
+    envs.close()
+    assert world_model.latent_dim == agent.agent_state.state_dim - world_model.hidden_dim
+    assert agent.num_actions == envs.num_actions
+
+
+def test_there_are_the_three_documented_configurations() -> None:
+    assert {"quickstart", "storm", "tiny"} <= {file.stem for file in FILES}
+
+
+def test_storm_is_the_default() -> None:
+    assert compose(["storm"]) == compose()
+
+
+@pytest.fixture(scope="module")
+def storm() -> Config:
+    return compose(["storm"])
+
+
+@pytest.mark.parametrize("key", PAPER)
+def test_storm_has_the_papers_number(key: str, storm: Config) -> None:
+    assert operator.attrgetter(key)(storm) == PAPER[key]
+
+
+@pytest.mark.parametrize("key", PAPER_PARTS)
+def test_storm_has_the_papers_part(key: str, storm: Config) -> None:
+    node = operator.attrgetter(key)(storm)
+    assert node.items() >= PAPER_PARTS[key].items()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_what_config_prints_is_the_same_configuration(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", file.stem, "seed=7"]) == 0
+    printed = capsys.readouterr().out
+    again = tmp_path / "printed.yaml"
+    again.write_text(printed)
+    assert compose([str(again)]) == compose([file.stem], ["seed=7"])
+    assert main(["config", str(again)]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_a_name_and_a_path_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder or file called tiny in the working directory does not hide the bundled one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny.yaml").write_text("seed: 5\n")
+    assert compose(["tiny"]).seed == 0
+    assert compose(["tiny.yaml"]) == compose([], ["seed=5"])
+    assert isinstance(compose(["tiny"]), Config)

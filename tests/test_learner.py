@@ -1,0 +1,164 @@
+"""One optimiser step: a loss that is not finite must leave no trace."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from small import random_batch, random_trajectory, small_agent, small_world_model
+from stormlit.agent import ActorCritic
+from stormlit.errors import TrainingError
+from stormlit.learner import Learner
+from stormlit.types import Batch, Trajectory
+from stormlit.world_model import WorldModel
+from test_training_run import differences
+
+
+def learner_of(
+    module: WorldModel | ActorCritic, name: str, *, precision: str = "32-true", tolerated: int = 2
+) -> Learner:
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+    return Learner(fabric, module, name=name, max_nonfinite=tolerated)
+
+
+def bad_batch() -> Batch:
+    batch = random_batch(rows=3, length=5)
+    batch.reward[1, 2] = math.nan
+    return batch
+
+
+def bad_trajectory() -> Trajectory:
+    trajectory = random_trajectory()
+    trajectory.reward[0, 0] = math.inf
+    return trajectory
+
+
+def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(module.state_dict())
+
+
+def test_a_step_moves_the_weights_and_reports() -> None:
+    world_model = small_world_model()
+    learner = learner_of(world_model, "world_model")
+    before = state_of(world_model)
+    metrics = learner.update(random_batch())
+    assert metrics["skipped"] == 0.0
+    assert metrics["gradient_norm"] > 0
+    terms = ("reconstruction", "reward", "continuation", "dyn", "rep", "total")
+    assert {f"loss/{term}" for term in terms} <= set(metrics)
+    assert not any(metric.requires_grad for metric in metrics.values())
+    moved = [name for name, tensor in world_model.named_parameters() if not torch.equal(tensor, before[name])]
+    assert moved
+    assert all(parameter.grad is None for parameter in world_model.parameters())
+    assert not world_model.training
+
+
+def test_gradients_are_clipped() -> None:
+    """The optimiser sees the clipped gradient, the metrics its norm before."""
+    agent = small_agent()
+    learner = learner_of(agent, "agent")
+    learner.clip_norm = 0.125
+    seen: list[float] = []
+
+    def record_norm(*_: object) -> None:
+        gradients = [parameter.grad for parameter in agent.parameters() if parameter.grad is not None]
+        seen.append(math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients)))
+
+    learner.optimizer.optimizer.register_step_pre_hook(record_norm)
+    trajectory = random_trajectory()
+    trajectory.reward.mul_(100.0)
+    metrics = learner.update(trajectory)
+    assert metrics["gradient_norm"] > 0.125  # the norm before clipping
+    assert seen == [pytest.approx(0.125, rel=1e-3)]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_non_finite_loss_of_the_world_model_leaves_no_trace(precision: str) -> None:
+    world_model = small_world_model()
+    learner = learner_of(world_model, "world_model", precision=precision)
+    learner.update(random_batch())
+    before, optimiser = state_of(world_model), copy.deepcopy(learner.optimizer.state_dict())
+    assert learner.update(bad_batch()).items() >= {"skipped": 1.0}.items()
+    assert list(differences(before, state_of(world_model))) == []
+    assert list(differences(optimiser, learner.optimizer.state_dict())) == []
+    assert not world_model.training
+    assert learner.update(random_batch())["skipped"] == 0.0
+    assert list(differences(before, state_of(world_model)))
+
+
+def test_a_non_finite_loss_of_the_agent_leaves_no_trace() -> None:
+    agent = small_agent()
+    learner = learner_of(agent, "agent")
+    learner.update(random_trajectory())
+    before = state_of(agent)
+    assert learner.update(bad_trajectory())["skipped"] == 1.0
+    assert list(differences(before, state_of(agent))) == []
+    metrics = learner.update(random_trajectory())
+    assert metrics["skipped"] == 0.0
+    assert all(torch.isfinite(value).all() for value in metrics.values())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_non_finite_rewards_and_weights_are_survived_not_crashed_on(value: float) -> None:
+    agent = small_agent()
+    learner = learner_of(agent, "agent")
+    trajectory = random_trajectory()
+    trajectory.reward[0, 0] = value
+    assert learner.update(trajectory)["skipped"] == 1.0
+    with torch.no_grad():
+        next(iter(agent.critic.parameters())).fill_(value)
+    assert learner.update(random_trajectory())["skipped"] == 1.0
+
+
+def test_a_non_finite_gradient_alone_is_skipped_too() -> None:
+    """The loss is finite, its derivative is not."""
+    world_model = small_world_model()
+    learner = learner_of(world_model, "world_model")
+    weight = world_model.reward_head.get_parameter(next(iter(dict(world_model.reward_head.named_parameters()))))
+    weight.register_hook(lambda gradient: torch.full_like(gradient, math.nan))
+    before = state_of(world_model)
+    assert learner.update(random_batch())["skipped"] == 1.0
+    assert list(differences(before, state_of(world_model))) == []
+
+
+def test_too_many_in_a_row_stop_training() -> None:
+    learner = learner_of(small_world_model(), "world_model", tolerated=2)
+    for _ in range(3):  # one good step starts the count again
+        learner.update(bad_batch())
+        learner.update(bad_batch())
+        learner.update(random_batch())
+    learner.update(bad_batch())
+    learner.update(bad_batch())
+    with pytest.raises(TrainingError, match=r"world_model.*loop\.max_nonfinite_updates=2"):
+        learner.update(bad_batch())
+
+
+def test_the_count_and_the_optimiser_survive_a_restart() -> None:
+    world_model = small_world_model()
+    learner = learner_of(world_model, "world_model", tolerated=2)
+    learner.update(random_batch())
+    learner.update(bad_batch())
+    learner.update(bad_batch())
+    restarted_model = small_world_model(seed=1)
+    restarted_model.load_state_dict(state_of(world_model))
+    restarted = learner_of(restarted_model, "world_model", tolerated=2)
+    restarted.load_state_dict(copy.deepcopy(learner.state_dict()))
+    with pytest.raises(TrainingError):
+        restarted.update(bad_batch())
+    for continued in (learner, restarted):
+        torch.manual_seed(3)
+        continued.update(random_batch(seed=5))
+    assert list(differences(world_model.state_dict(), restarted_model.state_dict())) == []
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_losses_and_weights_stay_in_float32(precision: str) -> None:
+    agent = small_agent()
+    metrics = learner_of(agent, "agent", precision=precision).update(random_trajectory())
+    assert metrics["loss/total"].dtype == torch.float32 and torch.isfinite(metrics["loss/total"])
+    assert {parameter.dtype for parameter in agent.parameters()} == {torch.float32}
