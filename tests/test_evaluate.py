@@ -152,7 +152,7 @@ def test_raw_rewards_are_counted_whatever_is_learned_from() -> None:
 
 
 def test_a_result_in_numbers_and_words() -> None:
-    episodes = [Episode(0, seed, value, 3, False) for seed, value in enumerate([0.0, 20.0])]
+    episodes = [Episode(0, seed, value, 3, False, 0.0) for seed, value in enumerate([0.0, 20.0])]
     pong, catch = Evaluation("agent", "Pong", episodes), Evaluation("agent", "Catch", episodes)
     assert (pong.mean, pong.std) == (10.0, pytest.approx(14.1421, abs=1e-3))
     assert pong.human_normalized == pytest.approx((10.0 - -20.7) / (14.6 - -20.7))

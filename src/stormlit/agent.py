@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -24,6 +25,8 @@ class ActorCritic(L.LightningModule):
 
     latent_dim: Z.  world_hidden_dim: D of the world model.  num_actions: A.  hidden_dim: width of actor and critic.
     agent_state, actor, critic: component nodes.  gamma: discount.  lambda_: of the returns.
+    lambda_bootstrap: see ``lambda_returns``.  slow_critic_target: what the slow critic's term pulls towards, the slow
+    value (equation 7) or the lambda-return of slow values (the released code, agents.py).
     loss_scales: weight of each term: policy, entropy, value, slow_value.
     slow_critic_decay: of the slow critic's moving average.  return_normalizer: options of ``PercentileScale``.
     value_bins, value_low, value_high: of the critic's symlog two-hot encoding.
@@ -41,9 +44,11 @@ class ActorCritic(L.LightningModule):
         critic: PartNode,
         gamma: float,
         lambda_: float,
+        lambda_bootstrap: Literal["next", "current"],
         loss_scales: Mapping[str, float],
         slow_critic_decay: float,
-        return_normalizer: Mapping[str, float],
+        slow_critic_target: Literal["value", "lambda_return"],
+        return_normalizer: Mapping[str, Any],
         value_bins: int,
         value_low: float,
         value_high: float,
@@ -51,6 +56,7 @@ class ActorCritic(L.LightningModule):
     ) -> None:
         super().__init__()
         self.num_actions, self.gamma, self.lambda_ = num_actions, gamma, lambda_
+        self.lambda_bootstrap, self.slow_critic_target = lambda_bootstrap, slow_critic_target
         self.loss_scales, self.slow_critic_decay = dict(loss_scales), slow_critic_decay
         self.optimizer_settings = optimizer
         self.agent_state = build("agent_state", agent_state, latent_dim, world_hidden_dim, key="agent.agent_state")
@@ -81,8 +87,10 @@ class ActorCritic(L.LightningModule):
 
         with torch.no_grad():
             value = self.value_encoding.decode(value_logits)
-            slow_value = self.value_encoding.decode(self.slow_critic(state[:, :-1]))
-            returns = lambda_returns(trajectory.reward, value, self.gamma * trajectory.continuation, self.lambda_)
+            slow_value = self.value_encoding.decode(self.slow_critic(state))
+            returns = self._lambda_returns(trajectory, value)
+            by_value = self.slow_critic_target == "value"
+            slow_target = slow_value[:, :-1] if by_value else self._lambda_returns(trajectory, slow_value)
             scale = self.return_scale.update(returns)
             advantage = (returns - value[:, :-1]) / scale
 
@@ -93,7 +101,7 @@ class ActorCritic(L.LightningModule):
             "policy": -(weight * advantage * chosen).mean(),
             "entropy": -(weight * policy_entropy).mean(),
             "value": (weight * self.value_encoding.loss(value_logits[:, :-1], returns)).mean(),
-            "slow_value": (weight * self.value_encoding.loss(value_logits[:, :-1], slow_value)).mean(),
+            "slow_value": (weight * self.value_encoding.loss(value_logits[:, :-1], slow_target)).mean(),
         }
         metrics = {
             "entropy": policy_entropy.detach().mean(),
@@ -105,6 +113,10 @@ class ActorCritic(L.LightningModule):
             "imagined_weight": weight.mean(),
         }
         return Losses(terms, self.loss_scales, metrics)
+
+    def _lambda_returns(self, trajectory: Trajectory, value: Tensor) -> Tensor:
+        discount = self.gamma * trajectory.continuation
+        return lambda_returns(trajectory.reward, value, discount, self.lambda_, self.lambda_bootstrap)
 
     @torch.no_grad()
     def update_slow_critic(self) -> None:

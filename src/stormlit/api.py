@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import gymnasium
 import torch
 
 from stormlit.agent import ActorCritic
-from stormlit.assemble import build_modules
+from stormlit.assemble import build_modules, player_factory
 from stormlit.checkpoint import latest_checkpoint, load_weights, read_tensors, verify
 from stormlit.compose import compose
 from stormlit.config import Config
@@ -50,15 +51,15 @@ def load(
     folder = checkpoint or latest_checkpoint(directory)
     verify(folder)
     config = compose([str(folder / "config.yaml")], overrides)
-    envs = VectorEnv(config.env, seed=config.seed)
+    envs = VectorEnv(dataclasses.replace(config.env, num_envs=1), seed=config.seed)
     world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)
     weights = read_tensors(folder / "weights.pt")
     load_weights(world_model, weights.get("world_model", {}), "world_model")
     load_weights(agent, weights.get("agent", {}), "agent")
     world_model.to(device).eval()
     agent.to(device).eval()
+    player = player_factory(config, world_model, agent)(envs)
     envs.close()
-    player = Player(world_model, agent, num_envs=1, context_length=config.player.context_length)
     return Trained(world_model, agent, player, config, directory, folder, envs.action_meanings)
 
 

@@ -25,7 +25,7 @@ def make_fabric(config: Config) -> Fabric:
     Raises ``ConfigError`` when both ask for a different precision or accelerator, or the accelerator is not there.
     """
     accelerator = _agreed("accelerator", config.accelerator)
-    if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+    if accelerator == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"accelerator={accelerator}: this machine has no CUDA device; choose auto or cpu")
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
     precision = _agreed("precision", config.precision)
@@ -35,10 +35,16 @@ def make_fabric(config: Config) -> Fabric:
         raise ConfigError("precision=16-mixed needs a GPU; choose bf16-mixed or 32-true on the CPU")
     if launched_by_fabric():
         # Fabric reads what `fabric run` was given from the environment, and refuses to be told again.
-        fabric = Fabric(precision=None if "LT_PRECISION" in os.environ else precision)  # type: ignore[arg-type]
+        fabric = Fabric(
+            accelerator="auto" if "LT_ACCELERATOR" in os.environ else ("cuda" if on_gpu else "cpu"),
+            precision=None if "LT_PRECISION" in os.environ else precision,  # type: ignore[arg-type]
+        )
     else:
         fabric = Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision)  # type: ignore[arg-type]
         fabric.launch()
+    # With several processes Fabric would round every float that goes into a training step to half precision, rewards
+    # and continuations too; autocast, which we open ourselves, rounds only where it is safe.
+    fabric._precision.convert_input = lambda data: data  # type: ignore[method-assign]
     if on_gpu:
         torch.set_float32_matmul_precision("high")
     return fabric
@@ -59,7 +65,7 @@ def build_modules(config: Config, obs_shape: tuple[int, ...], num_actions: int) 
 
 def player_factory(config: Config, world_model: WorldModel, agent: ActorCritic) -> Callable[[VectorEnv], Player]:
     """Builds players for given environments."""
-    return lambda envs: Player(world_model, agent, num_envs=envs.num_envs, context_length=config.player.context_length)
+    return lambda envs: Player(world_model, agent, num_envs=envs.num_envs, **_options(config.player))
 
 
 def build_replay(config: Config, fabric: Fabric, obs_shape: tuple[int, ...]) -> ReplayBuffer:
@@ -75,7 +81,22 @@ def build_replay(config: Config, fabric: Fabric, obs_shape: tuple[int, ...]) -> 
             device = fabric.device
     seed = config.seed + 1_000_003 * fabric.global_rank
     rows, columns, channels = obs_shape
-    return ReplayBuffer(capacity, config.env.num_envs, (rows, columns, channels), device=device, seed=seed)
+    try:
+        return ReplayBuffer(
+            capacity,
+            config.env.num_envs,
+            (rows, columns, channels),
+            device=device,
+            seed=seed,
+            mark_episode_starts=config.replay.episode_starts == "marked",
+            order=config.replay.order,
+        )
+    except RuntimeError as error:  # what PyTorch's allocators raise
+        size = capacity * rows * columns * channels / 2**30
+        raise ConfigError(
+            f"replay.capacity={config.replay.capacity} needs {size:,.1f} GiB for frames of {rows}x{columns}, which "
+            f"{device} does not have"
+        ) from error
 
 
 def share(total: int, processes: int, key: str) -> int:
@@ -98,6 +119,7 @@ def _options(settings: Any) -> dict[str, Any]:
 def _agreed(name: str, configured: str) -> str:
     """What ``fabric run`` was given for an option, else the configuration's; both may not name different things."""
     given = os.environ.get(f"LT_{name.upper()}") if launched_by_fabric() else None
+    given = {"gpu": "cuda", "16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}.get(given or "", given)
     if given is None or given == "auto":
         return configured
     if configured not in ("auto", given):

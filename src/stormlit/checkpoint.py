@@ -29,7 +29,7 @@ from torch import nn
 
 from stormlit.errors import CheckpointError
 from stormlit.replay import ReplayBuffer, ReplayRows
-from stormlit.run_directory import RunDirectory, read_json, write_atomically, write_json
+from stormlit.run_directory import RunDirectory, read_json, replacing, write_atomically, write_json
 
 FORMAT = 1
 
@@ -96,11 +96,14 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def discard_later(folder: Path) -> None:
-    """Delete the checkpoints of the same run that are newer: going on from ``folder`` makes another future."""
-    for other in folder.parent.glob("step-*"):
-        if other.name > folder.name:
-            discard(other)
+def discard_later(run: RunDirectory, newest_kept: Path | None) -> list[str]:
+    """Delete a run's checkpoints after ``newest_kept`` (all with None), and unfinished ones; returns their names."""
+    for unfinished in run.checkpoints.glob(".step-*.tmp"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    later = [f for f in run.checkpoints.glob("step-*") if newest_kept is None or f.name > newest_kept.name]
+    for folder in later:
+        discard(folder)
+    return sorted(folder.name for folder in later)
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -178,10 +181,9 @@ def save_replay(replay: ReplayBuffer, folder: Path) -> None:
     start = max(written, oldest)
     if start < replay.total_rows:
         rows = replay.read(start, replay.total_rows)
-        buffer = io.BytesIO()
-        arrays = {name: getattr(rows, name).numpy() for name in ReplayRows.__slots__}
-        np.savez(buffer, allow_pickle=False, **arrays)
-        write_atomically(folder / f"{start:012d}-{replay.total_rows:012d}.npz", buffer.getvalue())
+        with replacing(folder / f"{start:012d}-{replay.total_rows:012d}.npz") as file:
+            # Straight to the file: in memory the rows would take their size once more.
+            np.savez(file, allow_pickle=False, **{name: getattr(rows, name).numpy() for name in ReplayRows.__slots__})
 
 
 def drop_unneeded_segments(run: RunDirectory, process: int) -> None:
@@ -192,18 +194,22 @@ def drop_unneeded_segments(run: RunDirectory, process: int) -> None:
             path.unlink(missing_ok=True)
 
 
+def drop_segments_from(folder: Path, row: int) -> None:
+    """Delete the segments that begin at ``row`` or later."""
+    for start, _, path in _segments(folder):
+        if start >= row:
+            path.unlink()
+
+
 def load_replay(replay: ReplayBuffer, folder: Path) -> None:
-    """Fill the buffer with the rows its restored counters say it held; later rows on disk are deleted.
+    """Fill the buffer with the rows its restored counters say it held; later rows on disk are left alone.
 
     Raises ``CheckpointError`` when a segment is missing or does not fit.
     """
     end_row = replay.total_rows
     next_row = end_row - replay.rows
     for start, end, path in _segments(folder):
-        if start >= end_row:
-            path.unlink()
-            continue
-        if end <= next_row:
+        if start >= end_row or end <= next_row:
             continue
         if start > next_row:
             break

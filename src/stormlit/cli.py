@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,15 +52,18 @@ def resume(arguments: argparse.Namespace) -> None:
     from stormlit.assemble import make_fabric
     from stormlit.checkpoint import latest_checkpoint, verify
     from stormlit.compose import compose
+    from stormlit.config import RunSettings
     from stormlit.run import train_run
     from stormlit.run_directory import find_run
 
     overrides = _overrides(arguments.words)
     directory, checkpoint = find_run(arguments.run, _run_root(overrides))
     checkpoint = checkpoint or latest_checkpoint(directory)
-    config = compose([str(checkpoint / "config.yaml")], [*overrides, f"run.dir={directory.root}"])
+    config = compose([str(checkpoint / "config.yaml")], overrides)
+    # The run may have been moved since, and belongs where it is now.
+    config = dataclasses.replace(config, run=RunSettings(dir=str(directory.root), name=directory.name))
     taken = verify(checkpoint)["env_steps"]
-    if taken >= config.loop.env_steps:
+    if taken >= config.loop.env_steps and (directory.evaluation / f"step-{taken:09d}.json").exists():
         print(f"{directory.name} has taken all its {taken:,} environment steps; go on with loop.env_steps=N, N larger")
         return
     train_run(config, make_fabric(config), directory, checkpoint)
@@ -152,4 +156,4 @@ def _run_root(overrides: Sequence[str]) -> Path:
     from stormlit.config import RunSettings
 
     given = [word.partition("=")[2] for word in overrides if word.startswith("run.dir=")]
-    return Path(given[-1] if given else RunSettings.dir)
+    return Path(given[-1] if given else RunSettings.dir).expanduser()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,10 +17,22 @@ class Collector:
     """Steps the environments, at random or with the player, and stores what happened.
 
     seed: of the random actions.
+    returns: "complete", or "without_last_reward", which reports an episode's return without its last reward and adds
+    that to the next one's, as the released code does (weipu-zhang/STORM, train.py).
     """
 
-    def __init__(self, envs: VectorEnv, player: Player, replay: ReplayBuffer, *, seed: int) -> None:
+    def __init__(
+        self,
+        envs: VectorEnv,
+        player: Player,
+        replay: ReplayBuffer,
+        *,
+        seed: int,
+        returns: Literal["complete", "without_last_reward"] = "complete",
+    ) -> None:
         self.envs, self.player, self.replay = envs, player, replay
+        self.returns = returns
+        self.held_back = [0.0] * envs.num_envs  # last rewards of the episodes before
         self.random = np.random.default_rng(seed)
         self.obs = envs.reset()
         self.is_first = np.ones(envs.num_envs, dtype=bool)
@@ -33,7 +46,14 @@ class Collector:
         outcome = self.envs.step(action)
         self.replay.append(self.obs, action, outcome.reward, outcome.terminated, self.is_first)
         self.obs, self.is_first = outcome.obs, outcome.is_first
-        return outcome.episodes
+        if self.returns == "complete":
+            return outcome.episodes
+        return [self._without_last_reward(episode) for episode in outcome.episodes]
+
+    def _without_last_reward(self, episode: Episode) -> Episode:
+        reported = episode.episode_return - episode.last_reward + self.held_back[episode.env_index]
+        self.held_back[episode.env_index] = episode.last_reward
+        return dataclasses.replace(episode, episode_return=reported)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -41,6 +61,7 @@ class Collector:
             "player": self.player.state_dict(),
             "random": self.random.bit_generator.state,
             "is_first": self.is_first.tolist(),
+            "held_back": list(self.held_back),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -49,3 +70,4 @@ class Collector:
         self.random.bit_generator.state = state["random"]
         self.obs = self.envs.current_obs
         self.is_first = np.array(state["is_first"], dtype=bool)
+        self.held_back = list(state["held_back"])

@@ -33,14 +33,18 @@ def evaluate_run(reference: str, root: Path, overrides: Sequence[str]) -> str:
     baselines = play_baselines(config)
     how = "greedy" if config.evaluation.greedy else "sampled"
     file = trained.directory.evaluation / f"{trained.checkpoint.name}-{how}-{config.evaluation.episodes}.json"
-    write_json(file, {**result.as_dict(), "baselines": [baseline.as_dict() for baseline in baselines]})
     lines = [f"{result.game}, {trained.checkpoint}"]
     lines += [
         f"  episode {index:3d}  return {episode.episode_return:10.2f}  {episode.length:6d} steps"
         for index, episode in enumerate(result.episodes)
     ]
     lines += [f"  {played.policy:<20} {played.summary()}" for played in (result, *baselines)]
-    return "\n".join([*lines, f"written to {file}"])
+    try:
+        write_json(file, {**result.as_dict(), "baselines": [baseline.as_dict() for baseline in baselines]})
+        lines.append(f"written to {file}")
+    except OSError as error:
+        lines.append(f"not written to {file}: {error.strerror}")
+    return "\n".join(lines)
 
 
 def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path | None, dreams: int) -> str:

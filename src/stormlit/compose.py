@@ -25,6 +25,8 @@ from stormlit.parts import PART_KEYS
 from stormlit.registry import fill, schema
 
 Tree = dict[str, Any]
+INTEGERS = ("env.max_episode_steps",)  # those whose default is null
+TEXT_KEYS = ("run.dir", "run.name", "env.game", "env.id")
 
 
 def config_folder() -> Path:
@@ -105,6 +107,8 @@ def _parse(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"'{override}' is neither a configuration nor of the form KEY=VALUE")
+    if key in TEXT_KEYS and text != "null":
+        return key, text  # a name is what was typed, also when it looks like a number
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -136,7 +140,7 @@ def _assign(tree: Tree, assignments: Any, source: str) -> None:
                 continue
             _check_key(tree, key)
             parent, leaf = _parent(tree, key)
-            if isinstance(value, float) and value.is_integer() and type(parent.get(leaf)) is int:
+            if isinstance(value, float) and value.is_integer() and (key in INTEGERS or type(parent.get(leaf)) is int):
                 value = int(value)  # 1e5
             parent[leaf] = value
             if key in ("env.game", "env.id") and value is not None:
@@ -165,6 +169,8 @@ def _check_key(tree: Tree, key: str) -> None:
         if name not in allowed:
             raise ConfigError(_unknown(tree, key, name, allowed, here))
         if here.split(" ")[0] in PART_KEYS:
+            if depth + 1 < len(path):
+                raise ConfigError(f"{'.'.join(path[: depth + 1])} is a single value and has no key '{path[depth + 1]}'")
             return
         node = node[name]
         if not isinstance(node, dict) and depth + 1 < len(path):

@@ -33,6 +33,10 @@ class ReplaySettings:
     capacity: int = 100_000
     # auto: on the GPU when training there and the buffer takes less than half of its free memory.
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # Whether sampled windows tell where an episode begins inside them, which cuts memory and KL there.
+    episode_starts: Literal["marked", "ignored"] = "marked"
+    # Whether windows follow the order of age, or the order of storage, which crosses the ring's seam once it is full.
+    order: Literal["age", "storage"] = "age"
 
 
 @dataclass
@@ -57,6 +61,8 @@ class WorldModelSettings:
     loss_scales: WorldModelLossScales = field(default_factory=WorldModelLossScales)
     # Nats of KL a step that are not punished.
     free_bits: float = 1.0
+    # Whether they are granted to each step or to the mean over the batch.
+    free_bits_clip: Literal["step", "mean"] = "step"
     # Symlog two-hot bins of the reward.
     reward_bins: int = 255
     reward_low: float = -20.0
@@ -78,6 +84,10 @@ class ReturnNormalizerSettings:
     low: float = 5.0
     high: float = 95.0
     minimum: float = 1.0
+    # The moving average starts at the first percentiles, or at zero.
+    start: Literal["first", "zero"] = "first"
+    # linear: between the two nearest returns; kth: the floor(p N)-th smallest return itself.
+    percentile: Literal["linear", "kth"] = "linear"
 
 
 @dataclass
@@ -89,8 +99,12 @@ class AgentSettings:
     critic: Any = field(default_factory=_part("mlp"))
     gamma: float = 0.985
     lambda_: float = 0.95
+    # Value in the (1 - lambda) term of the lambda-return: of the next state (the paper) or of the current one.
+    lambda_bootstrap: Literal["next", "current"] = "next"
     loss_scales: AgentLossScales = field(default_factory=AgentLossScales)
     slow_critic_decay: float = 0.98
+    # What the slow critic's term pulls the critic towards.
+    slow_critic_target: Literal["value", "lambda_return"] = "value"
     return_normalizer: ReturnNormalizerSettings = field(default_factory=ReturnNormalizerSettings)
     # Symlog two-hot bins of the value.
     value_bins: int = 255
@@ -110,12 +124,18 @@ class ImaginationSettings:
     context_length: int = 8
     # prior: start one step after the context, at a predicted latent (the paper). posterior: at its last real frame.
     start: Literal["prior", "posterior"] = "prior"
+    # weighted: discount and weigh by the predicted probability of going on; hard: end where it is below one half.
+    ends: Literal["weighted", "hard"] = "weighted"
 
 
 @dataclass
 class PlayerSettings:
     # Past steps the sequence model reads when acting in a real environment.
     context_length: int = 16
+    # The latent that the policy sees: of the current frame, or predicted from the past alone.
+    latent: Literal["posterior", "prior"] = "posterior"
+    # Whether an episode's end clears the context.
+    clear_context: bool = True
 
 
 @dataclass
@@ -129,6 +149,8 @@ class LoopSettings:
     # Updates for every environment step after the random start; fractions are carried over.
     world_model_updates_per_env_step: float = 1.0
     agent_updates_per_env_step: float = 1.0
+    # Returns reported while training: complete, or with the last reward counted to the next episode.
+    training_return: Literal["complete", "without_last_reward"] = "complete"
     log_every_env_steps: int = 500
     # Reconstruction grid and dream video; 0 only at the end.
     media_every_env_steps: int = 10_000
@@ -141,6 +163,8 @@ class EvaluationSettings:
     episodes: int = 20
     # Environments stepped together; episodes are dealt out beforehand, so short ones are not favoured.
     num_envs: int = 5
+    # dealt: each environment plays a fixed share of the episodes; first_to_end: those that end first are counted.
+    selection: Literal["dealt", "first_to_end"] = "dealt"
     # Most likely action instead of a sampled one.
     greedy: bool = False
     # Also during training; 0 only at the end.

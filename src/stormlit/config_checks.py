@@ -16,11 +16,11 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("seed", 0, 2**31 - 1),
     ("replay.capacity", 1, 10**9),
     ("world_model.hidden_dim", 1, 10**5),
-    ("world_model.free_bits", 0, float("inf")),
+    ("world_model.free_bits", 0, 1e12),
     ("world_model.reward_bins", 3, 10**5),
     ("world_model.optimizer.learning_rate", 0, 10),
     ("world_model.optimizer.eps", 0, 1),
-    ("world_model.optimizer.clip_norm", 1e-12, float("inf")),
+    ("world_model.optimizer.clip_norm", 1e-12, 1e12),
     ("agent.hidden_dim", 1, 10**5),
     ("agent.gamma", 0, 1),
     ("agent.lambda_", 0, 1),
@@ -28,11 +28,11 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("agent.value_bins", 3, 10**5),
     ("agent.optimizer.learning_rate", 0, 10),
     ("agent.optimizer.eps", 0, 1),
-    ("agent.optimizer.clip_norm", 1e-12, float("inf")),
+    ("agent.optimizer.clip_norm", 1e-12, 1e12),
     ("agent.return_normalizer.decay", 0, 1),
     ("agent.return_normalizer.low", 0, 100),
     ("agent.return_normalizer.high", 0, 100),
-    ("agent.return_normalizer.minimum", 1e-12, float("inf")),
+    ("agent.return_normalizer.minimum", 1e-12, 1e12),
     ("imagination.batch_size", 1, 10**7),
     ("imagination.horizon", 1, 10**5),
     ("imagination.context_length", 1, 10**5),
@@ -88,6 +88,10 @@ def check_ranges(config: Config) -> None:
                 f"evaluation.baselines: no baseline is called '{baseline}'{nearest(baseline, BASELINES)}; "
                 f"choose from {', '.join(BASELINES)}"
             )
+    if config.run.name in ("mlflow.db", "artifacts"):
+        raise ConfigError(
+            f"run.name={config.run.name} is what MLflow's own files in run.dir are called: choose another"
+        )
     if config.run.name is not None and not re.fullmatch(r"[\w][\w.+-]*", config.run.name):
         raise ConfigError(
             f"run.name='{config.run.name}' names a folder: use letters, digits, '_', '.', '+' and '-', "

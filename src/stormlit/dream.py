@@ -43,11 +43,11 @@ def dream_length(world_model: WorldModel) -> int:
 def dream(world_model: WorldModel, window: Batch, context_length: int) -> Dream:
     """Reconstruct a window, and imagine all of it after the first ``context_length`` steps.
 
-    window: one row, (1, T, ...), T at least 2.  context_length: at most T - 1 is used.  The world model should be in
+    window: one row, (1, T, ...).  context_length: at most T - 1 is used, and at least 1.  The world model should be in
     evaluation mode.
     """
     length = window.action.shape[1]
-    context_length = min(context_length, length - 1)
+    context_length = max(min(context_length, length - 1), 1)
     latent = world_model.encode(window.obs)
     reconstructed = world_model.decode(latent)
     hidden, memory = world_model.sequence_model.prefill(
@@ -76,13 +76,19 @@ def dream(world_model: WorldModel, window: Batch, context_length: int) -> Dream:
 
 
 def dream_window(replay: ReplayBuffer, length: int, device: torch.device, seed: int) -> Batch:
-    """A window of at most ``length`` steps with no episode start after its first step, where one can be found.
+    """A stretch of one episode, of ``length`` steps where there is one, else the longest of some random draws.
 
+    A dream cannot know of a reset, so the stretch ends where the next episode starts.
     seed: of the draw.  Returns one row, (1, T, ...), on ``device``.
     """
     length = min(length, replay.rows)
-    candidates = replay.sample(32, length, torch.Generator().manual_seed(seed))
-    starts_inside = candidates.is_first[:, 1:].sum(dim=1)
-    row = int(starts_inside.argmin())
-    fields = (candidates.obs, candidates.action, candidates.reward, candidates.terminated, candidates.is_first)
-    return Batch(*(tensor[row : row + 1] for tensor in fields)).to(device)
+    drawn = replay.sample(64, length, torch.Generator().manual_seed(seed))
+    steps = torch.arange(length, device=drawn.is_first.device)
+    episode = drawn.is_first.long().cumsum(dim=1)
+    # Steps of each window's longest episode, and which episode that is.
+    sizes = torch.stack([(episode == number).sum(dim=1) for number in range(int(episode.max()) + 1)])
+    row = int(sizes.amax(dim=0).argmax())
+    inside = steps[episode[row] == sizes[:, row].argmax()]
+    stretch = slice(int(inside[0]), int(inside[-1]) + 1)
+    fields = (drawn.obs, drawn.action, drawn.reward, drawn.terminated, drawn.is_first)
+    return Batch(*(tensor[row : row + 1, stretch] for tensor in fields)).to(device)

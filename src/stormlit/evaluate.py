@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -46,17 +46,26 @@ class ConstantPolicy:
         return np.full(len(obs), self.action, dtype=np.int64)
 
 
+def random_devices() -> list[int]:
+    """The GPU whose random state a fork has to keep, if there is one; the CPU's is always kept."""
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+
+
 def _constant(action: int, envs: VectorEnv) -> Policy:
     return ConstantPolicy(action)
 
 
 @dataclass(slots=True)
 class Evaluation:
-    """Returns of whole episodes, raw rewards.  policy: what played.  episodes: in the order they were dealt out."""
+    """Returns of whole episodes, raw rewards.  policy: what played.  episodes: in the order they were dealt out.
+
+    is_atari: whether ``game`` is one of the Arcade Learning Environment, which has references.
+    """
 
     policy: str
     game: str
     episodes: list[Episode]
+    is_atari: bool = True
 
     @property
     def returns(self) -> list[float]:
@@ -74,7 +83,7 @@ class Evaluation:
     @property
     def human_normalized(self) -> float | None:
         """(mean - random) / (human - random) by the published references; None for a game that has none."""
-        return human_normalized(self.game, self.mean)
+        return human_normalized(self.game, self.mean) if self.is_atari else None
 
     def summary(self) -> str:
         """One line for a person."""
@@ -104,33 +113,42 @@ def evaluate(
     num_envs: int,
     seed: int,
     greedy: bool = False,
+    selection: Literal["dealt", "first_to_end"] = "dealt",
     on_episode: Callable[[Episode], None] | None = None,
 ) -> Evaluation:
-    """Play ``episodes`` whole episodes, dealt out to the environments beforehand so that short ones are not favoured.
+    """Play ``episodes`` whole episodes, each with a seed of its own.
 
     make_policy: builds the policy for the environments it will play.  seed: of episodes and of sampled actions; the
     caller's random state is left as it was.  on_episode: called after each counted episode.
+    selection: "dealt" shares the episodes out to the environments beforehand; "first_to_end" counts those that end
+    first, which favours short ones, as the released code does (weipu-zhang/STORM, eval.py).
     """
     num_envs = min(num_envs, episodes)
-    envs = VectorEnv(dataclasses.replace(settings, num_envs=num_envs), seed=seed, env_index_offset=EVALUATION_ROW)
-    quota = [len(range(row, episodes, num_envs)) for row in range(num_envs)]
-    played: list[list[Episode]] = [[] for _ in range(num_envs)]
-    with torch.random.fork_rng():
+    fresh = dataclasses.replace(settings, num_envs=num_envs, episode_seeds="fresh")
+    envs = VectorEnv(fresh, seed=seed, env_index_offset=EVALUATION_ROW)
+    # Dealt out, episode k is played by environment k mod N.
+    share = [len(range(row, episodes, num_envs)) if selection == "dealt" else episodes for row in range(num_envs)]
+    ended = [0] * num_envs
+    counted: list[tuple[int, Episode]] = []  # with its number among the episodes of its environment
+    with torch.random.fork_rng(devices=random_devices()):
         torch.manual_seed(seed)
         policy = make_policy(envs)
         obs, is_first = envs.reset(), np.ones(num_envs, dtype=bool)
-        while any(len(done) < wanted for done, wanted in zip(played, quota, strict=True)):
+        while len(counted) < episodes:
             outcome = envs.step(policy.act(obs, is_first, greedy=greedy))
             obs, is_first = outcome.obs, outcome.is_first
             for episode in outcome.episodes:
-                if len(played[episode.env_index]) < quota[episode.env_index]:
-                    played[episode.env_index].append(episode)
+                number = ended[episode.env_index]
+                ended[episode.env_index] += 1
+                if number < share[episode.env_index] and len(counted) < episodes:
+                    counted.append((number, episode))
                     if on_episode is not None:
                         on_episode(episode)
     envs.close()
-    # Episode k was dealt to environment k mod num_envs.
-    dealt = [played[index % num_envs][index // num_envs] for index in range(episodes)]
-    return Evaluation(name, env_name(settings), dealt)
+    if selection == "dealt":
+        counted.sort(key=lambda pair: (pair[0], pair[1].env_index))
+    is_atari = settings.id is None or settings.id.startswith("ALE/")
+    return Evaluation(name, env_name(settings), [episode for _, episode in counted], is_atari)
 
 
 def evaluate_baselines(

@@ -8,6 +8,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from stormlit.dream import dream, dream_length, dream_window
 from stormlit.dream_media import write_dream_video, write_reconstruction_grid
+from stormlit.evaluate import random_devices
 from stormlit.play import play_agent
 from stormlit.run_directory import write_json
 from stormlit.training import Training
@@ -27,7 +28,7 @@ def log_metrics(training: Training) -> None:
             "progress/episodes": progress.episodes,
             "progress/nonfinite_updates": progress.nonfinite_updates,
             "replay/env_steps": training.replay.steps,
-            "throughput/env_steps_per_second": training.bar.steps_per_second,
+            "throughput/env_steps_per_second": training.bar.steps_per_second(),
         },
         progress.env_steps,
     )
@@ -38,7 +39,7 @@ def make_media(training: Training) -> None:
     if not training.is_main:
         return
     env_steps, media = training.progress.env_steps, training.directory.media
-    with torch.random.fork_rng(), training.fabric.autocast():
+    with torch.random.fork_rng(devices=random_devices()), training.fabric.autocast():
         length = dream_length(training.world_model)
         window = dream_window(training.replay, length, training.fabric.device, seed=env_steps)
         seen = dream(training.world_model, window, training.config.imagination.context_length)
@@ -48,14 +49,11 @@ def make_media(training: Training) -> None:
     )
     for file in files:
         training.tracker.artifact(file, "media")
-    dreamt = slice(seen.context_length, None)
-    training.tracker.log(
-        {
-            "dream/psnr_reconstructed": _psnr(seen.reconstructed, seen.real),
-            "dream/psnr_imagined": _psnr(seen.imagined[dreamt], seen.real[dreamt]),
-        },
-        env_steps,
-    )
+    metrics = {"dream/psnr_reconstructed": _psnr(seen.reconstructed, seen.real)}
+    if len(seen.real) > seen.context_length:
+        dreamt = slice(seen.context_length, None)
+        metrics["dream/psnr_imagined"] = _psnr(seen.imagined[dreamt], seen.real[dreamt])
+    training.tracker.log(metrics, env_steps)
 
 
 def evaluate_agent(training: Training) -> None:

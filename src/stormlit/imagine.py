@@ -13,11 +13,19 @@ from stormlit.world_model import WorldModel
 
 @torch.no_grad()
 def imagine(
-    world_model: WorldModel, agent: ActorCritic, context: Batch, *, horizon: int, from_posterior: bool
+    world_model: WorldModel,
+    agent: ActorCritic,
+    context: Batch,
+    *,
+    horizon: int,
+    from_posterior: bool,
+    hard_ends: bool = False,
 ) -> Trajectory:
     """Roll the policy out for ``horizon`` steps after each context.
 
     context: (N, C, ...) real steps.  from_posterior: see ``WorldModel.begin``.
+    hard_ends: continuation is 1 where its probability is at least one half and 0 elsewhere, and nothing that follows an
+    end weighs less, as in the released code (weipu-zhang/STORM, sub_models/world_models.py).
     The heads run once over the finished rollout. Both modules should be in evaluation mode.
     """
     state = world_model.begin(context, context.action.shape[1] + horizon, from_posterior=from_posterior)
@@ -30,13 +38,18 @@ def imagine(
         hiddens.append(state.hidden)
     hidden = torch.stack(hiddens, dim=1)
     continuation = world_model.continuation(hidden[:, 1:])
+    if hard_ends:
+        continuation = (continuation >= 0.5).float()
+        weight = torch.ones_like(continuation)
+    else:
+        weight = trajectory_weights(continuation, _alive(context, from_posterior))
     return Trajectory(
         latent=torch.stack(latents, dim=1),
         hidden=hidden,
         action=torch.stack(actions, dim=1),
         reward=world_model.reward(hidden[:, 1:]),
         continuation=continuation,
-        weight=trajectory_weights(continuation, _alive(context, from_posterior)),
+        weight=weight,
     )
 
 

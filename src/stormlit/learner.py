@@ -25,8 +25,8 @@ class Learner:
         self.fabric, self.name, self.max_nonfinite = fabric, name, max_nonfinite
         self.clip_norm = module.optimizer_settings.clip_norm
         # With float16 the loss scale is divided out before clipping, which Adam's fused kernel would do inside.
-        self.scaled = getattr(fabric._precision, "scaler", None) is not None
-        optimizer = module.configure_optimizers(fused=not self.scaled)
+        self.scaler = getattr(fabric._precision, "scaler", None)
+        optimizer = module.configure_optimizers(fused=self.scaler is None)
         self.module: _FabricModule
         self.optimizer: _FabricOptimizer
         self.module, self.optimizer = fabric.setup(module, optimizer)
@@ -46,10 +46,12 @@ class Learner:
         )
         assert norm is not None
         # The loss scaler copes with infinite gradients by itself, and needs to see them.
-        finite = torch.isfinite(total.detach()) if self.scaled else torch.isfinite(total.detach() + norm)
+        finite = torch.isfinite(total.detach() if self.scaler is not None else total.detach() + norm)
         skipped = not self._on_all_processes(finite)
         if skipped:
             torch._foreach_copy_(list(self.module.buffers()), buffers)
+            if self.scaler is not None:
+                self.scaler.update()  # or it would refuse to unscale this optimiser's next gradients
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -62,6 +62,7 @@ def improve_agent(training: Training) -> None:
             context,
             horizon=settings.horizon,
             from_posterior=settings.start == "posterior",
+            hard_ends=settings.ends == "hard",
         )
     if update(training, training.agent_learner, trajectory):
         training.agent.update_slow_critic()

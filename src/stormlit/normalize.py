@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -13,22 +15,40 @@ class PercentileScale(nn.Module):
     value, so that early scales are not biased towards zero. State is kept in buffers and thus in every checkpoint.
 
     decay: of the moving average.  low, high: percentiles in [0, 100].  minimum: smallest scale.
+    start: whether the average starts at the "first" value or at "zero".  percentile: "linear" interpolation between the
+    two nearest returns, or the "kth" smallest of N with k = floor(p N). The released code uses "zero" and "kth"
+    (weipu-zhang/STORM, agents.py and utils.py).
     """
 
     bounds: Tensor
     started: Tensor
     quantiles: Tensor
 
-    def __init__(self, *, decay: float = 0.99, low: float = 5.0, high: float = 95.0, minimum: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        decay: float = 0.99,
+        low: float = 5.0,
+        high: float = 95.0,
+        minimum: float = 1.0,
+        start: Literal["first", "zero"] = "first",
+        percentile: Literal["linear", "kth"] = "linear",
+    ) -> None:
         super().__init__()
-        self.decay, self.minimum = decay, minimum
+        self.decay, self.minimum, self.start, self.percentile = decay, minimum, start, percentile
+        self.fractions = (low / 100.0, high / 100.0)
         self.register_buffer("quantiles", torch.tensor([low, high]) / 100.0, persistent=False)
         self.register_buffer("bounds", torch.zeros(2))
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("started", torch.tensor(start == "zero"))
 
     def update(self, returns: Tensor) -> Tensor:
         """Take in returns of any shape; return the new scale, a float32 scalar. No host sync."""
-        bounds = torch.quantile(returns.detach().float().flatten(), self.quantiles)
+        values = returns.detach().float().flatten()
+        if self.percentile == "kth":
+            ranks = [max(int(fraction * len(values)), 1) for fraction in self.fractions]
+            bounds = torch.stack([values.kthvalue(rank).values for rank in ranks])
+        else:
+            bounds = torch.quantile(values, self.quantiles)
         moved = torch.where(self.started, torch.lerp(bounds, self.bounds, self.decay), bounds)
         self.bounds.copy_(moved)
         self.started.fill_(True)

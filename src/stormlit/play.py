@@ -32,6 +32,7 @@ def play_agent(
             num_envs=settings.num_envs,
             seed=config.seed,
             greedy=settings.greedy,
+            selection=settings.selection,
             on_episode=on_episode,
         )
 

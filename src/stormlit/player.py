@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,15 +13,28 @@ from stormlit.world_model import WorldModel
 
 
 class Player:
-    """Keeps the last steps of N environments and acts on the current frame's posterior and the hidden state up to it.
+    """Keeps the last steps of N environments and acts on the current frame's latent and the hidden state up to it.
 
-    The context starts anew with each episode. Modules should be in evaluation mode; precision is the caller's autocast.
+    Modules should be in evaluation mode; precision is the caller's autocast.
 
     num_envs: N.  context_length: how many past steps the sequence model reads, at least 1.
+    latent: the policy sees the current frame's "posterior", or the "prior" predicted from the steps before; where there
+    are none, the prior's action is drawn uniformly.  clear_context: whether the context starts anew with each episode.
+    The released code has the prior and keeps the context (weipu-zhang/STORM, train.py).
     """
 
-    def __init__(self, world_model: WorldModel, agent: ActorCritic, *, num_envs: int, context_length: int) -> None:
+    def __init__(
+        self,
+        world_model: WorldModel,
+        agent: ActorCritic,
+        *,
+        num_envs: int,
+        context_length: int,
+        latent: Literal["posterior", "prior"] = "posterior",
+        clear_context: bool = True,
+    ) -> None:
         self.world_model, self.agent = world_model, agent
+        self.sees_posterior, self.clear_context = latent == "posterior", clear_context
         device = next(world_model.parameters()).device
         self.latent = torch.zeros(num_envs, context_length, world_model.latent_dim, device=device)
         self.action = torch.zeros(num_envs, context_length, dtype=torch.long, device=device)
@@ -34,10 +47,18 @@ class Player:
     @torch.no_grad()
     def act(self, obs: np.ndarray, is_first: np.ndarray, *, greedy: bool = False) -> np.ndarray:
         """obs: (N, Y, X, C) uint8.  is_first: (N,) bool.  Returns actions (N,) int64."""
-        self.length[is_first] = 0
+        if self.clear_context:
+            self.length[is_first] = 0
         frames = torch.from_numpy(obs).to(self.latent.device).permute(0, 3, 1, 2)
         latent = self.world_model.encode(frames)
-        action = self.agent.act(latent, self._hidden(), greedy=greedy)
+        hidden = self._hidden()
+        if self.sees_posterior:
+            action = self.agent.act(latent, hidden, greedy=greedy)
+        else:
+            predicted = self.world_model.latent.sample(self.world_model.latent.prior(hidden))
+            action = self.agent.act(predicted, hidden, greedy=greedy)
+            unknown = torch.from_numpy(self.length == 0).to(action.device)
+            action = torch.where(unknown, torch.randint_like(action, self.agent.num_actions), action)
         self._remember(latent, action)
         return action.cpu().numpy()
 

@@ -22,8 +22,8 @@ class ProgressBar:
     """
 
     def __init__(self, total: int, initial: int = 0, *, enabled: bool = True) -> None:
-        self._steps = 0
-        self._started = time.monotonic()
+        self._steps = self._steps_then = 0
+        self._then = time.monotonic()
         self._phase = ""
         self._on_terminal = sys.stderr.isatty()
         interval = TERMINAL_INTERVAL_SECONDS if self._on_terminal else LOG_FILE_INTERVAL_SECONDS
@@ -53,18 +53,16 @@ class ProgressBar:
         self._bar.set_postfix_str(f"{phase}{latest}", refresh=self._on_terminal and phase != self._phase)
         self._phase = phase
 
-    def write(self, line: str) -> None:
-        """Print a line above the bar."""
-        tqdm.write(line, file=sys.stderr)
-
     def close(self) -> None:
         """Draw the bar a last time and leave it on the screen."""
         self._bar.close()
 
-    @property
     def steps_per_second(self) -> float:
-        """Environment steps per second since this bar was made, the steps of earlier processes left out."""
-        return float(self._steps) / max(time.monotonic() - self._started, 1e-9)
+        """Environment steps per second since the last call (or since this bar was made)."""
+        now = time.monotonic()
+        rate = (self._steps - self._steps_then) / max(now - self._then, 1e-9)
+        self._steps_then, self._then = self._steps, now
+        return rate
 
     def __enter__(self) -> Self:
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,13 +32,24 @@ class ReplayBuffer:
     order of age, so none contains both the newest and the oldest row; ``is_first`` tells where episodes begin inside.
 
     capacity: environment steps in all.  obs_shape: (Y, X, C).  device: where frames are kept.
-    seed: of the generator that draws windows.
+    seed: of the generator that draws windows.  mark_episode_starts: False hides them from what is sampled, and
+    order="storage" takes windows as rows lie in memory, across the ring's seam: as the released code does
+    (weipu-zhang/STORM, replay_buffer.py).
     """
 
     def __init__(
-        self, capacity: int, num_envs: int, obs_shape: tuple[int, int, int], *, device: torch.device, seed: int
+        self,
+        capacity: int,
+        num_envs: int,
+        obs_shape: tuple[int, int, int],
+        *,
+        device: torch.device,
+        seed: int,
+        mark_episode_starts: bool = True,
+        order: Literal["age", "storage"] = "age",
     ) -> None:
         self.num_envs, self.device = num_envs, device
+        self.mark_episode_starts, self.order = mark_episode_starts, order
         self.row_capacity = max(capacity // num_envs, 1)
         shape = (self.row_capacity, num_envs)
         self.storage = ReplayRows(
@@ -84,12 +95,14 @@ class ReplayBuffer:
         starts = self.rows - length + 1
         choice = torch.randint(starts * self.num_envs, (batch_size,), generator=generator or self.generator)
         age = (choice // self.num_envs).unsqueeze(1) + torch.arange(length)
-        oldest = self.total_rows - self.rows
-        row = (oldest + age) % self.row_capacity
+        first = self.total_rows - self.rows if self.order == "age" else 0
+        row = (first + age) % self.row_capacity
         index = (row * self.num_envs + (choice % self.num_envs).unsqueeze(1)).flatten().to(self.device)
         obs, action, reward, terminated, is_first = (
             stored.flatten(0, 1).index_select(0, index).unflatten(0, (batch_size, length)) for stored in self._tensors()
         )
+        if not self.mark_episode_starts:
+            is_first = torch.zeros_like(is_first)
         return Batch(obs.permute(0, 1, 4, 2, 3), action, reward, terminated, is_first)
 
     def read(self, start: int, end: int) -> ReplayRows:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -21,8 +23,8 @@ from stormlit.loop import fit
 from stormlit.play import play_baselines
 from stormlit.progress import ProgressBar
 from stormlit.registry import build
-from stormlit.run_directory import RunDirectory
-from stormlit.snapshot import restore_snapshot, save_snapshot
+from stormlit.run_directory import RunDirectory, exclusive
+from stormlit.snapshot import forget_other_futures, restore_snapshot, save_snapshot
 from stormlit.tracking import RunStatus, Tracker, run_tags
 from stormlit.training import Training, build_training, save_config
 
@@ -37,7 +39,7 @@ def new_run(config: Config, files: list[str], fabric: Fabric) -> tuple[Config, R
         name = config.run.name or _free_name(config, files)
     name = fabric.broadcast(name)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
-    directory = RunDirectory(Path(config.run.dir) / name)
+    directory = RunDirectory(Path(config.run.dir).expanduser() / name)
     # A run that died before its first checkpoint has nothing to go on with: it may begin anew.
     if fabric.broadcast(bool(list_checkpoints(directory))):
         raise ConfigError(
@@ -55,12 +57,21 @@ def train_run(config: Config, fabric: Fabric, directory: RunDirectory, checkpoin
     training = build_training(config, fabric, directory, tracker)
     if checkpoint is not None:
         restore_snapshot(training, checkpoint)
-    if fabric.is_global_zero:
-        _begin(training, run_id=directory.run_id() if checkpoint else None)
+    with exclusive(directory) if fabric.is_global_zero else nullcontext():
+        if fabric.is_global_zero:
+            _begin(training, run_id=directory.run_id() if checkpoint else None)
+        forget_other_futures(training, checkpoint)
+        results = _train_to_the_end(training)
+    if results:
+        print(report(training, results), flush=True)
+
+
+def _train_to_the_end(training: Training) -> list[Evaluation]:
+    """Fit and finish with the progress bar shown; whatever happens, the tracker's run is closed with how it ended."""
     status: RunStatus = "FAILED"
+    budget, is_main = training.config.loop.env_steps, training.is_main
     try:
-        bar = ProgressBar(config.loop.env_steps, training.progress.env_steps, enabled=fabric.is_global_zero)
-        with bar as training.bar:
+        with ProgressBar(budget, training.progress.env_steps, enabled=is_main) as training.bar:
             fit(training)
             results = finish(training)
         status = "FINISHED"
@@ -69,19 +80,14 @@ def train_run(config: Config, fabric: Fabric, directory: RunDirectory, checkpoin
         raise
     finally:
         training.envs.close()
-        tracker.finish(status)
-    if results:
-        print(report(training, results), flush=True)
+        training.tracker.finish(status)
+    return results
 
 
 def _begin(training: Training, run_id: str | None) -> None:
     """Leave the first traces of a run, or go on with the tracker's run ``run_id``."""
     config, directory, tracker = training.config, training.directory, training.tracker
-    try:
-        directory.path.mkdir(parents=True, exist_ok=True)
-        save_config(directory, config)
-    except OSError as error:
-        raise ConfigError(f"run.dir={config.run.dir}: cannot write there ({error.strerror})") from error
+    save_config(directory, config)
     tags = _tags(config, training.fabric)
     run_id = tracker.start(name=directory.name, params=to_tree(config), tags=tags, run_id=run_id)
     directory.write_identity(run_id)
@@ -131,10 +137,10 @@ def report(training: Training, results: list[Evaluation]) -> str:
 
 def _free_name(config: Config, files: list[str]) -> str:
     """``<file>-<environment>-s<seed>``, with a number behind it when that is taken."""
-    stem = Path(files[-1]).stem if files else "storm"
+    stem = re.sub(r"[^\w.+-]+|^[^\w]+", "-", Path(files[-1]).stem).strip("-.+") if files else "storm"
     name = f"{stem}-{env_name(config.env)}-s{config.seed}"
     taken, number = name, 2
-    while list_checkpoints(RunDirectory(Path(config.run.dir) / taken)):
+    while list_checkpoints(RunDirectory(Path(config.run.dir).expanduser() / taken)):
         taken, number = f"{name}-{number}", number + 1
     return taken
 

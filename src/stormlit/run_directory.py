@@ -12,13 +12,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from stormlit.errors import CheckpointError, nearest
+from stormlit.errors import CheckpointError, ConfigError, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +74,46 @@ class RunDirectory:
         return str(identity["run_id"]) if identity.get("run_id") else None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file at ``path`` in one step, so that a crash leaves the old content or the new, never a part."""
+@contextlib.contextmanager
+def exclusive(run: RunDirectory) -> Iterator[None]:
+    """Hold the run for this process; makes its folder. The lock goes with the process, however that ends.
+
+    Raises ``ConfigError`` when another process trains the run, or the folder cannot be written.
+    """
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        lock = (run.path / "lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"run.dir={run.root}: cannot write there ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"run.name={run.name}: another process is training that run in {run.root}; choose another name"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that replaces the one at ``path`` in one step once the block has succeeded.
+
+    A crash leaves the old content or the new, never a part.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace the content of the file at ``path`` in one step."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -93,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: it is not readable JSON") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it does not hold a mapping")
@@ -107,10 +140,10 @@ def find_run(reference: str, root: Path) -> tuple[RunDirectory, Path | None]:
     Raises ``CheckpointError`` when there is none.
     """
     path = Path(reference)
-    if path.exists() and (os.sep in reference or not (root / reference).exists()):
+    if _exists(path) and (os.sep in reference or not _exists(root / reference)):
         return _run_of_path(path)
     by_name = RunDirectory(root / reference)
-    if by_name.exists():
+    if _exists(by_name.path) and by_name.exists():
         return by_name, None
     runs = {file.parent.name: RunDirectory(file.parent) for file in root.glob("*/run.json")}
     for run in runs.values():
@@ -122,6 +155,13 @@ def find_run(reference: str, root: Path) -> tuple[RunDirectory, Path | None]:
         f"no run '{reference}' in {root}{nearest(reference, runs)}: expected a run's name, its MLflow run id or the "
         f"path of a checkpoint; {known} (another folder is chosen with run.dir=DIR)"
     )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a file name, or with a null byte
+        return False
 
 
 def _run_of_path(path: Path) -> tuple[RunDirectory, Path | None]:

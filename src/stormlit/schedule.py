@@ -16,22 +16,19 @@ class Every:
 
     def __init__(self, interval: int) -> None:
         self.interval = interval
-        self.passed = 0
-        self.last_due: int | None = None  # environment steps when it was last due in this process
+        self.last_due = 0  # environment steps, not intervals, so that a resumed run may have another interval
 
     def due(self, env_steps: int) -> bool:
-        passed = env_steps // self.interval if self.interval > 0 else 0
-        is_due = passed > self.passed
-        self.passed = max(passed, self.passed)
-        if is_due:
-            self.last_due = env_steps
-        return is_due
+        if self.interval <= 0 or env_steps // self.interval <= self.last_due // self.interval:
+            return False
+        self.last_due = env_steps
+        return True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"passed": self.passed}
+        return {"last_due": self.last_due}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.passed = state["passed"]
+        self.last_due = state["last_due"]
 
 
 class Ratio:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from stormlit.checkpoint import (
     CheckpointWriter,
     checkpoint_folder,
     discard_later,
+    drop_segments_from,
     drop_unneeded_segments,
     load_replay,
     load_weights,
@@ -61,9 +63,19 @@ def restore_snapshot(training: Training, folder: Path) -> None:
     state = read_tensors(folder / name)
     try:
         training.load_state_dict(state)
-    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{folder / name} does not fit this run: {' '.join(str(error).split())}") from error
     load_replay(training.replay, training.directory.replay / str(process))
+
+
+def forget_other_futures(training: Training, folder: Path | None) -> None:
+    """Delete what would contradict the run from here on: checkpoints newer than the one it goes on from and their
+    replay rows, or, for a new run (``folder`` None), whatever one that died before its first checkpoint has left.
+    """
+    directory = training.directory
     if training.is_main:
-        discard_later(folder)
+        dropped = discard_later(directory, folder)
+        if dropped:
+            print(f"dropped the later checkpoints {', '.join(dropped)}: this makes another future", file=sys.stderr)
     training.fabric.barrier()
+    drop_segments_from(directory.replay / str(training.fabric.global_rank), training.replay.total_rows)

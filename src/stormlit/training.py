@@ -77,6 +77,7 @@ class Training:
         """All but the weights and the replay rows, in tensors and built-in types."""
         return {
             "progress": self.progress.state_dict(),
+            "warmup_steps": self.warmup_steps,
             "latest_return": self.latest_return,
             "world_model_learner": self.world_model_learner.state_dict(),
             "agent_learner": self.agent_learner.state_dict(),
@@ -94,6 +95,7 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.progress.load_state_dict(state["progress"])
+        self.warmup_steps = state["warmup_steps"]
         self.latest_return = state["latest_return"]
         for name in ("world_model_learner", "agent_learner", "collector", "replay", "metrics"):
             getattr(self, name).load_state_dict(state[name])
@@ -135,7 +137,7 @@ def build_training(config: Config, fabric: Fabric, directory: RunDirectory, trac
         agent=agent,
         world_model_learner=learners[0],
         agent_learner=learners[1],
-        collector=Collector(envs, player, replay, seed=config.seed + fabric.global_rank),
+        collector=Collector(envs, player, replay, seed=config.seed + fabric.global_rank, returns=loop.training_return),
         schedules=Schedules(
             world_model=Ratio(loop.world_model_updates_per_env_step),
             agent=Ratio(loop.agent_updates_per_env_step),

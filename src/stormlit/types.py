@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ PartNode = Mapping[str, Any]
 class Episode:
     """One finished episode, in the environment's own (untransformed) rewards.
 
-    ``length`` is in environment steps (after frame skip), ``seed`` is what the episode was reset with.
+    ``length`` is in environment steps (after frame skip), ``seed`` is what the episode was reset with, ``last_reward``
+    is the part of the return that came with the last step.
     """
 
     env_index: int
@@ -35,6 +36,7 @@ class Episode:
     episode_return: float
     length: int
     truncated: bool
+    last_reward: float
 
 
 @dataclass(slots=True)
@@ -132,12 +134,3 @@ class Losses:
         """Every term as ``loss/<name>``, the total, and the metrics; all detached."""
         logged = {f"loss/{name}": term.detach() for name, term in self.terms.items()}
         return {**logged, "loss/total": self.total.detach(), **self.metrics}
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """Anything a checkpoint holds: built-in types and tensors only, so that it can be read without unpickling code."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import lightning as L
 import torch
@@ -23,7 +24,7 @@ class WorldModel(L.LightningModule):
     obs_shape: (C, Y, X).  num_actions: A.  hidden_dim: D, width of the sequence model and of the heads.
     encoder ... continuation_head: component nodes ``{name, **options}``.
     loss_scales: weight of each term: reconstruction, reward, continuation, dyn, rep.
-    free_bits: nats of KL a step that go unpunished.
+    free_bits, free_bits_clip: nats of KL that go unpunished, see ``kl_balance``.
     reward_bins, reward_low, reward_high: of the reward's symlog two-hot encoding.
     """
 
@@ -41,6 +42,7 @@ class WorldModel(L.LightningModule):
         continuation_head: PartNode,
         loss_scales: Mapping[str, float],
         free_bits: float,
+        free_bits_clip: Literal["step", "mean"],
         reward_bins: int,
         reward_low: float,
         reward_high: float,
@@ -48,7 +50,8 @@ class WorldModel(L.LightningModule):
     ) -> None:
         super().__init__()
         self.obs_shape, self.num_actions, self.hidden_dim = obs_shape, num_actions, hidden_dim
-        self.loss_scales, self.free_bits, self.optimizer_settings = dict(loss_scales), free_bits, optimizer
+        self.loss_scales, self.optimizer_settings = dict(loss_scales), optimizer
+        self.free_bits, self.free_bits_clip = free_bits, free_bits_clip
         self.encoder = build("encoder", encoder, obs_shape, key="world_model.encoder")
         self.latent = build("latent", latent, self.encoder.embed_dim, hidden_dim, key="world_model.latent")
         self.latent_dim: int = self.latent.latent_dim
@@ -74,8 +77,7 @@ class WorldModel(L.LightningModule):
 
     def posterior(self, obs: Tensor) -> Tensor:
         """Distribution of the latents of frames.  obs: (..., C, Y, X) uint8.  Returns (..., G, K) float32."""
-        embed = self.encoder(normalize_pixels(obs.flatten(0, -4)))
-        return self.latent.posterior(embed.unflatten(0, obs.shape[:-3]))
+        return self._posterior(normalize_pixels(obs))
 
     def encode(self, obs: Tensor) -> Tensor:
         """Sampled latents of frames.  obs: (..., C, Y, X) uint8.  Returns (..., Z) float32."""
@@ -95,12 +97,12 @@ class WorldModel(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int = 0) -> Losses:  # type: ignore[override]
         """The loss of equation 3 on B windows of T steps, as terms and scales."""
-        posterior = self.posterior(batch.obs)
+        obs = normalize_pixels(batch.obs)
+        posterior = self._posterior(obs)
         latent = self.latent.sample(posterior)
         hidden = self.sequence_model(latent, batch.action, batch.is_first)
         prior = self.latent.prior(hidden)
 
-        obs = normalize_pixels(batch.obs)
         error = (self.decode(latent).float() - obs).square().sum(dim=(-3, -2, -1))
         reward = self.reward_encoding.loss(self.reward_head(hidden), batch.reward)
         continuation = F.binary_cross_entropy_with_logits(
@@ -108,7 +110,7 @@ class WorldModel(L.LightningModule):
         )
         # h_t predicts z_{t+1}, except across an episode's end, where the next frame has nothing to do with the action.
         follows = ~batch.is_first[:, 1:]
-        dyn, rep, kl = kl_balance(posterior[:, 1:], prior[:, :-1], follows, self.free_bits)
+        dyn, rep, kl = kl_balance(posterior[:, 1:], prior[:, :-1], follows, self.free_bits, self.free_bits_clip)
         with torch.no_grad():
             metrics = {
                 "kl": kl,
@@ -123,6 +125,11 @@ class WorldModel(L.LightningModule):
             "rep": rep,
         }
         return Losses(terms, self.loss_scales, metrics)
+
+    def _posterior(self, obs: Tensor) -> Tensor:
+        """obs: (..., C, Y, X) float in [0, 1].  Returns (..., G, K)."""
+        embed = self.encoder(obs.flatten(0, -4))
+        return self.latent.posterior(embed.unflatten(0, obs.shape[:-3]))
 
     def begin(self, context: Batch, capacity: int, *, from_posterior: bool) -> WorldState:
         """Read C steps of real experience and stand where imagination starts.

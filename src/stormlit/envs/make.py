@@ -102,7 +102,8 @@ def _make_registered(env_id: str, settings: EnvSettings, **options: Any) -> gymn
         raise EnvironmentSetupError(
             f"{env_key(settings)} is not a registered Gymnasium environment{nearest(env_id, gymnasium.registry)}"
         ) from error
-    except (gymnasium.error.Error, ImportError) as error:  # malformed id, missing module or dependency
+    # A malformed id, a missing module or dependency, or a constructor that wants arguments.
+    except (gymnasium.error.Error, ImportError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise EnvironmentSetupError(f"{env_key(settings)} cannot be made: {reason}") from error
 

@@ -8,7 +8,10 @@ from typing import Literal, get_args
 
 from stormlit.errors import EnvironmentSetupError
 
+LARGEST = 2**31 - 1  # what the emulator can count to
+
 RewardTransform = Literal["identity", "sign"]
+EpisodeSeeds = Literal["fresh", "same"]
 
 
 @dataclass
@@ -33,6 +36,7 @@ class EnvSettings:
     num_envs: int = 1  # environments stepped together
     max_episode_steps: int | None = None  # environment steps after which an episode is truncated; null: no limit
     life_loss_terminates: bool = True  # store a lost life as termination (the game goes on, without a reset)
+    episode_seeds: EpisodeSeeds = "fresh"  # reset each training episode with a seed of its own, or all with the same
     reward_transform: RewardTransform = "identity"  # what is learned from: the raw reward or its sign
     atari: AtariSettings = field(default_factory=AtariSettings)  # ignored by environments other than ALE games
 
@@ -52,6 +56,8 @@ def check_settings(settings: EnvSettings) -> None:
     for key, value, lowest in at_least:
         if value is not None and value < lowest:
             raise EnvironmentSetupError(f"env.{key}={value} is out of range: it must be at least {lowest}")
+        if value is not None and value > LARGEST:
+            raise EnvironmentSetupError(f"env.{key}={value} is out of range: it must be at most {LARGEST}")
     if not 0.0 <= atari.sticky_actions <= 1.0:
         raise EnvironmentSetupError(
             f"env.atari.sticky_actions={atari.sticky_actions} is out of range: a probability lies in [0, 1]"

@@ -37,8 +37,9 @@ class VectorEnv:
         self._sign_rewards = settings.reward_transform == "sign"
         self._life_loss_terminates = settings.life_loss_terminates
         first = make_env(settings)  # checks the settings, num_envs too
+        offset = None if settings.episode_seeds == "same" else env_index_offset
         envs = [first, *(make_env(settings) for _ in range(settings.num_envs - 1))]
-        self._rows = [_Row(env, seed, env_index_offset + index) for index, env in enumerate(envs)]
+        self._rows = [_Row(env, seed, None if offset is None else offset + index) for index, env in enumerate(envs)]
         assert isinstance(first.action_space, gymnasium.spaces.Discrete) and first.observation_space.shape is not None
         self.num_envs: int = settings.num_envs
         self.obs_shape: tuple[int, ...] = first.observation_space.shape
@@ -77,7 +78,14 @@ class VectorEnv:
         for index in np.flatnonzero(is_first):
             row = self._rows[index]
             episodes.append(
-                Episode(int(index), row.seed, row.episode_return, len(row.actions), truncated=bool(truncated[index]))
+                Episode(
+                    env_index=int(index),
+                    seed=row.seed,
+                    episode_return=row.episode_return,
+                    length=len(row.actions),
+                    truncated=bool(truncated[index]),
+                    last_reward=float(reward[index]),
+                )
             )
             row.begin_episode()
         return EnvStep(
@@ -123,7 +131,7 @@ class VectorEnv:
 class _Row:
     """One environment with its running episode: the seed and the actions since, all it takes to get there again."""
 
-    def __init__(self, env: gymnasium.Env[np.ndarray, int], seed: int, env_index: int) -> None:
+    def __init__(self, env: gymnasium.Env[np.ndarray, int], seed: int, env_index: int | None) -> None:
         self.env = env
         self.obs: np.ndarray  # (Y, X, C) uint8; there is none before the first episode
         self._base_seed = seed
@@ -132,7 +140,10 @@ class _Row:
 
     def begin_episode(self) -> None:
         self._episode_index += 1
-        self._start(episode_seed(self._base_seed, self._env_index, self._episode_index))
+        if self._env_index is None:  # every episode with the same seed
+            self._start(self._base_seed)
+        else:
+            self._start(episode_seed(self._base_seed, self._env_index, self._episode_index))
 
     def step(self, action: int) -> tuple[float, bool, bool, bool]:
         """Reward, terminated, truncated (never both) and life lost."""

@@ -29,6 +29,26 @@ class KeyValueCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
+@dataclass(slots=True)
+class LayerInputCache:
+    """Inputs of one layer for the steps seen so far, from which keys and values are made again at every step.
+
+    The released code's way (weipu-zhang/STORM, sub_models/transformer_model.py): the same numbers for more work.
+    inputs: (N, capacity, D).
+    """
+
+    inputs: Tensor
+
+    def write(self, start: int, x: Tensor) -> Tensor:
+        """Store (N, S, D) from position ``start`` on; return everything stored up to there."""
+        end = start + x.shape[1]
+        self.inputs[:, start:end] = x
+        return self.inputs[:, :end]
+
+
+Cache = KeyValueCache | LayerInputCache
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention without biases; dropout on the attention weights and on the output.
 
@@ -44,21 +64,23 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: KeyValueCache | None = None, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, cache: Cache | None = None, start: int = 0) -> Tensor:
         """x: (N, S, D), the tokens from position ``start`` on.  mask: (N, 1, S, start + S), True or 0 where visible.
 
         With a cache, the earlier tokens' keys and values come from it, and this call's are added.  Returns (N, S, D).
         """
-        query, key, value = (
-            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )
-        if cache is not None:
+        source = cache.write(start, x) if isinstance(cache, LayerInputCache) else x
+        query, key, value = self._heads(self.query(x)), self._heads(self.key(source)), self._heads(self.value(source))
+        if isinstance(cache, KeyValueCache):
             key, value = cache.write(start, key, value)
         dropout = self.attention_dropout if self.training else 0.0
         mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         return self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """(N, S, D) to (N, heads, S, head width)."""
+        return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class TransformerBlock(nn.Module):
@@ -79,7 +101,7 @@ class TransformerBlock(nn.Module):
         )
         self.feedforward_norm = nn.LayerNorm(hidden_dim, eps=LAYER_NORM_EPS)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: KeyValueCache | None = None, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, cache: Cache | None = None, start: int = 0) -> Tensor:
         """Shapes as in ``SelfAttention.forward``."""
         x = self.attention_norm(x + self.attention(x, mask, cache, start))
         return self.feedforward_norm(x + self.feedforward(x))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from stormlit.errors import ConfigError, check_option
-from stormlit.nn.attention import LAYER_NORM_EPS, KeyValueCache, TransformerBlock
+from stormlit.nn.attention import LAYER_NORM_EPS, Cache, KeyValueCache, LayerInputCache, TransformerBlock
 from stormlit.nn.mixer import ActionMixer
 from stormlit.ops.masks import episode_causal_mask, last_start
 from stormlit.registry import register
@@ -21,7 +22,7 @@ class TransformerMemory:
     mask: (N, 1, 1, capacity) float32, 0 where visible and -inf where the row has forgotten.
     """
 
-    layers: list[KeyValueCache]
+    layers: list[Cache]
     length: int
     mask: Tensor
 
@@ -37,6 +38,7 @@ class TransformerSequence(nn.Module):
     latent_dim: Z.  num_actions: A.  hidden_dim: D.  num_layers, num_heads: of the Transformer.
     feedforward_multiple: hidden width of the blocks' network, in units of D.  dropout: on attention and residual paths.
     max_length: longest window in steps; positions are learned.
+    cache: what is kept of past steps when stepping, keys and values or the inputs they are made from.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class TransformerSequence(nn.Module):
         feedforward_multiple: int = 2,
         dropout: float = 0.1,
         max_length: int = 64,
+        cache: Literal["keys_values", "layer_inputs"] = "keys_values",
     ) -> None:
         super().__init__()
         for option, value in (
@@ -67,6 +70,7 @@ class TransformerSequence(nn.Module):
             )
         self.hidden_dim, self.num_heads = hidden_dim, num_heads
         self.max_length: int | None = max_length
+        self.cache = cache
         self.mixer = ActionMixer(latent_dim, num_actions, hidden_dim)
         self.positions = nn.Embedding(max_length, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim, eps=LAYER_NORM_EPS)
@@ -105,10 +109,14 @@ class TransformerSequence(nn.Module):
         # What autocast computes keys and values in is what the cache has to hold.
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         shape = (rows, self.num_heads, capacity, self.hidden_dim // self.num_heads)
-        caches = [
-            KeyValueCache(weight.new_zeros(shape, dtype=dtype), weight.new_zeros(shape, dtype=dtype))
-            for _ in self.blocks
-        ]
+        caches: list[Cache]
+        if self.cache == "layer_inputs":
+            caches = [LayerInputCache(weight.new_zeros(rows, capacity, self.hidden_dim)) for _ in self.blocks]
+        else:
+            caches = [
+                KeyValueCache(weight.new_zeros(shape, dtype=dtype), weight.new_zeros(shape, dtype=dtype))
+                for _ in self.blocks
+            ]
         return TransformerMemory(caches, 0, torch.zeros(rows, 1, 1, capacity, device=weight.device))
 
     def step(self, latent: Tensor, action: Tensor, memory: TransformerMemory) -> Tensor:

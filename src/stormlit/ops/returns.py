@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 
-def lambda_returns(reward: Tensor, value: Tensor, discount: Tensor, lambda_: float) -> Tensor:
+def lambda_returns(
+    reward: Tensor, value: Tensor, discount: Tensor, lambda_: float, bootstrap: Literal["next", "current"] = "next"
+) -> Tensor:
     """Lambda-returns by STORM's equation 8.
 
         G_t = r_t + d_t [(1 - lambda) V(s_{t+1}) + lambda G_{t+1}],   G_H = V(s_H)
 
     reward: (N, H).  value: (N, H + 1).  discount: (N, H), gamma times the probability of going on after action t.
+    bootstrap: "next" is the equation; "current" has V(s_t) in place of V(s_{t+1}), as the released code does
+    (weipu-zhang/STORM, agents.py).
     Returns (N, H) float32.  Raises ``ValueError`` when the shapes do not fit.
     """
     if reward.ndim != 2 or discount.shape != reward.shape or value.shape != (reward.shape[0], reward.shape[1] + 1):
@@ -20,7 +26,8 @@ def lambda_returns(reward: Tensor, value: Tensor, discount: Tensor, lambda_: flo
             f"{tuple(reward.shape)}, {tuple(discount.shape)} and {tuple(value.shape)}"
         )
     value, discount = value.float(), discount.float()
-    one_step = reward.float() + discount * (1.0 - lambda_) * value[:, 1:]
+    one_step_value = value[:, 1:] if bootstrap == "next" else value[:, :-1]
+    one_step = reward.float() + discount * (1.0 - lambda_) * one_step_value
     carried = discount * lambda_
     following = value[:, -1]
     returns: list[Tensor] = []

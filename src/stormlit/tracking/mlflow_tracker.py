@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,9 @@ _ENVIRONMENT_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
+
+# MLflow refuses a whole batch for one name with anything else in it.
+_NOT_IN_NAMES = re.compile(r"[^\w\-./ :]")
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +81,7 @@ class MlflowTracker:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             self._client = MlflowClient(tracking_uri=self._uri)
-            self._run_id = self._resume(run_id, tags) if run_id else self._create(name, params, tags)
+            self._run_id = self._resume(run_id, params, tags) if run_id else self._create(name, params, tags)
         # The store may fail in many ways (connection, SQL, permissions, an unknown run), all the configuration's fault.
         except Exception as error:
             raise ConfigError(
@@ -91,7 +95,7 @@ class MlflowTracker:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)
-        self._points.extend((key, float(value), now, step) for key, value in metrics.items())
+        self._points.extend((_NOT_IN_NAMES.sub("_", key), float(value), now, step) for key, value in metrics.items())
         if time.monotonic() >= self._next_flush:
             self.flush()
 
@@ -152,11 +156,14 @@ class MlflowTracker:
             self._client.log_batch(run.info.run_id, params=flat[first : first + PARAMS_PER_BATCH])
         return str(run.info.run_id)
 
-    def _resume(self, run_id: str, tags: Mapping[str, str]) -> str:
+    def _resume(self, run_id: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
         from mlflow.entities import RunTag
 
+        before = self._client.get_run(run_id).data.params
+        # Parameters may not change in MLflow: what was changed for going on is told by tags.
+        changed = {f"resumed.{key}": str(value) for key, value in _flatten(params) if before.get(key) != str(value)}
         self._client.update_run(run_id, status="RUNNING")
-        self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in {**tags, **changed}.items()])
         return run_id
 
     def _experiment_id(self) -> str:
