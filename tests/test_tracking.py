@@ -395,3 +395,14 @@ def test_commit_is_that_of_the_repository_that_tracks_the_source(
     assert commit_and_dirty() == (git("rev-parse", "HEAD"), "false")
     source.write_text("x = 2\n")
     assert commit_and_dirty() == (git("rev-parse", "HEAD"), "true")
+
+
+@pytest.mark.slow
+def test_several_runs_may_make_the_database_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from stormlit.tracking import MlflowTracker\n"
+        "tracker = MlflowTracker(Path(sys.argv[1]) / 'run', Path(sys.argv[1]))\n"
+        "tracker.start(name='run', params={}, tags={}); tracker.finish('FINISHED')"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    assert [process.wait(timeout=120) for process in started] == [0, 0, 0]

@@ -5,6 +5,8 @@ MLflow is imported only when a run starts: the import takes seconds, and stormli
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -80,8 +82,9 @@ class MlflowTracker:
             raise ConfigError("tracking=mlflow needs MLflow: `pip install mlflow`, or use tracking=csv") from error
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            self._client = MlflowClient(tracking_uri=self._uri)
-            self._run_id = self._resume(run_id, params, tags) if run_id else self._create(name, params, tags)
+            with self._creating_database():
+                self._client = MlflowClient(tracking_uri=self._uri)
+                self._run_id = self._resume(run_id, params, tags) if run_id else self._create(name, params, tags)
         # The store may fail in many ways (connection, SQL, permissions, an unknown run), all the configuration's fault.
         except Exception as error:
             raise ConfigError(
@@ -146,6 +149,13 @@ class MlflowTracker:
             self._client.set_terminated(self._run_id, status)
         except Exception as error:  # the training itself is done and must end cleanly
             _log.warning("run %s was not closed at %s: %s", self._run_id, self._uri, _first_line(error))
+
+    @contextlib.contextmanager
+    def _creating_database(self) -> Iterator[None]:
+        """One process at a time: two that make the tables of a new SQLite file at once disturb each other."""
+        with (self._root / ".mlflow.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _create(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
         from mlflow.entities import Param
