@@ -36,6 +36,9 @@ _ENVIRONMENT_DEFAULTS = {
 # MLflow refuses a whole batch for one name with anything else in it.
 _NOT_IN_NAMES = re.compile(r"[^\w\-./ :]")
 
+# Or MLflow's page takes the experiment for one with language models, and shows it so.
+_MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+
 _log = logging.getLogger(__name__)
 
 
@@ -183,7 +186,9 @@ class MlflowTracker:
             on_server = self._uri.startswith(("http:", "https:", "databricks"))
             location = None if on_server else (self._root / "artifacts").as_uri()
             try:
-                return str(self._client.create_experiment(self._experiment, artifact_location=location))
+                return str(
+                    self._client.create_experiment(self._experiment, artifact_location=location, tags=_MODEL_TRAINING)
+                )
             except Exception:  # a run started at the same moment may have created it
                 experiment = self._client.get_experiment_by_name(self._experiment)
                 if experiment is None:
