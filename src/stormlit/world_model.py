@@ -71,9 +71,6 @@ class WorldModel(L.LightningModule):
             "head", continuation_head, hidden_dim, 1, hidden_dim, key="world_model.continuation_head"
         )
         self.reward_encoding = TwoHot(reward_bins, reward_low, reward_high)
-        # Strided convolutions run faster with the channels last, which is also how frames are stored.
-        self.encoder.to(memory_format=torch.channels_last)
-        self.decoder.to(memory_format=torch.channels_last)
 
     def posterior(self, obs: Tensor) -> Tensor:
         """Distribution of the latents of frames.  obs: (..., C, Y, X) uint8.  Returns (..., G, K) float32."""
@@ -162,8 +159,13 @@ class WorldModel(L.LightningModule):
 
 
 def normalize_pixels(obs: Tensor) -> Tensor:
-    """uint8 frames to float32 in [0, 1], of the same shape and memory format."""
-    return obs.float().div_(255.0)
+    """uint8 frames to float32 in [0, 1], of the same shape.
+
+    On the CPU the channels are moved first: with the channels last, which is how frames are stored, PyTorch's BatchNorm
+    sums in plain float32 there, and its statistics are off by 1e-4 for large batches.
+    """
+    scaled = obs.float().div_(255.0)
+    return scaled if scaled.is_cuda else scaled.contiguous()
 
 
 def pixels(obs_hat: Tensor) -> Tensor:
