@@ -1,4 +1,4 @@
-"""stormlit beside a clone of the released code: same weights, same inputs, same random choices; the largest differences.
+"""stormlit beside a clone of the released code: same weights, inputs and random choices; the largest differences.
 
     python benchmarks/against_official.py --official PATH_TO_A_CLONE [--device cpu] [--width 512 --layers 2 --heads 8]
 

@@ -25,6 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory"}),
     frozenset({"imagine", "player", "dream"}),
     frozenset({"parts", "config", "collect", "evaluate", "learner", "checkpoint", "dream_media"}),
+    frozenset({"official"}),
     frozenset({"config_checks"}),
     frozenset({"compose"}),
     frozenset({"assemble"}),
@@ -32,7 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"housekeeping", "snapshot"}),
     frozenset({"loop"}),
     frozenset({"run", "api"}),
-    frozenset({"commands", "lightning_command"}),
+    frozenset({"commands", "import_official", "lightning_command"}),
     frozenset({"cli"}),
     frozenset({"__main__", "scripts"}),
 )
@@ -52,6 +53,7 @@ CONFIGURED = frozenset(
         "snapshot",
         "run",
         "api",
+        "import_official",
         "cli",
     }
 )

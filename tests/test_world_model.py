@@ -33,10 +33,11 @@ def test_pixels_by_hand() -> None:
     assert torch.equal(pixels(normalize_pixels(every)), every)
 
 
-def test_normalising_pixels_keeps_the_frames_and_their_memory_format() -> None:
+def test_normalising_pixels_keeps_the_frames_and_moves_their_channels_first_on_the_cpu() -> None:
     obs = random_batch().obs[0]
     before = obs.clone()
-    assert normalize_pixels(obs).is_contiguous(memory_format=torch.channels_last)
+    assert obs.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(normalize_pixels(obs), before / 255.0) and normalize_pixels(obs).is_contiguous()
     assert torch.equal(obs, before)
 
 

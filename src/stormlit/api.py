@@ -47,7 +47,7 @@ def load(
     overrides: ``key=value`` changes to the run's configuration, such as ``evaluation.episodes=5``.
     Raises ``CheckpointError`` when it cannot be found, trusted or fitted, ``ConfigError`` for a bad override.
     """
-    directory, checkpoint = find_run(reference, Path(run_dir))
+    directory, checkpoint = find_run(reference, Path(run_dir).expanduser())
     folder = checkpoint or latest_checkpoint(directory)
     verify(folder)
     config = compose([str(folder / "config.yaml")], overrides)

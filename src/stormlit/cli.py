@@ -86,6 +86,14 @@ def dream(arguments: argparse.Namespace) -> None:
     print(dream_run(arguments.run, _run_root(overrides), overrides, output, arguments.dreams))
 
 
+def import_official(arguments: argparse.Namespace) -> None:
+    """Turn a checkpoint of the public implementation into an ordinary run."""
+    from stormlit.import_official import import_official as convert
+
+    overrides = _overrides(arguments.words)
+    print(convert(Path(arguments.world_model), Path(arguments.agent), overrides, Path(arguments.output)))
+
+
 def components(arguments: argparse.Namespace) -> None:
     """List every registered part with its options and defaults."""
     from stormlit.commands import list_components
@@ -133,6 +141,11 @@ def _parser() -> argparse.ArgumentParser:
                 "-o", "--output", help="video file (.mp4 or .gif); default: in the run's media folder"
             )
             with_run.add_argument("--dreams", type=int, default=4, help="how many dreams to show (default 4)")
+    imported = verb("import-official", import_official)
+    imported.add_argument("world_model", metavar="WORLD_MODEL.pth", help="the released world model's state dict")
+    imported.add_argument("agent", metavar="AGENT.pth", help="the released agent's state dict")
+    imported.add_argument("words", **overrides)  # type: ignore[arg-type]
+    imported.add_argument("-o", "--output", required=True, help="folder of the run to write")
     verb("components", components).add_argument("kind", nargs="?", metavar="KIND", help="only parts of this kind")
     verb("config", config).add_argument("words", **configuration)  # type: ignore[arg-type]
     verb("script", script)

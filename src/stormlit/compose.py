@@ -26,7 +26,7 @@ from stormlit.registry import fill, schema
 
 Tree = dict[str, Any]
 INTEGERS = ("env.max_episode_steps",)  # those whose default is null
-TEXT_KEYS = ("run.dir", "run.name", "env.game", "env.id")
+TEXT_KEYS = ("run.dir", "run.name", "run.init_from", "env.game", "env.id")
 
 
 def config_folder() -> Path:
@@ -76,7 +76,8 @@ def to_tree(config: Config) -> Tree:
 
 def to_yaml(config: Config) -> str:
     """The configuration as YAML text that ``compose`` takes back."""
-    return yaml.safe_dump(to_tree(config), sort_keys=False)
+    # OmegaConf quotes what its own reader would take for a number, such as the name 1e3.
+    return OmegaConf.to_yaml(OmegaConf.create(to_tree(config)))
 
 
 def _defaults() -> Tree:

@@ -25,6 +25,8 @@ class RunSettings:
     dir: str = "runs"
     # None: made from the configuration file, the environment and the seed.
     name: str | None = None
+    # A run or checkpoint whose weights a new run begins with; None: random ones.
+    init_from: str | None = None
 
 
 @dataclass

@@ -24,7 +24,7 @@ from stormlit.play import play_baselines
 from stormlit.progress import ProgressBar
 from stormlit.registry import build
 from stormlit.run_directory import RunDirectory, exclusive
-from stormlit.snapshot import forget_other_futures, restore_snapshot, save_snapshot
+from stormlit.snapshot import forget_other_futures, load_initial_weights, restore_snapshot, save_snapshot
 from stormlit.tracking import RunStatus, Tracker, run_tags
 from stormlit.training import Training, build_training, save_config
 
@@ -57,6 +57,8 @@ def train_run(config: Config, fabric: Fabric, directory: RunDirectory, checkpoin
     training = build_training(config, fabric, directory, tracker)
     if checkpoint is not None:
         restore_snapshot(training, checkpoint)
+    elif config.run.init_from is not None:
+        load_initial_weights(training, config.run.init_from)
     with exclusive(directory) if fabric.is_global_zero else nullcontext():
         if fabric.is_global_zero:
             _begin(training, run_id=directory.run_id() if checkpoint else None)
@@ -87,9 +89,9 @@ def _train_to_the_end(training: Training) -> list[Evaluation]:
 def _begin(training: Training, run_id: str | None) -> None:
     """Leave the first traces of a run, or go on with the tracker's run ``run_id``."""
     config, directory, tracker = training.config, training.directory, training.tracker
-    save_config(directory, config)
     tags = _tags(config, training.fabric)
     run_id = tracker.start(name=directory.name, params=to_tree(config), tags=tags, run_id=run_id)
+    save_config(directory, config)
     directory.write_identity(run_id)
     tracker.artifact(directory.config_file)
     print(_headline(training), file=sys.stderr, flush=True)
@@ -137,8 +139,8 @@ def report(training: Training, results: list[Evaluation]) -> str:
 
 def _free_name(config: Config, files: list[str]) -> str:
     """``<file>-<environment>-s<seed>``, with a number behind it when that is taken."""
-    stem = re.sub(r"[^\w.+-]+|^[^\w]+", "-", Path(files[-1]).stem).strip("-.+") if files else "storm"
-    name = f"{stem}-{env_name(config.env)}-s{config.seed}"
+    stem = re.sub(r"[^\w.+-]+", "-", Path(files[-1]).stem).strip("-.+") if files else ""
+    name = f"{stem or 'storm'}-{env_name(config.env)}-s{config.seed}"
     taken, number = name, 2
     while list_checkpoints(RunDirectory(Path(config.run.dir).expanduser() / taken)):
         taken, number = f"{name}-{number}", number + 1

@@ -12,6 +12,7 @@ from stormlit.checkpoint import (
     discard_later,
     drop_segments_from,
     drop_unneeded_segments,
+    latest_checkpoint,
     load_replay,
     load_weights,
     read_tensors,
@@ -20,6 +21,7 @@ from stormlit.checkpoint import (
 )
 from stormlit.compose import to_yaml
 from stormlit.errors import CheckpointError
+from stormlit.run_directory import find_run
 from stormlit.training import Training
 
 
@@ -47,6 +49,20 @@ def save_snapshot(training: Training) -> Path:
     return checkpoint_folder(training.directory, training.progress.env_steps)
 
 
+def load_initial_weights(training: Training, reference: str) -> None:
+    """Begin with the weights of another run, and nothing else of it; raises ``CheckpointError`` as ``load`` does."""
+    directory, folder = find_run(reference, training.directory.root)
+    folder = folder or latest_checkpoint(directory)
+    verify(folder)
+    _load_modules(training, folder)
+
+
+def _load_modules(training: Training, folder: Path) -> None:
+    weights = read_tensors(folder / "weights.pt")
+    load_weights(training.world_model, weights.get("world_model", {}), "world_model")
+    load_weights(training.agent, weights.get("agent", {}), "agent")
+
+
 def restore_snapshot(training: Training, folder: Path) -> None:
     """Put a run back where a checkpoint left it. Raises ``CheckpointError`` naming the file that does not fit."""
     manifest = verify(folder)
@@ -57,9 +73,7 @@ def restore_snapshot(training: Training, folder: Path) -> None:
         raise CheckpointError(
             f"{folder} was written by {processes} processes and cannot go on with {training.fabric.world_size}"
         )
-    weights = read_tensors(folder / "weights.pt")
-    load_weights(training.world_model, weights.get("world_model", {}), "world_model")
-    load_weights(training.agent, weights.get("agent", {}), "agent")
+    _load_modules(training, folder)
     state = read_tensors(folder / name)
     try:
         training.load_state_dict(state)
