@@ -31,7 +31,11 @@ def fabric_run(devices: int, words: Iterable[str], *options: str) -> subprocess.
     """``fabric run`` with so many CPU processes of the file that ``stormlit script`` prints."""
     fabric = Path(sys.executable).with_name("fabric")
     launch = [str(fabric), "run", "--accelerator", "cpu", "--devices", str(devices), "--main-port", str(free_port())]
-    command = [*launch, *options, str(FABRIC_ENTRY), *words]
+    return on_one_thread([*launch, *options, str(FABRIC_ENTRY), *words])
+
+
+def on_one_thread(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Another number of threads would add in another order, and two runs could not be compared bit for bit."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False, env=environment
@@ -63,7 +67,8 @@ def test_one_process_trains_as_without_fabric_run(tmp_path: Path) -> None:
     ended = fabric_run(1, [*words, f"run.dir={tmp_path / 'fabric'}"], "--precision", "bf16-mixed")
     assert ended.returncode == 0, ended.stderr
     assert "bf16-mixed" in ended.stderr
-    assert main([*words, f"run.dir={tmp_path / 'plain'}", "precision=bf16-mixed"]) == 0
+    plain = [sys.executable, "-m", "stormlit", *words, f"run.dir={tmp_path / 'plain'}", "precision=bf16-mixed"]
+    assert on_one_thread(plain).returncode == 0
     first, second = newest(tmp_path / "fabric" / "one"), newest(tmp_path / "plain" / "one")
     for name in ("weights.pt", "training-0.pt"):
         assert list(differences(read(first / name), read(second / name))) == []
