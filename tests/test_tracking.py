@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -183,6 +184,9 @@ class FlakyClient:
     def __init__(self, tracking_uri: str) -> None:
         self.batches: list[list[Any]] = []
         self.calls = 0
+
+    def get_run(self, run_id: str) -> SimpleNamespace:
+        return SimpleNamespace(data=SimpleNamespace(params={}))
 
     def update_run(self, run_id: str, status: str) -> None:
         pass
