@@ -221,13 +221,9 @@ def compare_world_model_update(pair: Pair, batch: Batch, into: Differences) -> N
     for term, their_name in names.items():
         their_loss = torch.tensor(log[f"WorldModel/{their_name}_loss"])
         compare(f"world model loss: {term}", their_loss, losses.terms[term].detach().cpu(), into)
-    compare_tensors("world model gradients", world_model_state_of(gradients, pair), own, into)
+    compare_tensors("world model gradients", world_model_state(gradients), own, into)
     after = world_model_state(pair.their_model.state_dict())
     compare_tensors("world model after one step", after, pair.model.state_dict(), into)
-
-
-def world_model_state_of(gradients: dict[str, Tensor], pair: Pair) -> dict[str, Tensor]:
-    return world_model_state({**gradients, "dist_head.prior_head.weight": gradients["dist_head.prior_head.weight"]})
 
 
 def compare_agent_update(pair: Pair, into: Differences, rows: int = 64, horizon: int = 16) -> None:
