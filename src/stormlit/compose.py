@@ -57,7 +57,7 @@ def compose(files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:
 def from_tree(tree: Mapping[str, Any]) -> Config:
     """Check a nested mapping (of ``compose`` or of a checkpoint) against the schema and return the typed object."""
     filled = OmegaConf.to_container(OmegaConf.create(dict(tree)))
-    _check_keys(cast(Tree, filled), "")
+    _check_keys(cast(Tree, filled))
     for key, kind in PART_KEYS.items():
         parent, leaf = _parent(cast(Tree, filled), key)
         parent[leaf] = fill(kind, parent[leaf], key)
@@ -182,7 +182,7 @@ def _check_key(tree: Tree, key: str) -> None:
         )
 
 
-def _check_keys(tree: Tree, prefix: str) -> None:
+def _check_keys(tree: Tree) -> None:
     """The same check for a whole tree, which may come from a file written by another version."""
     reference = _defaults()
 
@@ -199,7 +199,7 @@ def _check_keys(tree: Tree, prefix: str) -> None:
                     raise ConfigError(f"{key} must be a mapping with {', '.join(allowed[name])}")
                 visit(value, allowed[name], f"{key}.")
 
-    visit(tree, reference, prefix)
+    visit(tree, reference, "")
 
 
 def _unknown(tree: Tree, key: str, name: str, allowed: Sequence[str], here: str) -> str:

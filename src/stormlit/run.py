@@ -30,7 +30,7 @@ from stormlit.training import Training, build_training, save_config
 
 
 def new_run(config: Config, files: list[str], fabric: Fabric) -> tuple[Config, RunDirectory]:
-    """Name a new run and make its folder. The main process decides, the others follow.
+    """Name a new run. The main process decides, the others follow.
 
     Returns the configuration with its name filled in.  Raises ``ConfigError`` when the name is taken.
     """
