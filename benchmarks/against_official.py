@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from stormlit.agent import ActorCritic
 from stormlit.assemble import build_modules
 from stormlit.compose import compose
+from stormlit.nn.attention import Dropout
 from stormlit.official import agent_state, official_sizes, world_model_state
 from stormlit.types import Batch, Trajectory
 from stormlit.world_model import WorldModel
@@ -86,6 +87,8 @@ class Pair:
             for part in module.modules():
                 if isinstance(part, nn.Dropout):
                     part.p = 0.0
+                if isinstance(part, Dropout):
+                    part.probability = 0.0
                 if hasattr(part, "attention_dropout"):
                     part.attention_dropout = 0.0
 
@@ -236,7 +239,7 @@ def compare_agent_update(pair: Pair, into: Differences, rows: int = 64, horizon:
     pair.their_agent.update(torch.cat([latent, hidden], -1), action, None, None, reward, ends, logger=log)
     trajectory = Trajectory(latent, hidden, action, reward, 1 - ends, torch.ones_like(reward))
     losses, own = our_step(pair.agent, trajectory)
-    pair.agent.update_slow_critic()
+    pair.agent.update_slow_critic(torch.tensor(True, device=pair.device))
     for term, name, sign in (("policy", "policy_loss", 1), ("value", "value_loss", 1), ("entropy", "entropy_loss", -1)):
         compare(f"agent loss: {term}", torch.tensor(log[f"ActorCritic/{name}"]), sign * losses.terms[term].cpu(), into)
     compare("return scale", torch.tensor(log["ActorCritic/norm_ratio"]), losses.metrics["return_scale"].cpu(), into)

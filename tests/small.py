@@ -107,6 +107,13 @@ def random_trajectory(rows: int = 4, horizon: int = 5, latent_dim: int = 16, see
     )
 
 
+def dense(latent: Tensor, latent_dim: int = LATENT) -> Tensor:
+    """A latent as it is, or in dense form if it is sparse: (..., G) int64 to (..., Z) float32."""
+    if latent.is_floating_point():
+        return latent
+    return torch.nn.functional.one_hot(latent, latent_dim).sum(dim=-2).float()
+
+
 def dense_twohot(value: float, bins: list[float]) -> list[float]:
     """The two-hot encoding of ``symlog(value)`` over all bins, by walking through them."""
     x = math.copysign(math.log(1 + abs(value)), value)

@@ -154,7 +154,9 @@ def test_the_slow_critic_follows_exactly_and_never_learns_by_itself() -> None:
     assert all(p.grad is None and not p.requires_grad for p in agent.slow_critic.parameters())
     optimizer.step()
     torch.testing.assert_close(list(agent.slow_critic.parameters()), slow, atol=0, rtol=0)
-    agent.update_slow_critic()
+    agent.update_slow_critic(torch.tensor(False))
+    torch.testing.assert_close(list(agent.slow_critic.parameters()), slow, atol=0, rtol=0)
+    agent.update_slow_critic(torch.tensor(True))
     expected = [0.9 * old + 0.1 * new for old, new in zip(slow, agent.critic.parameters(), strict=True)]
     torch.testing.assert_close(list(agent.slow_critic.parameters()), expected)
     optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -46,8 +46,9 @@ def test_a_step_moves_the_weights_and_reports() -> None:
     world_model = small_world_model()
     learner = learner_of(world_model, "world_model")
     before = state_of(world_model)
-    metrics = learner.update(random_batch())
-    assert metrics["skipped"] == 0.0
+    done = learner.update(random_batch())
+    metrics = done.metrics
+    assert done.finite and done.skipped == 0.0
     assert metrics["gradient_norm"] > 0
     terms = ("reconstruction", "reward", "continuation", "dyn", "rep", "total")
     assert {f"loss/{term}" for term in terms} <= set(metrics)
@@ -72,7 +73,7 @@ def test_gradients_are_clipped() -> None:
     learner.optimizer.optimizer.register_step_pre_hook(record_norm)
     trajectory = random_trajectory()
     trajectory.reward.mul_(100.0)
-    metrics = learner.update(trajectory)
+    metrics = learner.update(trajectory).metrics
     assert metrics["gradient_norm"] > 0.125  # the norm before clipping
     assert seen == [pytest.approx(0.125, rel=1e-3)]
 
@@ -83,11 +84,11 @@ def test_a_non_finite_loss_of_the_world_model_leaves_no_trace(precision: str) ->
     learner = learner_of(world_model, "world_model", precision=precision)
     learner.update(random_batch())
     before, optimiser = state_of(world_model), copy.deepcopy(learner.optimizer.state_dict())
-    assert learner.update(bad_batch()).items() >= {"skipped": 1.0}.items()
+    assert learner.update(bad_batch()).skipped == 1.0
     assert list(differences(before, state_of(world_model))) == []
     assert list(differences(optimiser, learner.optimizer.state_dict())) == []
     assert not world_model.training
-    assert learner.update(random_batch())["skipped"] == 0.0
+    assert learner.update(random_batch()).skipped == 0.0
     assert list(differences(before, state_of(world_model)))
 
 
@@ -96,11 +97,11 @@ def test_a_non_finite_loss_of_the_agent_leaves_no_trace() -> None:
     learner = learner_of(agent, "agent")
     learner.update(random_trajectory())
     before = state_of(agent)
-    assert learner.update(bad_trajectory())["skipped"] == 1.0
+    assert learner.update(bad_trajectory()).skipped == 1.0
     assert list(differences(before, state_of(agent))) == []
-    metrics = learner.update(random_trajectory())
-    assert metrics["skipped"] == 0.0
-    assert all(torch.isfinite(value).all() for value in metrics.values())
+    done = learner.update(random_trajectory())
+    assert done.finite
+    assert all(torch.isfinite(value).all() for value in done.metrics.values())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -109,10 +110,10 @@ def test_non_finite_rewards_and_weights_are_survived_not_crashed_on(value: float
     learner = learner_of(agent, "agent")
     trajectory = random_trajectory()
     trajectory.reward[0, 0] = value
-    assert learner.update(trajectory)["skipped"] == 1.0
+    assert learner.update(trajectory).skipped == 1.0
     with torch.no_grad():
         next(iter(agent.critic.parameters())).fill_(value)
-    assert learner.update(random_trajectory())["skipped"] == 1.0
+    assert learner.update(random_trajectory()).skipped == 1.0
 
 
 def test_a_non_finite_gradient_alone_is_skipped_too() -> None:
@@ -122,7 +123,7 @@ def test_a_non_finite_gradient_alone_is_skipped_too() -> None:
     weight = world_model.reward_head.get_parameter(next(iter(dict(world_model.reward_head.named_parameters()))))
     weight.register_hook(lambda gradient: torch.full_like(gradient, math.nan))
     before = state_of(world_model)
-    assert learner.update(random_batch())["skipped"] == 1.0
+    assert learner.update(random_batch()).skipped == 1.0
     assert list(differences(before, state_of(world_model))) == []
 
 
@@ -134,8 +135,12 @@ def test_too_many_in_a_row_stop_training() -> None:
         learner.update(random_batch())
     learner.update(bad_batch())
     learner.update(bad_batch())
-    with pytest.raises(TrainingError, match=r"world_model.*loop\.max_nonfinite_updates=2"):
-        learner.update(bad_batch())
+    learner.check()
+    learner.update(bad_batch())
+    learner.update(random_batch())  # which does not undo that there were three
+    with pytest.raises(TrainingError, match=r"world_model.* 3 times in a row .*loop\.max_nonfinite_updates=2"):
+        learner.check()
+    assert learner.skipped == 9
 
 
 def test_the_count_and_the_optimiser_survive_a_restart() -> None:
@@ -148,8 +153,10 @@ def test_the_count_and_the_optimiser_survive_a_restart() -> None:
     restarted_model.load_state_dict(state_of(world_model))
     restarted = learner_of(restarted_model, "world_model", tolerated=2)
     restarted.load_state_dict(copy.deepcopy(learner.state_dict()))
+    restarted.check()
+    restarted.update(bad_batch())
     with pytest.raises(TrainingError):
-        restarted.update(bad_batch())
+        restarted.check()
     for continued in (learner, restarted):
         torch.manual_seed(3)
         continued.update(random_batch(seed=5))
@@ -159,6 +166,6 @@ def test_the_count_and_the_optimiser_survive_a_restart() -> None:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_losses_and_weights_stay_in_float32(precision: str) -> None:
     agent = small_agent()
-    metrics = learner_of(agent, "agent", precision=precision).update(random_trajectory())
+    metrics = learner_of(agent, "agent", precision=precision).update(random_trajectory()).metrics
     assert metrics["loss/total"].dtype == torch.float32 and torch.isfinite(metrics["loss/total"])
     assert {parameter.dtype for parameter in agent.parameters()} == {torch.float32}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stormlit.ops.categorical import kl_divergence, unimix_log_probs
-from stormlit.ops.kl import kl_balance, masked_mean
+from stormlit.ops.kl import kl_balance
 
 EVERY = torch.ones(1, 2, dtype=torch.bool)
 
@@ -29,12 +29,6 @@ def test_kl_by_hand() -> None:
     torch.testing.assert_close(kl_divergence(p, q), torch.tensor(0.1438410))
     torch.testing.assert_close(kl_divergence(q, p), torch.tensor(0.1308120))
     torch.testing.assert_close(kl_divergence(p, p), torch.tensor(0.0))
-
-
-def test_masked_mean_by_hand() -> None:
-    x = torch.tensor([[1.0, 2.0, 6.0]])
-    assert masked_mean(x, torch.tensor([[True, False, True]])) == 3.5
-    assert masked_mean(x, torch.zeros(1, 3, dtype=torch.bool)) == 0.0
 
 
 def test_free_bits_clip_each_step_and_not_their_mean() -> None:

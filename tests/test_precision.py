@@ -111,7 +111,7 @@ def test_everything_that_is_counted_with_is_in_float32() -> None:
     agent = small_agent(world_model)
     context = random_batch(rows=4, length=3)
     with torch.no_grad(), half():
-        trajectory = imagine(world_model, agent, context, horizon=4, from_posterior=True)
+        trajectory = imagine(world_model, agent, context, horizon=4, from_posterior=True, sparse=False)
         state = (trajectory.latent, trajectory.hidden)
         hidden = trajectory.hidden.bfloat16()
         seen = {
@@ -162,21 +162,21 @@ def test_a_skipped_step_does_not_confuse_the_loss_scaler(of: str) -> None:
 
     def take_a_good_step() -> None:
         before = state_of(module)
-        metrics = learner.update(good)
-        assert metrics["skipped"] == 0.0 and 0.0 < float(metrics["gradient_norm"]) < 1000.0  # of unscaled gradients
+        done = learner.update(good)
+        assert done.finite and 0.0 < float(done.metrics["gradient_norm"]) < 1000.0  # of unscaled gradients
         assert list(differences(before, state_of(module)))
         assert all(tensor.isfinite().all() for tensor in state_of(module).values())
 
     take_a_good_step()
     before, optimiser = state_of(module), copy.deepcopy(learner.optimizer.state_dict())
     for bad in range(2):
-        metrics = learner.update(bad_batch() if of == "world_model" else bad_trajectory())
-        assert metrics["skipped"] == 1.0 and learner.nonfinite_in_a_row == bad + 1
+        done = learner.update(bad_batch() if of == "world_model" else bad_trajectory())
+        assert done.skipped == 1.0 and learner.in_a_row == bad + 1
         assert list(differences(before, state_of(module))) == []
         assert list(differences(optimiser, learner.optimizer.state_dict())) == []
     assert all(parameter.grad is None for parameter in module.parameters())
     take_a_good_step()
-    assert learner.nonfinite_in_a_row == 0
+    assert learner.in_a_row == 0
     assert math.isfinite(scaler.get_scale()) and scaler.get_scale() > 0.0
 
 

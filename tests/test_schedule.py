@@ -68,7 +68,7 @@ def test_a_resumed_schedule_keeps_the_beat(resumed_after: int) -> None:
 
 
 def test_progress_counts_everything_and_comes_back() -> None:
-    progress = Progress(env_steps=7, world_model_updates=6, agent_updates=5, episodes=4, nonfinite_updates=3)
+    progress = Progress(env_steps=7, world_model_updates=6, agent_updates=5, episodes=4)
     restored = Progress()
     restored.load_state_dict(progress.state_dict())
     assert restored == progress

@@ -24,7 +24,8 @@ def _attention(block: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
     outputs = []
     for head in range(attention.num_heads):
         columns = slice(head * width, (head + 1) * width)
-        query, key, value = (x @ p.weight[columns].T for p in (attention.query, attention.key, attention.value))
+        weights = attention.query_key_value.weight.chunk(3)
+        query, key, value = (x @ weight[columns].T for weight in weights)
         scores = (query @ key.T / width**0.5).masked_fill(~mask, float("-inf"))
         outputs.append(scores.softmax(-1) @ value)
     return torch.cat(outputs, dim=-1) @ attention.output.weight.T

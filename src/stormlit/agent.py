@@ -119,11 +119,15 @@ class ActorCritic(L.LightningModule):
         return lambda_returns(trajectory.reward, value, discount, self.lambda_, self.lambda_bootstrap)
 
     @torch.no_grad()
-    def update_slow_critic(self) -> None:
-        """Move the slow critic towards the critic; call once after every optimiser step."""
-        torch._foreach_lerp_(
-            list(self.slow_critic.parameters()), list(self.critic.parameters()), 1.0 - self.slow_critic_decay
-        )
+    def update_slow_critic(self, stepped: Tensor) -> None:
+        """Move the slow critic towards the critic; call once after every optimiser step.
+
+        stepped: bool scalar on the module's device; where it is False, nothing moves.
+        """
+        slow = list(self.slow_critic.parameters())
+        towards = torch._foreach_sub(list(self.critic.parameters()), slow)
+        torch._foreach_mul_(towards, (1.0 - self.slow_critic_decay) * stepped)
+        torch._foreach_add_(slow, towards)
 
     def configure_optimizers(self, fused: bool = True) -> torch.optim.Adam:
         return adam(self.parameters(), self.optimizer_settings, fused=fused)

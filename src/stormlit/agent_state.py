@@ -1,10 +1,14 @@
-"""What the policy and the critic see of the world model's state: a part chosen by name."""
+"""What the policy and the critic see of the world model's state: a part chosen by name.
+
+Latents come dense, (..., Z) float32, or sparse, (..., G) int64 (see ``types``); what is made of sparse ones is sparse.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from stormlit.nn.sparse import SparseState
 from stormlit.registry import register
 
 
@@ -16,9 +20,9 @@ class LatentState(nn.Module):
         super().__init__()
         self.state_dim = latent_dim
 
-    def forward(self, latent: Tensor, hidden: Tensor) -> Tensor:
-        """latent: (..., Z).  hidden: (..., D).  Returns (..., F)."""
-        return latent
+    def forward(self, latent: Tensor, hidden: Tensor) -> Tensor | SparseState:
+        """latent: (..., Z) or (..., G).  hidden: (..., D).  Returns (..., F)."""
+        return latent if latent.is_floating_point() else SparseState(latent, None)
 
 
 @register("agent_state", "hidden")
@@ -30,7 +34,7 @@ class HiddenState(nn.Module):
         self.state_dim = hidden_dim
 
     def forward(self, latent: Tensor, hidden: Tensor) -> Tensor:
-        """latent: (..., Z).  hidden: (..., D).  Returns (..., F)."""
+        """latent: (..., Z) or (..., G).  hidden: (..., D).  Returns (..., F)."""
         return hidden
 
 
@@ -42,6 +46,8 @@ class LatentAndHiddenState(nn.Module):
         super().__init__()
         self.state_dim = latent_dim + hidden_dim
 
-    def forward(self, latent: Tensor, hidden: Tensor) -> Tensor:
-        """latent: (..., Z).  hidden: (..., D).  Returns (..., F)."""
+    def forward(self, latent: Tensor, hidden: Tensor) -> Tensor | SparseState:
+        """latent: (..., Z) or (..., G).  hidden: (..., D).  Returns (..., F)."""
+        if not latent.is_floating_point():
+            return SparseState(latent, hidden)
         return torch.cat([latent, hidden.to(latent.dtype)], dim=-1)

@@ -20,15 +20,23 @@ def imagine(
     horizon: int,
     from_posterior: bool,
     hard_ends: bool = False,
+    sparse: bool | None = None,
 ) -> Trajectory:
     """Roll the policy out for ``horizon`` steps after each context.
 
     context: (N, C, ...) real steps.  from_posterior: see ``WorldModel.begin``.
     hard_ends: continuation is 1 where its probability is at least one half and 0 elsewhere, and nothing that follows an
     end weighs less, as in the released code (weipu-zhang/STORM, sub_models/world_models.py).
+    sparse: whether latents may be in sparse form, with the same numbers; None to have what is faster on the device.
     The heads run once over the finished rollout. Both modules should be in evaluation mode.
     """
-    state = world_model.begin(context, context.action.shape[1] + horizon, from_posterior=from_posterior)
+    state = world_model.begin(
+        context,
+        context.action.shape[1] + horizon,
+        from_posterior=from_posterior,
+        # Adding rows beats multiplying matrices on a CPU, and loses on a GPU.
+        sparse=context.obs.device.type == "cpu" if sparse is None else sparse,
+    )
     latents, hiddens, actions = [state.latent], [state.hidden], []
     for _ in range(horizon):
         action = agent.act(state.latent, state.hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,28 +16,46 @@ from stormlit.types import Losses
 from stormlit.world_model import WorldModel
 
 
-class Learner:
-    """A module with its optimiser: loss, backward, clip, step. A step whose loss is not finite is skipped.
+@dataclass(slots=True)
+class Update:
+    """What one step did, all of it on the device.
 
-    name: the prefix of its metrics.  max_nonfinite: skipped steps in a row after which ``TrainingError`` is raised.
+    metrics: detached scalars.  finite: bool scalar, False where the loss or its gradient was not finite, so that
+    weights, optimiser and running statistics are what they were and the metrics mean nothing.
+    skipped: the opposite as 1 or 0.
+    """
+
+    metrics: dict[str, Tensor]
+    finite: Tensor
+    skipped: Tensor
+
+
+class Learner:
+    """A module with its optimiser: loss, backward, clip, step. A step that is not finite is skipped.
+
+    Whether it is, the device decides and remembers: ``update`` never waits for it, ``check`` does.
+
+    name: the prefix of its metrics.  max_nonfinite: skipped steps in a row after which ``check`` raises.
     """
 
     def __init__(self, fabric: Fabric, module: WorldModel | ActorCritic, *, name: str, max_nonfinite: int) -> None:
         self.fabric, self.name, self.max_nonfinite = fabric, name, max_nonfinite
         self.clip_norm = module.optimizer_settings.clip_norm
         # With float16 the loss scale is divided out before clipping, which Adam's fused kernel would do inside.
-        self.scaler = getattr(fabric._precision, "scaler", None)
-        optimizer = module.configure_optimizers(fused=self.scaler is None)
+        self.scales_loss = getattr(fabric._precision, "scaler", None) is not None
+        optimizer = module.configure_optimizers(fused=not self.scales_loss)
         self.module: _FabricModule
         self.optimizer: _FabricOptimizer
         self.module, self.optimizer = fabric.setup(module, optimizer)
-        self.nonfinite_in_a_row = 0
+        # Running statistics and return scales, which move in the forward pass.
+        self._moving = [buffer for buffer in module.buffers() if buffer.dtype in (torch.float32, torch.bool)]
+        # Steps skipped: in a row until now, the most there were in a row, and all there were.
+        self.in_a_row, self.longest, self.total_skipped = torch.zeros(3, 1, device=fabric.device).unbind()
 
-    def update(self, batch: Any) -> dict[str, Tensor]:
-        """Take one step on a ``Batch`` or ``Trajectory``.  Returns detached metrics; ``skipped`` is 1 or 0."""
+    def update(self, batch: Any) -> Update:
+        """Take one step on a ``Batch`` or ``Trajectory``; no host sync."""
         self.module.train()
-        # Running statistics and return scales move in the forward pass, and a skipped step must leave no trace.
-        buffers = [buffer.clone() for buffer in self.module.buffers()]
+        before = self._statistics()
         with self.fabric.autocast():
             losses: Losses = self.module.training_step(batch)
         total = losses.total
@@ -45,41 +64,65 @@ class Learner:
             self.module, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
         )
         assert norm is not None
-        # The loss scaler copes with infinite gradients by itself, and needs to see them.
-        finite = torch.isfinite(total.detach() if self.scaler is not None else total.detach() + norm)
-        skipped = not self._on_all_processes(finite)
-        if skipped:
-            torch._foreach_copy_(list(self.module.buffers()), buffers)
-            if self.scaler is not None:
-                self.scaler.update()  # or it would refuse to unscale this optimiser's next gradients
-        else:
-            self.optimizer.step()
+        finite = self._on_all_processes(torch.isfinite(total.detach() + norm))
+        skipped = (~finite).float()
+        if not self.scales_loss:  # the loss scaler finds out and skips by itself
+            # What the fused kernel takes from a loss scaler: with 1 here it leaves weights and moments alone.
+            self.optimizer.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if before is not None:
+            self._restore_unless(finite, before)
         self.module.eval()
         self._count(skipped)
-        if skipped:
-            return {"skipped": torch.ones(())}
-        return {**losses.log(), "gradient_norm": norm, "skipped": torch.zeros(())}
+        return Update({**losses.log(total), "gradient_norm": norm}, finite, skipped)
 
-    def _on_all_processes(self, finite: Tensor) -> bool:
-        if self.fabric.world_size > 1:
-            finite = self.fabric.all_reduce(finite.float(), reduce_op="mean") == 1.0  # type: ignore[assignment]
-        return bool(finite)
+    @property
+    def skipped(self) -> int:
+        """Steps skipped since the beginning. Waits for the device."""
+        return int(self.total_skipped)
 
-    def _count(self, skipped: bool) -> None:
-        self.nonfinite_in_a_row = self.nonfinite_in_a_row + 1 if skipped else 0
-        if self.nonfinite_in_a_row > self.max_nonfinite:
+    def check(self) -> None:
+        """Raise ``TrainingError`` if too many steps in a row have been skipped. Waits for the device."""
+        longest = int(self.longest)
+        if longest > self.max_nonfinite:
             raise TrainingError(
-                f"the loss of the {self.name} was not finite {self.nonfinite_in_a_row} times in a row "
+                f"the loss of the {self.name} was not finite {longest} times in a row "
                 f"(loop.max_nonfinite_updates={self.max_nonfinite}): lower "
                 f"{self.name}.optimizer.learning_rate or use precision=32-true; the last checkpoint is kept"
             )
 
+    def _statistics(self) -> Tensor | None:
+        """What moves in the forward pass as one vector, since one copy is launched faster than many."""
+        return torch.cat([buffer.flatten() for buffer in self._moving]) if self._moving else None
+
+    def _restore_unless(self, finite: Tensor, before: Tensor) -> None:
+        after = self._statistics()
+        assert after is not None
+        parts = torch.where(finite, after, before).split([buffer.numel() for buffer in self._moving])
+        torch._foreach_copy_(self._moving, [p.view_as(b) for p, b in zip(parts, self._moving, strict=True)])
+
+    def _on_all_processes(self, finite: Tensor) -> Tensor:
+        if self.fabric.world_size > 1:
+            mean = self.fabric.all_reduce(finite.float(), reduce_op="mean")
+            assert isinstance(mean, Tensor)
+            return mean == 1.0
+        return finite
+
+    def _count(self, skipped: Tensor) -> None:
+        self.in_a_row.add_(1).mul_(skipped)
+        torch.maximum(self.longest, self.in_a_row, out=self.longest)
+        self.total_skipped.add_(skipped)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "nonfinite_in_a_row": self.nonfinite_in_a_row}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "skipped": torch.cat([self.in_a_row, self.longest, self.total_skipped]).tolist(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         # Moments are restored; learning rate and the like are the configuration's, which may have changed.
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
+        for count, restored in zip((self.in_a_row, self.longest, self.total_skipped), state["skipped"], strict=True):
+            count.fill_(restored)

@@ -5,6 +5,8 @@ Only weights flow back from learning to acting, through the player that the coll
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from stormlit.housekeeping import evaluate_agent, log_metrics, make_media
 from stormlit.imagine import imagine
 from stormlit.learner import Learner
@@ -23,6 +25,7 @@ def fit(training: Training) -> None:
             for _ in range(training.schedules.agent.owed(stepped)):
                 improve_agent(training)
         keep_house(training)
+    check_updates(training)
 
 
 def collect(training: Training) -> int:
@@ -64,27 +67,34 @@ def improve_agent(training: Training) -> None:
             from_posterior=settings.start == "posterior",
             hard_ends=settings.ends == "hard",
         )
-    if update(training, training.agent_learner, trajectory):
-        training.agent.update_slow_critic()
+    training.agent.update_slow_critic(update(training, training.agent_learner, trajectory))
     training.progress.agent_updates += 1
 
 
-def update(training: Training, learner: Learner, batch: Batch | Trajectory) -> bool:
-    """One optimiser step of either module; False if it had to be skipped, which is counted."""
-    training.metrics.add(learner.name, learner.update(batch))
-    skipped = learner.nonfinite_in_a_row > 0
-    training.progress.nonfinite_updates += skipped
-    return not skipped
+def update(training: Training, learner: Learner, batch: Batch | Trajectory) -> Tensor:
+    """One optimiser step of either module.  Returns a bool scalar on the device: False if it was skipped."""
+    done = learner.update(batch)
+    training.metrics.add(learner.name, done.metrics, valid=done.finite)
+    training.metrics.add(learner.name, {"skipped": done.skipped})
+    return done.finite
 
 
 def keep_house(training: Training) -> None:
     """Log, draw, evaluate and save, whenever due."""
     env_steps, schedules = training.progress.env_steps, training.schedules
     if schedules.log.due(env_steps):
+        check_updates(training)
         log_metrics(training)
     if schedules.media.due(env_steps):
         make_media(training)
     if schedules.evaluation.due(env_steps):
         evaluate_agent(training)
     if schedules.checkpoint.due(env_steps):
+        check_updates(training)
         save_snapshot(training)
+
+
+def check_updates(training: Training) -> None:
+    """Raise ``TrainingError`` if either module's updates were skipped too often in a row; waits for the device."""
+    for learner in (training.world_model_learner, training.agent_learner):
+        learner.check()

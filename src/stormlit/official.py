@@ -1,8 +1,9 @@
 """Checkpoints of the public implementation (weipu-zhang/STORM): two state dicts, renamed tensor by tensor.
 
-Names, shapes, LayerNorm epsilons and layer order are those of the released modules. Two tensors are not just renamed:
-the first layer of the token mixer is one matrix there and two here (latent, action), and the released code predicts the
-end of an episode where stormlit predicts its continuation, so that the sign of the last layer changes.
+Names, shapes, LayerNorm epsilons and layer order are those of the released modules. Some tensors are not just renamed:
+the first layer of the token mixer is one matrix there and two here (latent, action), queries, keys and values are made
+by three matrices there and one here, and the released code predicts the end of an episode where stormlit predicts its
+continuation, so that the sign of the last layer changes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from stormlit.checkpoint import read_tensors
@@ -31,9 +33,6 @@ WORLD_MODEL_NAMES: tuple[tuple[str, Name], ...] = (
     (r"storm_transformer\.stem\.([134])\.(.+)", lambda m: f"sequence_model.mixer.layers.{int(m[1]) - 1}.{m[2]}"),
     (r"storm_transformer\.position_encoding\.pos_emb\.weight", "sequence_model.positions.weight"),
     (r"storm_transformer\.layer_norm\.(.+)", r"sequence_model.norm.\1"),
-    (r"storm_transformer\.layer_stack\.(\d+)\.slf_attn\.w_qs\.(.+)", r"sequence_model.blocks.\1.attention.query.\2"),
-    (r"storm_transformer\.layer_stack\.(\d+)\.slf_attn\.w_ks\.(.+)", r"sequence_model.blocks.\1.attention.key.\2"),
-    (r"storm_transformer\.layer_stack\.(\d+)\.slf_attn\.w_vs\.(.+)", r"sequence_model.blocks.\1.attention.value.\2"),
     (r"storm_transformer\.layer_stack\.(\d+)\.slf_attn\.fc\.(.+)", r"sequence_model.blocks.\1.attention.output.\2"),
     (
         r"storm_transformer\.layer_stack\.(\d+)\.slf_attn\.layer_norm\.(.+)",
@@ -50,6 +49,8 @@ WORLD_MODEL_NAMES: tuple[tuple[str, Name], ...] = (
     (r"termination_decoder\.backbone\.(.+)", r"continuation_head.hidden.\1"),
     (r"termination_decoder\.head\.0\.(.+)", r"continuation_head.output.\1"),
 )
+# Three matrices there, one here; the names are in the order of its rows.
+ATTENTION_INPUT = re.compile(r"storm_transformer\.layer_stack\.(\d+)\.slf_attn\.w_(qs|ks|vs)\.weight")
 MIXER_INPUT = "storm_transformer.stem.0.weight"
 
 
@@ -118,6 +119,9 @@ def world_model_state(official: State) -> State:
         if name == MIXER_INPUT:
             state["sequence_model.mixer.latent.weight"] = tensor[:, :latent_dim]
             state["sequence_model.mixer.action.weight"] = tensor[:, latent_dim:]
+        elif match := ATTENTION_INPUT.fullmatch(name):
+            parts = [_matrix(official, name.replace(f"w_{match[2]}.", f"w_{part}.")) for part in ("qs", "ks", "vs")]
+            state[f"sequence_model.blocks.{match[1]}.attention.query_key_value.weight"] = torch.cat(parts)
         else:
             sign = -1.0 if name.startswith("termination_decoder.head.") else 1.0
             state[_renamed(name, WORLD_MODEL_NAMES)] = tensor if sign > 0 else tensor * sign

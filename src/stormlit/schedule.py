@@ -65,7 +65,6 @@ class Progress:
     world_model_updates: int = 0
     agent_updates: int = 0
     episodes: int = 0
-    nonfinite_updates: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

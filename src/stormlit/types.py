@@ -6,6 +6,9 @@ Symbols used in every shape comment of the package:
     G groups       K classes         Z = G * K latent width              D hidden width
     E embedding    F agent state     A actions                           C, Y, X image channels, rows, columns
 
+A latent is dense, (..., Z) float32. Where no gradient passes through it, one made of one-hot groups may also be sparse:
+(..., G) int64, the positions of its ones among the Z numbers. The dtype tells which.
+
 One timing rule (STORM's): ``reward[t]`` and ``terminated[t]`` follow ``action[t]``, which was taken at ``obs[t]``.
 """
 
@@ -86,7 +89,7 @@ class Batch:
 class Trajectory:
     """N imagined rollouts of H steps; state t is what the policy saw before ``action[:, t]``.
 
-    latent: (N, H + 1, Z) float32.  hidden: (N, H + 1, D).  action: (N, H) int64.
+    latent: (N, H + 1, Z), or sparse.  hidden: (N, H + 1, D).  action: (N, H) int64.
     reward: (N, H) float32, predicted for ``action[:, t]``.
     continuation: (N, H) float32 in [0, 1], probability that the episode goes on after ``action[:, t]``.
     weight: (N, H) float32 in [0, 1], probability that state t is still inside its episode.
@@ -104,7 +107,7 @@ class Trajectory:
 class WorldState:
     """Where an imagined (or real) trajectory stands: what the policy sees, and the memory behind it.
 
-    latent: (N, Z) float32 one-hot groups.  hidden: (N, D).  memory: the sequence model's cache.
+    latent: (N, Z), or sparse.  hidden: (N, D).  memory: the sequence model's cache.
     """
 
     latent: Tensor
@@ -128,9 +131,10 @@ class Losses:
         """The scaled sum, a scalar; raises ``KeyError`` if a term has no scale or a scale no term."""
         if self.terms.keys() != self.scales.keys():
             raise KeyError(f"loss terms {sorted(self.terms)} and scales {sorted(self.scales)} differ")
-        return torch.stack([self.scales[name] * term for name, term in self.terms.items()]).sum()
+        scaled = torch._foreach_mul(list(self.terms.values()), [self.scales[name] for name in self.terms])
+        return torch.stack(scaled).sum()
 
-    def log(self) -> dict[str, Tensor]:
-        """Every term as ``loss/<name>``, the total, and the metrics; all detached."""
+    def log(self, total: Tensor) -> dict[str, Tensor]:
+        """Every term as ``loss/<name>``, the total (what ``total`` has returned), and the metrics; all detached."""
         logged = {f"loss/{name}": term.detach() for name, term in self.terms.items()}
-        return {**logged, "loss/total": self.total.detach(), **self.metrics}
+        return {**logged, "loss/total": total.detach(), **self.metrics}

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stormlit.nn.frozen import frozen
 from stormlit.nn.heads import TwoHot
 from stormlit.ops.categorical import entropy
-from stormlit.ops.kl import kl_balance, masked_mean
+from stormlit.ops.kl import kl_balance
 from stormlit.optimizers import OptimizerSettings, adam
 from stormlit.registry import build
 from stormlit.types import Batch, Losses, PartNode, WorldState
+
+FRAMES_AT_ONCE = 64
 
 
 class WorldModel(L.LightningModule):
@@ -76,9 +79,17 @@ class WorldModel(L.LightningModule):
         """Distribution of the latents of frames.  obs: (..., C, Y, X) uint8.  Returns (..., G, K) float32."""
         return self._posterior(normalize_pixels(obs))
 
-    def encode(self, obs: Tensor) -> Tensor:
-        """Sampled latents of frames.  obs: (..., C, Y, X) uint8.  Returns (..., Z) float32."""
-        return self.latent.sample(self.posterior(obs))
+    @torch.no_grad()
+    def encode(self, obs: Tensor, *, sparse: bool = False) -> Tensor:
+        """Sampled latents of frames, in evaluation mode.  obs: (..., C, Y, X) uint8.
+
+        Returns (..., Z) float32, or the sparse form if asked for and possible.
+        """
+        encoder, frames = frozen(self.encoder), obs.flatten(0, -4)
+        # A CPU is fastest while a chunk's feature maps stay in its cache.
+        chunk = len(frames) if frames.is_cuda else FRAMES_AT_ONCE
+        drawn = [self.latent.draw_posterior(encoder(part / 255.0), sparse=sparse) for part in frames.split(chunk)]
+        return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).unflatten(0, obs.shape[:-3])
 
     def decode(self, latent: Tensor) -> Tensor:
         """Frames of latents.  latent: (..., Z).  Returns (..., C, Y, X), about [0, 1], not clipped."""
@@ -100,7 +111,7 @@ class WorldModel(L.LightningModule):
         hidden = self.sequence_model(latent, batch.action, batch.is_first)
         prior = self.latent.prior(hidden)
 
-        error = (self.decode(latent).float() - obs).square().sum(dim=(-3, -2, -1))
+        error = F.mse_loss(self.decode(latent).float(), obs, reduction="sum")
         reward = self.reward_encoding.loss(self.reward_head(hidden), batch.reward)
         continuation = F.binary_cross_entropy_with_logits(
             self.continuation_head(hidden).squeeze(-1).float(), (~batch.terminated).float()
@@ -112,10 +123,10 @@ class WorldModel(L.LightningModule):
             metrics = {
                 "kl": kl,
                 "posterior_entropy": entropy(posterior).sum(dim=-1).mean(),
-                "prior_entropy": masked_mean(entropy(prior[:, :-1]).sum(dim=-1), follows),
+                "prior_entropy": entropy(prior).sum(dim=-1).mean(),
             }
         terms = {
-            "reconstruction": error.mean(),
+            "reconstruction": error / batch.action.numel(),
             "reward": reward.mean(),
             "continuation": continuation,
             "dyn": dyn,
@@ -128,20 +139,22 @@ class WorldModel(L.LightningModule):
         embed = self.encoder(obs.flatten(0, -4))
         return self.latent.posterior(embed.unflatten(0, obs.shape[:-3]))
 
-    def begin(self, context: Batch, capacity: int, *, from_posterior: bool) -> WorldState:
+    def begin(self, context: Batch, capacity: int, *, from_posterior: bool, sparse: bool = False) -> WorldState:
         """Read C steps of real experience and stand where imagination starts.
 
         context: (N, C, ...).  capacity: tokens the memory must hold in all, at least C + the steps to come.
         from_posterior: stand at the last frame itself, before its action; otherwise one step after it, at a latent
-        drawn from the prior (the paper's way).
+        drawn from the prior (the paper's way).  sparse: whether the states' latents may be sparse.
         """
-        latent = self.encode(context.obs)
+        latent = self.encode(context.obs, sparse=sparse)
         if not from_posterior:
             hidden, memory = self.sequence_model.prefill(latent, context.action, context.is_first, capacity)
-            return WorldState(self.latent.sample(self.latent.prior(hidden[:, -1])), hidden[:, -1], memory)
+            last = hidden[:, -1]
+            return WorldState(self.latent.draw_prior(last, sparse=sparse), last, memory)
         if latent.shape[1] == 1:
-            memory = self.sequence_model.empty(latent.shape[0], capacity)
-            return WorldState(latent[:, -1], latent.new_zeros(latent.shape[0], self.hidden_dim), memory)
+            rows = latent.shape[0]
+            memory = self.sequence_model.empty(rows, capacity)
+            return WorldState(latent[:, -1], torch.zeros(rows, self.hidden_dim, device=latent.device), memory)
         hidden, memory = self.sequence_model.prefill(
             latent[:, :-1], context.action[:, :-1], context.is_first[:, :-1], capacity
         )
@@ -152,7 +165,8 @@ class WorldModel(L.LightningModule):
     def step(self, state: WorldState, action: Tensor) -> WorldState:
         """Imagine one step.  action: (N,) int64.  The memory is advanced in place and carried over."""
         hidden = self.sequence_model.step(state.latent, action, state.memory)
-        return WorldState(self.latent.sample(self.latent.prior(hidden)), hidden, state.memory)
+        latent = self.latent.draw_prior(hidden, sparse=not state.latent.is_floating_point())
+        return WorldState(latent, hidden, state.memory)
 
     def configure_optimizers(self, fused: bool = True) -> torch.optim.Adam:
         return adam(self.parameters(), self.optimizer_settings, fused=fused)
@@ -164,8 +178,7 @@ def normalize_pixels(obs: Tensor) -> Tensor:
     On the CPU the channels are moved first: with the channels last, which is how frames are stored, PyTorch's BatchNorm
     sums in plain float32 there, and its statistics are off by 1e-4 for large batches.
     """
-    scaled = obs.float().div_(255.0)
-    return scaled if scaled.is_cuda else scaled.contiguous()
+    return (obs if obs.is_cuda else obs.contiguous()) / 255.0
 
 
 def pixels(obs_hat: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ import itertools
 
 from torch import Tensor, nn
 
+from stormlit.nn.frozen import Forward, fold_batch_norms
 from stormlit.nn.image import stage_channels
+from stormlit.nn.norm import BatchNorm
 from stormlit.registry import register
 
 
@@ -23,7 +25,7 @@ class ConvEncoder(nn.Module):
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip([obs_shape[0], *channels], channels, strict=False):
             # BatchNorm brings the bias.
-            layers += [nn.Conv2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(fan_out)]
+            layers += [nn.Conv2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False), BatchNorm(fan_out)]
             layers += [nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
         self.embed_dim = channels[-1] * final_width**2
@@ -31,6 +33,11 @@ class ConvEncoder(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """obs: (M, C, Y, X) in [0, 1].  Returns (M, E)."""
         return self.layers(obs).flatten(1)
+
+    def frozen(self) -> Forward:
+        """``forward`` in evaluation mode for the weights as they are now, with BatchNorm folded away."""
+        layers = fold_batch_norms(self.layers)
+        return lambda obs: layers(obs).flatten(1)
 
 
 @register("decoder", "cnn")
@@ -47,10 +54,10 @@ class ConvDecoder(nn.Module):
         channels = stage_channels(obs_shape, stem_channels, final_width)[::-1]
         self.map_shape = (channels[0], final_width, final_width)
         self.project = nn.Linear(latent_dim, channels[0] * final_width**2, bias=False)
-        layers: list[nn.Module] = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [BatchNorm(channels[0]), nn.ReLU(inplace=True)]
         for fan_in, fan_out in itertools.pairwise(channels):
             layers += [nn.ConvTranspose2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False)]
-            layers += [nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
+            layers += [BatchNorm(fan_out), nn.ReLU(inplace=True)]
         layers += [nn.ConvTranspose2d(channels[-1], obs_shape[0], 4, stride=2, padding=1)]
         self.layers = nn.Sequential(*layers)
 

@@ -7,6 +7,7 @@ import itertools
 from torch import Tensor, nn
 
 from stormlit.errors import check_option
+from stormlit.nn.sparse import InputLinear, SparseState
 from stormlit.ops.twohot import symlog_bins, twohot_decode, twohot_loss
 from stormlit.registry import register
 
@@ -26,16 +27,17 @@ class MLPHead(nn.Module):
         check_option("num_layers", num_layers, 0)
         widths = [in_dim] + [hidden_dim] * num_layers
         layers: list[nn.Module] = []
-        for fan_in, fan_out in itertools.pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out, bias=False), nn.LayerNorm(fan_out), nn.ReLU(inplace=True)]
+        for index, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
+            linear = InputLinear if index == 0 else nn.Linear
+            layers += [linear(fan_in, fan_out, bias=False), nn.LayerNorm(fan_out), nn.ReLU(inplace=True)]
         self.hidden = nn.Sequential(*layers)
-        self.output = nn.Linear(widths[-1], out_dim)
+        self.output = nn.Linear(widths[-1], out_dim) if layers else InputLinear(in_dim, out_dim, bias=True)
         if zero_output:
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in_dim).  Returns (..., out_dim)."""
+    def forward(self, x: Tensor | SparseState) -> Tensor:
+        """x: (..., in_dim), or the same in sparse form.  Returns (..., out_dim)."""
         return self.output(self.hidden(x))
 
 

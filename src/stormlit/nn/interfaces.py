@@ -42,6 +42,14 @@ class Latent(Protocol):
         """distribution: (..., G, K).  Returns a sample (..., Z) float32 through which gradients flow."""
         ...
 
+    def draw_posterior(self, embed: Tensor, *, sparse: bool) -> Tensor:
+        """``sample(posterior(embed))`` without gradients; in sparse form (see ``types``) if asked for and possible."""
+        ...
+
+    def draw_prior(self, hidden: Tensor, *, sparse: bool) -> Tensor:
+        """``sample(prior(hidden))`` without gradients; in sparse form (see ``types``) if asked for and possible."""
+        ...
+
 
 class Memory(Protocol):
     """What a sequence model remembers of N trajectories while stepping."""

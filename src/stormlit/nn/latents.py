@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from stormlit.errors import check_option
-from stormlit.ops.categorical import one_hot, sample, straight_through, unimix_log_probs
+from stormlit.ops.categorical import one_hot, sample_probabilities, sample_unimix, unimix_log_probs
 from stormlit.registry import register
 
 
@@ -16,6 +19,8 @@ class CategoricalLatent(nn.Module):
     embed_dim: E.  hidden_dim: D.  unimix: share of the uniform distribution mixed into posterior and prior.
     Distributions are log-probabilities (..., G, K) in float32.
     """
+
+    group_starts: Tensor
 
     def __init__(
         self, embed_dim: int, hidden_dim: int, *, groups: int = 32, classes: int = 32, unimix: float = 0.01
@@ -28,6 +33,7 @@ class CategoricalLatent(nn.Module):
         self.latent_dim = groups * classes
         self.posterior_head = nn.Linear(embed_dim, self.latent_dim)
         self.prior_head = nn.Linear(hidden_dim, self.latent_dim)
+        self.register_buffer("group_starts", torch.arange(groups) * classes, persistent=False)
 
     def posterior(self, embed: Tensor) -> Tensor:
         """embed: (..., E).  Returns (..., G, K)."""
@@ -39,10 +45,38 @@ class CategoricalLatent(nn.Module):
 
     def sample(self, distribution: Tensor) -> Tensor:
         """distribution: (..., G, K).  Returns one-hot groups (..., Z) float32 with straight-through gradients."""
-        hard = one_hot(sample(distribution.detach()), self.classes)
-        if distribution.requires_grad:
-            hard = straight_through(hard, distribution)
-        return hard.flatten(-2)
+        probabilities = distribution.exp()
+        hard = one_hot(sample_probabilities(probabilities.detach()), self.classes)
+        return straight_through(hard, probabilities).flatten(-2)
+
+    def draw_posterior(self, embed: Tensor, *, sparse: bool) -> Tensor:
+        """embed: (..., E).  Returns a latent (..., Z) float32, or (..., G) int64 if ``sparse``; no gradients."""
+        return self._draw(self.posterior_head(embed), sparse)
+
+    def draw_prior(self, hidden: Tensor, *, sparse: bool) -> Tensor:
+        """hidden: (..., D).  Returns a latent (..., Z) float32, or (..., G) int64 if ``sparse``; no gradients."""
+        return self._draw(self.prior_head(hidden), sparse)
+
+    def _draw(self, logits: Tensor, sparse: bool) -> Tensor:
+        classes = sample_unimix(logits.detach().unflatten(-1, (self.groups, self.classes)), self.unimix)
+        if sparse:
+            return classes + self.group_starts
+        return one_hot(classes, self.classes).flatten(-2)
 
     def _distribution(self, logits: Tensor) -> Tensor:
         return unimix_log_probs(logits.unflatten(-1, (self.groups, self.classes)), self.unimix)
+
+
+def straight_through(hard: Tensor, probabilities: Tensor) -> Tensor:
+    """The value of ``hard`` with the gradient of the probabilities (Bengio et al. 2013).  Both (..., K)."""
+    return _StraightThrough.apply(hard, probabilities)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hard: Tensor, probabilities: Tensor) -> Tensor:
+        return hard.view_as(hard)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0]

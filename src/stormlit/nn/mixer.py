@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from stormlit.ops.categorical import one_hot
+from stormlit.nn.sparse import InputLinear
 
 
 class ActionMixer(nn.Module):
@@ -15,10 +16,9 @@ class ActionMixer(nn.Module):
 
     def __init__(self, latent_dim: int, num_actions: int, hidden_dim: int) -> None:
         super().__init__()
-        self.num_actions = num_actions
-        self.latent = nn.Linear(latent_dim, hidden_dim, bias=False)
-        # A column of the first layer's weight per action: the same sum as concatenating a one-hot action.
-        self.action = nn.Linear(num_actions, hidden_dim, bias=False)
+        self.latent = InputLinear(latent_dim, hidden_dim)
+        # A row of the first layer's weight per action: the same sum as concatenating a one-hot action.
+        self.action = InputLinear(num_actions, hidden_dim)
         # One layer with Z + A inputs would start with this bound; two separate ones would not.
         bound = (latent_dim + num_actions) ** -0.5
         for part in (self.latent, self.action):
@@ -31,5 +31,5 @@ class ActionMixer(nn.Module):
         )
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
-        """latent: (..., Z).  action: (...,) int64.  Returns (..., D)."""
-        return self.layers(self.latent(latent) + self.action(one_hot(action, self.num_actions)))
+        """latent: (..., Z) float or (..., G) int64, see ``types``.  action: (...,) int64.  Returns (..., D)."""
+        return self.layers(self.latent(latent) + F.embedding(action, self.action.weight.t()))

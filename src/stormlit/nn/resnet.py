@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stormlit.errors import check_option
+from stormlit.nn.frozen import Forward, fold_batch_norms
 from stormlit.nn.image import stage_channels
+from stormlit.nn.norm import BatchNorm
 from stormlit.registry import register
 
 
@@ -17,14 +19,19 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
+            BatchNorm(channels),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
+            BatchNorm(channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.layers(x))
+
+    def frozen(self) -> Forward:
+        """``forward`` in evaluation mode for the weights as they are now, with BatchNorm folded away."""
+        layers = fold_batch_norms(self.layers)
+        return lambda x: F.relu(x + layers(x))
 
 
 @register("encoder", "resnet")
@@ -43,7 +50,7 @@ class ResidualEncoder(nn.Module):
         channels = stage_channels(obs_shape, stem_channels, final_width)
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip([obs_shape[0], *channels], channels, strict=False):
-            layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(fan_out)]
+            layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False), BatchNorm(fan_out)]
             layers += [nn.ReLU(inplace=True), *(ResidualBlock(fan_out) for _ in range(blocks))]
         self.layers = nn.Sequential(*layers)
         self.embed_dim = channels[-1] * final_width**2
@@ -51,6 +58,11 @@ class ResidualEncoder(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """obs: (M, C, Y, X) in [0, 1].  Returns (M, E)."""
         return self.layers(obs).flatten(1)
+
+    def frozen(self) -> Forward:
+        """``forward`` in evaluation mode for the weights as they are now, with BatchNorm folded away."""
+        layers = fold_batch_norms(self.layers)
+        return lambda obs: layers(obs).flatten(1)
 
 
 @register("decoder", "resnet")
@@ -74,11 +86,11 @@ class ResidualDecoder(nn.Module):
         channels = stage_channels(obs_shape, stem_channels, final_width)[::-1]
         self.map_shape = (channels[0], final_width, final_width)
         self.project = nn.Linear(latent_dim, channels[0] * final_width**2, bias=False)
-        layers: list[nn.Module] = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [BatchNorm(channels[0]), nn.ReLU(inplace=True)]
         for fan_in, fan_out in zip(channels, [*channels[1:], channels[-1]], strict=True):
             layers += [ResidualBlock(fan_in) for _ in range(blocks)]
             layers += [nn.Upsample(scale_factor=2), nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False)]
-            layers += [nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
+            layers += [BatchNorm(fan_out), nn.ReLU(inplace=True)]
         layers += [nn.Conv2d(channels[-1], obs_shape[0], 3, padding=1)]
         self.layers = nn.Sequential(*layers)
 

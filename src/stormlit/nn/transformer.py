@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stormlit.errors import ConfigError, check_option
 from stormlit.nn.attention import LAYER_NORM_EPS, Cache, KeyValueCache, LayerInputCache, TransformerBlock
+from stormlit.nn.autocast import compute_dtype
 from stormlit.nn.mixer import ActionMixer
 from stormlit.ops.masks import episode_causal_mask, last_start
 from stormlit.registry import register
@@ -19,7 +20,7 @@ from stormlit.registry import register
 class TransformerMemory:
     """Key-value caches of every layer, how many tokens they hold, and which of them each row may still see.
 
-    mask: (N, 1, 1, capacity) float32, 0 where visible and -inf where the row has forgotten.
+    mask: (N, 1, 1, capacity), 0 where visible and -inf where the row has forgotten.
     """
 
     layers: list[Cache]
@@ -81,7 +82,7 @@ class TransformerSequence(nn.Module):
 
     def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
         """latent: (B, T, Z).  action: (B, T) int64.  is_first: (B, T) bool.  Returns hidden (B, T, D)."""
-        mask = episode_causal_mask(is_first).unsqueeze(1)
+        mask = self._mask(is_first)
         x = self._tokens(latent, action, start=0)
         for block in self.blocks:
             x = block(x, mask)
@@ -93,7 +94,7 @@ class TransformerSequence(nn.Module):
         """As ``forward``, keeping keys and values with room for ``capacity`` tokens in all."""
         rows, length = action.shape
         memory = self.empty(rows, capacity)
-        mask = episode_causal_mask(is_first).unsqueeze(1)
+        mask = self._mask(is_first)
         x = self._tokens(latent, action, start=0)
         for block, cache in zip(self.blocks, memory.layers, strict=True):
             x = block(x, mask, cache)
@@ -105,9 +106,7 @@ class TransformerSequence(nn.Module):
     def empty(self, rows: int, capacity: int) -> TransformerMemory:
         """A memory with room for ``capacity`` tokens of ``rows`` trajectories that have not begun."""
         weight = self.positions.weight
-        kind = weight.device.type
-        # What autocast computes keys and values in is what the cache has to hold.
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        dtype = compute_dtype(weight)  # of keys and values, and thus of what holds them
         shape = (rows, self.num_heads, capacity, self.hidden_dim // self.num_heads)
         caches: list[Cache]
         if self.cache == "layer_inputs":
@@ -117,7 +116,7 @@ class TransformerSequence(nn.Module):
                 KeyValueCache(weight.new_zeros(shape, dtype=dtype), weight.new_zeros(shape, dtype=dtype))
                 for _ in self.blocks
             ]
-        return TransformerMemory(caches, 0, torch.zeros(rows, 1, 1, capacity, device=weight.device))
+        return TransformerMemory(caches, 0, weight.new_zeros(rows, 1, 1, capacity, dtype=dtype))
 
     def step(self, latent: Tensor, action: Tensor, memory: TransformerMemory) -> Tensor:
         """latent: (N, Z).  action: (N,) int64.  Returns hidden (N, D); the memory grows by one token."""
@@ -128,6 +127,12 @@ class TransformerSequence(nn.Module):
             x = block(x, mask, cache, position)
         memory.length += 1
         return x.squeeze(1)
+
+    def _mask(self, is_first: Tensor) -> Tensor:
+        """is_first: (B, T) bool.  Returns (B, 1, T, T), 0 where a step may see another and -inf elsewhere."""
+        hidden = ~episode_causal_mask(is_first).unsqueeze(1)
+        dtype = compute_dtype(self.positions.weight)
+        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
 
     def _tokens(self, latent: Tensor, action: Tensor, start: int) -> Tensor:
         length = action.shape[1]

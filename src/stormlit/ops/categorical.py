@@ -27,21 +27,32 @@ def sample(log_probs: Tensor) -> Tensor:
 
     log_probs: (..., K) float32.  Returns (...,) int64.
     """
-    cumulative = log_probs.float().exp().cumsum(dim=-1)
+    return sample_probabilities(log_probs.float().exp())
+
+
+def sample_unimix(logits: Tensor, unimix: float) -> Tensor:
+    """``sample(unimix_log_probs(logits, unimix))`` without the logarithms, which sampling has no use for.
+
+    logits: (..., K) any float dtype.  Returns (...,) int64, but for rounding the same classes for the same
+    random state.
+    """
+    probabilities = F.softmax(logits, dim=-1, dtype=torch.float32)
+    if unimix:
+        probabilities = probabilities.mul_(1.0 - unimix).add_(unimix / logits.shape[-1])
+    return sample_probabilities(probabilities)
+
+
+def sample_probabilities(probabilities: Tensor) -> Tensor:
+    """``sample`` of probabilities instead of their logarithms.  (..., K) float32.  Returns (...,) int64."""
+    cumulative = probabilities.cumsum(dim=-1)
     # Scaling by the row's total makes rounding of the running sum harmless; uniforms are below 1, so the class exists.
     threshold = torch.rand_like(cumulative[..., :1]) * cumulative[..., -1:]
-    return (cumulative <= threshold).sum(dim=-1).clamp_(max=log_probs.shape[-1] - 1)
+    return (cumulative <= threshold).sum(dim=-1).clamp_(max=cumulative.shape[-1] - 1)
 
 
 def one_hot(index: Tensor, classes: int) -> Tensor:
     """float32 one-hot rows.  index: (...,) int64.  Returns (..., classes)."""
     return torch.zeros(*index.shape, classes, device=index.device).scatter_(-1, index.unsqueeze(-1), 1.0)
-
-
-def straight_through(hard: Tensor, log_probs: Tensor) -> Tensor:
-    """The value of ``hard`` with the gradient of the probabilities (Bengio et al. 2013).  Both (..., K)."""
-    probabilities = log_probs.exp()
-    return hard + (probabilities - probabilities.detach())
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

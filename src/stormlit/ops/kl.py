@@ -6,14 +6,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from stormlit.ops.categorical import kl_divergence
-
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``x`` over the rows where ``mask`` is True; 0 when there is none.  Both (B, T).  Returns a scalar."""
-    kept = mask.to(x.dtype)
-    return (x * kept).sum() / kept.sum().clamp(min=1.0)
-
 
 def kl_balance(
     posterior: Tensor, prior: Tensor, mask: Tensor, free_bits: float, clip: Literal["step", "mean"] = "step"
@@ -27,9 +19,12 @@ def kl_balance(
     posterior, prior: (B, T, G, K) log-probabilities, float32, of the same step.  mask: (B, T) bool.  free_bits: nats.
     Returns the scalars dyn, rep and the detached mean KL in nats.
     """
-    dyn = kl_divergence(posterior.detach(), prior).sum(dim=-1)
-    rep = kl_divergence(posterior, prior.detach()).sum(dim=-1)
-    kl = masked_mean(dyn.detach(), mask)
+    weight = mask / mask.sum().clamp(min=1)
+    probabilities = posterior.exp()
+    negative_entropy = (probabilities * posterior).sum(dim=(-2, -1))
+    dyn = negative_entropy.detach() - (probabilities.detach() * prior).sum(dim=(-2, -1))
+    rep = negative_entropy - (probabilities * prior.detach()).sum(dim=(-2, -1))
+    kl = (dyn.detach() * weight).sum()
     if clip == "mean":
-        return masked_mean(dyn, mask).clamp(min=free_bits), masked_mean(rep, mask).clamp(min=free_bits), kl
-    return masked_mean(dyn.clamp(min=free_bits), mask), masked_mean(rep.clamp(min=free_bits), mask), kl
+        return (dyn * weight).sum().clamp(min=free_bits), (rep * weight).sum().clamp(min=free_bits), kl
+    return (dyn.clamp(min=free_bits) * weight).sum(), (rep.clamp(min=free_bits) * weight).sum(), kl

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 def symlog(x: Tensor) -> Tensor:
     """``sign(x) ln(1 + |x|)``, elementwise."""
-    return torch.sign(x) * torch.log1p(x.abs())
+    return torch.copysign(torch.log1p(x.abs()), x)
 
 
 def symexp(x: Tensor) -> Tensor:
     """``sign(x) (exp(|x|) - 1)``, elementwise; the inverse of ``symlog``."""
-    return torch.sign(x) * torch.expm1(x.abs())
+    return torch.copysign(torch.expm1(x.abs()), x)
 
 
 def symlog_bins(count: int, low: float, high: float) -> Tensor:

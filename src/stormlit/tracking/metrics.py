@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,10 +25,14 @@ class MetricBuffer:
 
     def __init__(self) -> None:
         self._on_host: dict[str, tuple[float, int]] = {}  # key -> sum, count
-        self._on_device: dict[tuple[torch.device, tuple[str, ...]], tuple[Tensor, int]] = {}  # -> sums, count
+        # -> a vector of the metrics' sums, with their common count as its last element
+        self._on_device: dict[tuple[torch.device, tuple[str, ...]], Tensor] = {}
 
-    def add(self, prefix: str, metrics: Mapping[str, Tensor | float]) -> None:
-        """Add one value per metric under the key ``prefix/name``; tensors have exactly one element, of any dtype."""
+    def add(self, prefix: str, metrics: Mapping[str, Tensor | float], valid: Tensor | None = None) -> None:
+        """Add one value per metric under the key ``prefix/name``; tensors have exactly one element, of any dtype.
+
+        valid: bool scalar on the tensors' device; where it is False, the tensors do not count.
+        """
         by_device: dict[torch.device, dict[str, Tensor]] = {}
         for name, value in metrics.items():
             key = f"{prefix}/{name}" if prefix else name
@@ -38,35 +43,34 @@ class MetricBuffer:
                 self._on_host[key] = (total + float(value), count + 1)
         for device, values in by_device.items():
             group = (device, tuple(values))
-            stacked = torch.stack(list(values.values()))
-            if group in self._on_device:
-                sums, count = self._on_device[group]
-                # Not in place: the sums may have been made in inference mode, and state_dict hands them out.
-                self._on_device[group] = (sums + stacked, count + 1)
-            else:
-                self._on_device[group] = (stacked, 1)
+            added = torch.stack([*values.values(), torch.ones((), device=device)])
+            if valid is not None:
+                added = added.where(valid, 0.0)
+            # Not in place: the sums may have been made in inference mode, and state_dict hands them out.
+            self._on_device[group] = self._on_device[group] + added if group in self._on_device else added
 
     def drain(self) -> dict[str, float]:
         """Return the mean of every metric added since the last drain, and forget them; one transfer per device."""
         totals = dict(self._on_host)
         for device in {device for device, _ in self._on_device}:
-            groups = [(keys, entry) for (place, keys), entry in self._on_device.items() if place == device]
-            values = torch.cat([sums for _, (sums, _) in groups]).tolist()
-            counted = [(key, count) for keys, (_, count) in groups for key in keys]
-            for (key, count), value in zip(counted, values, strict=True):
-                total, seen = totals.get(key, (0.0, 0))
-                totals[key] = (total + value, seen + count)
+            groups = [(keys, sums) for (place, keys), sums in self._on_device.items() if place == device]
+            values = iter(torch.cat([sums for _, sums in groups]).tolist())
+            for keys, _ in groups:
+                *sums, count = itertools.islice(values, len(keys) + 1)
+                for key, value in zip(keys, sums, strict=True):
+                    total, seen = totals.get(key, (0.0, 0))
+                    totals[key] = (total + value, seen + int(count))
         self._on_host, self._on_device = {}, {}
-        return {key: total / count for key, (total, count) in totals.items()}
+        return {key: total / count for key, (total, count) in totals.items() if count}
 
     def state_dict(self) -> dict[str, Any]:
         """What has been added since the last drain."""
         return {
             "on_host": dict(self._on_host),
-            "on_device": [(list(keys), sums, count) for (_, keys), (sums, count) in self._on_device.items()],
+            "on_device": [(list(keys), sums) for (_, keys), sums in self._on_device.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace the content by that of ``state_dict``; the sums may come back on another device."""
         self._on_host = {key: (total, count) for key, (total, count) in state["on_host"].items()}
-        self._on_device = {(sums.device, tuple(keys)): (sums, count) for keys, sums, count in state["on_device"]}
+        self._on_device = {(sums.device, tuple(keys)): sums for keys, sums in state["on_device"]}
