@@ -76,15 +76,14 @@ class Measured:
         return self.whole_env_steps / self.spread(WHOLE).median
 
     def ratio(self, other: Measured, phase: str) -> Spread:
-        """How many times as long this setting takes: the ratio of medians, and the quartiles of the rounds' ratios.
+        """How many times as long this setting takes: the rounds' ratios of medians, so that a machine that slows down
+        slows both.
 
         For ``WHOLE`` of one environment step, whatever number of them was timed.
         """
         scale = other.whole_env_steps / self.whole_env_steps if phase == WHOLE else 1.0
-        pairs = zip(self.seconds[phase], other.seconds[phase], strict=True)
-        ratios = Spread.of([scale * statistics.median(own) / statistics.median(theirs) for own, theirs in pairs])
-        median = scale * self.spread(phase).median / other.spread(phase).median
-        return Spread(median, ratios.low, ratios.high)
+        rounds = zip(self.seconds[phase], other.seconds[phase], strict=True)
+        return Spread.of([scale * statistics.median(own) / statistics.median(theirs) for own, theirs in rounds])
 
 
 def measure(settings: Sequence[tuple[str, Config]], rounds: int) -> list[Measured]:
@@ -146,7 +145,7 @@ def _warm_up(phases: Phases, result: Measured, advance: Callable[[], object]) ->
 
 
 def _gpu_memory(phases: Phases, phase: str, device: torch.device) -> int:
-    # The peak of the whole process is told by ``peak_memory``, so it may not be lost here.
+    # The rounds that follow reach the peak of the whole process again.
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     phases.run(phase)
