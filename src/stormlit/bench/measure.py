@@ -76,14 +76,34 @@ class Measured:
         return self.whole_env_steps / self.spread(WHOLE).median
 
     def ratio(self, other: Measured, phase: str) -> Spread:
-        """How many times as long this setting takes: the rounds' ratios of medians, so that a machine that slows down
-        slows both.
-
-        For ``WHOLE`` of one environment step, whatever number of them was timed.
-        """
+        """How many times as long this setting takes; for ``WHOLE`` of one environment step, however many were timed."""
         scale = other.whole_env_steps / self.whole_env_steps if phase == WHOLE else 1.0
-        rounds = zip(self.seconds[phase], other.seconds[phase], strict=True)
-        return Spread.of([scale * statistics.median(own) / statistics.median(theirs) for own, theirs in rounds])
+        return ratio_of_rounds(self.seconds[phase], other.seconds[phase], scale)
+
+
+def ratio_of_rounds(own: Sequence[Sequence[float]], other: Sequence[Sequence[float]], scale: float = 1.0) -> Spread:
+    """Over the rounds, the ratio of the medians of each: a machine that slows down for a while slows both.
+
+    own, other: the seconds of every run, a list for each of the same rounds.  scale: of all ratios.
+    """
+    return Spread.of([scale * statistics.median(a) / statistics.median(b) for a, b in zip(own, other, strict=True)])
+
+
+def timed(run: Callable[[], object], runs: int, device: torch.device) -> list[float]:
+    """Seconds of each of several runs, each until the device has finished it."""
+    seconds = []
+    for _ in range(runs):
+        _wait(device)
+        start = time.perf_counter()
+        run()
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def runs_a_round(seconds: float) -> int:
+    """How often to time in a round what takes so long."""
+    return max(1, min(MOST_RUNS_A_ROUND, int(SECONDS_A_ROUND / max(seconds, 1e-9))))
 
 
 def measure(settings: Sequence[tuple[str, Config]], rounds: int) -> list[Measured]:
@@ -92,8 +112,8 @@ def measure(settings: Sequence[tuple[str, Config]], rounds: int) -> list[Measure
     Shows its progress on stderr.  Raises what building a training raises.
     """
     with ExitStack() as stack:
-        runs = len(settings) * (len(PHASES) + 1)
-        bar = stack.enter_context(tqdm(total=runs * (rounds + 1), desc="prepare", file=sys.stderr, leave=False))
+        total = len(settings) * (len(PHASES) + 1) * (rounds + 1)
+        bar = stack.enter_context(tqdm(total=total, desc="prepare", file=sys.stderr, leave=False))
         trainings = [stack.enter_context(prepared(config)) for _, config in settings]
         results = [_describe(name, phases) for (name, _), phases in zip(settings, trainings, strict=True)]
         estimates = []
@@ -104,7 +124,8 @@ def measure(settings: Sequence[tuple[str, Config]], rounds: int) -> list[Measure
             bar.set_description(f"round {number} of {rounds}")
             for phase in (*PHASES, WHOLE):
                 for phases, result, estimate in zip(trainings, results, estimates, strict=True):
-                    result.seconds[phase].append(_time(phases, phase, _runs_a_round(estimate[phase]), result.device))
+                    runs = runs_a_round(estimate[phase])
+                    result.seconds[phase].append(timed(_running(phases, phase), runs, result.device))
                     bar.update()
     return results
 
@@ -135,7 +156,7 @@ def _warm_up(phases: Phases, result: Measured, advance: Callable[[], object]) ->
     estimate: dict[str, float] = {}
     for phase in (*PHASES, WHOLE):
         for _ in range(WARM_UP_RUNS[result.device.type]):
-            [estimate[phase]] = _time(phases, phase, 1, result.device)
+            [estimate[phase]] = timed(_running(phases, phase), 1, result.device)
         if phase != WHOLE:
             if result.device.type == "cuda":
                 result.memory[phase] = _gpu_memory(phases, phase, result.device)
@@ -144,31 +165,16 @@ def _warm_up(phases: Phases, result: Measured, advance: Callable[[], object]) ->
     return estimate
 
 
+def _running(phases: Phases, phase: str) -> Callable[[], None]:
+    return phases.run_whole if phase == WHOLE else lambda: phases.run(phase)
+
+
 def _gpu_memory(phases: Phases, phase: str, device: torch.device) -> int:
     # The rounds that follow reach the peak of the whole process again.
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     phases.run(phase)
     return torch.cuda.max_memory_allocated(device) - before
-
-
-def _runs_a_round(seconds: float) -> int:
-    return max(1, min(MOST_RUNS_A_ROUND, int(SECONDS_A_ROUND / max(seconds, 1e-9))))
-
-
-def _time(phases: Phases, phase: str, runs: int, device: torch.device) -> list[float]:
-    """Seconds of each of several runs of a phase, until the device has finished it."""
-    seconds = []
-    for _ in range(runs):
-        _wait(device)
-        start = time.perf_counter()
-        if phase == WHOLE:
-            phases.run_whole()
-        else:
-            phases.run(phase)
-        _wait(device)
-        seconds.append(time.perf_counter() - start)
-    return seconds
 
 
 def _wait(device: torch.device) -> None:
