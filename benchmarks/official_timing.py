@@ -85,7 +85,8 @@ def compare_times(official: Any, arguments: argparse.Namespace) -> None:
     made_with = {**run_tags(device), "threads": str(torch.get_num_threads()), "cpu_cores": str(os.cpu_count())}
     print(_table(seconds, arguments, size, made_with))
     if arguments.json:
-        settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("official", "json")}
+        given = ("layers", "heads", "precision", "rounds", "frames", "config", "set")
+        settings = {**dataclasses.asdict(size), **{key: getattr(arguments, key) for key in given}}
         numbers = {"made_with": made_with, "settings": settings, "phases": _numbers(seconds)}
         arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
 

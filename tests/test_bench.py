@@ -90,7 +90,7 @@ def test_settings_are_compared_side_by_side(in_tmp_path: Path, capsys: pytest.Ca
     assert long["phases"][IMAGINATION]["operations"] > 2 * short["phases"][IMAGINATION]["operations"]
     assert long["phases"][WORLD_MODEL]["operations"] == short["phases"][WORLD_MODEL]["operations"]
     ratios = written["ratios"][f"{more} / as configured"]
-    assert ratios[IMAGINATION]["median"] > 1.2
+    assert ratios[IMAGINATION]["median"] > 1
     assert set(ratios) == {*PHASES, WHOLE}
 
 

@@ -35,8 +35,8 @@ class OperationCounter(TorchDispatchMode):
     syncs: those of them that make the host wait for a GPU, on whichever device they ran. Copies between devices only
     show where there are two: from a GPU always, to a GPU when they block.
 
-    What a compiled region or a captured graph does inside cannot be seen. Composite operations are seen as what they
-    decompose to, all others as one, whatever they launch.
+    Compiled functions run uncompiled while they are counted, and what a replayed graph launches cannot be seen.
+    Composite operations are seen as what they decompose to, all others as one, whatever they launch.
     The backward pass is counted too: modes belong to a thread, so autograd's own threads (which it has for GPUs only)
     are switched off inside.
     """
