@@ -56,7 +56,7 @@ def test_sides_take_turns_and_the_ratio_is_theirs_to_ours(timing: ModuleType) ->
     assert seen == ["official", "stormlit"] * 6
     numbers = timing._numbers(seconds)
     assert list(numbers) == list(timing.ROWS)
-    assert all(2 < row["ratio"]["median"] for row in numbers.values())  # 20, but for what a busy machine adds
+    assert all(row["ratio"]["median"] > 2 for row in numbers.values())  # 20, but for what a busy machine adds
     assert numbers[timing.WHOLE]["official_seconds"]["median"] > 6 * 0.02
 
     table = timing._table(seconds, arguments(timing), timing.SIZES["4x64"], {"device": "cpu", "threads": "1"})
