@@ -1,6 +1,7 @@
 """stormlit beside a clone of the released code: same weights, inputs and random choices; the largest differences.
 
     python benchmarks/against_official.py --official PATH_TO_A_CLONE [--device cpu] [--width 512 --layers 2 --heads 8]
+    python benchmarks/against_official.py --official PATH_TO_A_CLONE --time [--size 4x64 --precision fp32 --rounds 5]
 
 PATH_TO_A_CLONE is a checkout of github.com/weipu-zhang/STORM (einops has to be installed). Its hard-coded "cuda" is
 redirected when there is none. Nothing of the clone is contained here; it is imported from where it is.
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import official_timing
 import torch
 from torch import Tensor, nn
 
@@ -255,9 +257,14 @@ def main() -> int:
     for option, default in (("width", 512), ("layers", 2), ("heads", 8), ("actions", 9), ("rows", 4), ("length", 32)):
         parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--seed", type=int, default=0)
+    official_timing.add_arguments(parser)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    pair = Pair(import_official(arguments.official, arguments.device), arguments)
+    official = import_official(arguments.official, arguments.device)
+    if arguments.time:
+        official_timing.compare_times(official, arguments)
+        return 0
+    pair = Pair(official, arguments)
     batch = random_batch(arguments.rows, arguments.length, arguments.actions, pair.device)
     differences: Differences = {}
     compare_forward(pair, batch, differences)

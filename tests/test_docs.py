@@ -143,8 +143,9 @@ def test_a_documented_command_is_understood(command: Command) -> None:
     refused = any(line.startswith("stormlit: error:") for line in command.output)
     if hasattr(parsed, "words") and not refused:
         files, overrides = _split(parsed.words)
-        assert not files or parsed.verb in ("train", "config")
-        compose(files, overrides)
+        assert not files or parsed.verb in ("train", "config", "bench")
+        for group in getattr(parsed, "compare", None) or [""]:
+            compose(files, [*overrides, *shlex.split(group)])
 
 
 @pytest.mark.parametrize("command", RUN)

@@ -32,6 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"training", "play"}),
     frozenset({"housekeeping", "snapshot"}),
     frozenset({"loop"}),
+    frozenset({"bench"}),
     frozenset({"run", "api"}),
     frozenset({"commands", "import_official", "lightning_command"}),
     frozenset({"cli"}),
@@ -53,6 +54,7 @@ CONFIGURED = frozenset(
         "snapshot",
         "run",
         "api",
+        "bench",
         "import_official",
         "cli",
     }

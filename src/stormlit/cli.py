@@ -86,6 +86,14 @@ def dream(arguments: argparse.Namespace) -> None:
     print(dream_run(arguments.run, _run_root(overrides), overrides, output, arguments.dreams))
 
 
+def bench(arguments: argparse.Namespace) -> None:
+    """Time every phase of training, and count what it launches."""
+    from stormlit.bench.command import bench as measure
+
+    output = Path(arguments.json) if arguments.json else None
+    print(measure(*_split(arguments.words), arguments.compare, arguments.rounds, output))
+
+
 def import_official(arguments: argparse.Namespace) -> None:
     """Turn a checkpoint of the public implementation into an ordinary run."""
     from stormlit.import_official import import_official as convert
@@ -141,6 +149,12 @@ def _parser() -> argparse.ArgumentParser:
                 "-o", "--output", help="video file (.mp4 or .gif); default: in the run's media folder"
             )
             with_run.add_argument("--dreams", type=int, default=4, help="how many dreams to show (default 4)")
+    benched = verb("bench", bench)
+    benched.add_argument("words", **configuration)  # type: ignore[arg-type]
+    benched.add_argument("--rounds", type=int, default=5, help="how often each phase is measured (default 5)")
+    benched.add_argument("--json", metavar="FILE", help="where to write the numbers; default: bench-CONFIG.json")
+    compared = "two or more groups of further words, each in quotes, measured side by side"
+    benched.add_argument("--compare", nargs="+", default=[], metavar="WORDS", help=compared)
     imported = verb("import-official", import_official)
     imported.add_argument("world_model", metavar="WORLD_MODEL.pth", help="the released world model's state dict")
     imported.add_argument("agent", metavar="AGENT.pth", help="the released agent's state dict")

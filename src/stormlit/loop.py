@@ -46,27 +46,49 @@ def collect(training: Training) -> int:
 
 def fit_world_model(training: Training) -> None:
     """One update of the world model on windows of real experience."""
-    # Windows are shorter only while the buffer itself is.
-    length = min(training.config.loop.batch_length, training.replay.rows)
-    batch = training.replay.sample(training.batch_size, length).to(training.fabric.device)
-    update(training, training.world_model_learner, batch)
-    training.progress.world_model_updates += 1
+    update_world_model(training, sample_batch(training))
 
 
 def improve_agent(training: Training) -> None:
     """One update of the agent on rollouts imagined from real contexts."""
+    update_agent(training, imagine_rollouts(training, sample_contexts(training)))
+
+
+def sample_batch(training: Training) -> Batch:
+    """Windows of real experience for one update of the world model, on the training's device."""
+    # Windows are shorter only while the buffer itself is.
+    length = min(training.config.loop.batch_length, training.replay.rows)
+    return training.replay.sample(training.batch_size, length).to(training.fabric.device)
+
+
+def sample_contexts(training: Training) -> Batch:
+    """Windows of real experience to imagine from, on the training's device."""
+    length = min(training.config.imagination.context_length, training.replay.rows)
+    return training.replay.sample(training.imagined_rows, length).to(training.fabric.device)
+
+
+def imagine_rollouts(training: Training, contexts: Batch) -> Trajectory:
+    """Rollouts of the policy from the contexts, as configured."""
     settings = training.config.imagination
-    length = min(settings.context_length, training.replay.rows)
-    context = training.replay.sample(training.imagined_rows, length).to(training.fabric.device)
     with training.fabric.autocast():
-        trajectory = imagine(
+        return imagine(
             training.world_model,
             training.agent,
-            context,
+            contexts,
             horizon=settings.horizon,
             from_posterior=settings.start == "posterior",
             hard_ends=settings.ends == "hard",
         )
+
+
+def update_world_model(training: Training, batch: Batch) -> None:
+    """One optimiser step of the world model."""
+    update(training, training.world_model_learner, batch)
+    training.progress.world_model_updates += 1
+
+
+def update_agent(training: Training, trajectory: Trajectory) -> None:
+    """One optimiser step of the agent; the slow critic follows."""
     training.agent.update_slow_critic(update(training, training.agent_learner, trajectory))
     training.progress.agent_updates += 1
 
