@@ -1,4 +1,4 @@
-"""Catch with faults, and a slow one, importable by the processes of isolated environments: ``env.id=faulty_envs:Raise-v0``.
+"""Catch with faults, and a slow one, for processes of isolated environments to import: ``faulty_envs:Raise-v0``.
 
 An episode fails if its seed is a multiple of three, at its fourth step, whoever plays it and wherever.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from stormlit.envs import EnvSettings, VectorEnv, episode_seed
 from stormlit.errors import EnvironmentCrashError
 from stormlit.evaluate import RandomPolicy, evaluate
 from stormlit.training import Training
+from test_fabric_run import fabric_run, sentences
 from test_isolation import gone, pids
 from test_resume import assert_same_run, resume, rows
 from test_training_run import SMALL, logged, newest, read, status, train
@@ -315,3 +317,21 @@ def test_a_run_survives_its_environments_being_killed_from_outside(
     assert len(killed) == 6 and all(map(gone, killed))
     assert logged(run)[60, "progress/env_restarts"] == 6
 
+
+@pytest.mark.slow
+def test_the_environments_of_one_process_stop_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first_crash = [faulty_episodes(row, 20).index(True) for row in range(2)]
+    assert first_crash[0] != first_crash[1]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    words = ["env.id=faulty_envs:Raise-v0", "env.size=16", "env.max_restarts=0", "loop.env_steps=400"]
+    places = [f"run.dir={tmp_path}", "run.name=run"]
+    ended = fabric_run(2, ["train", *SMALL, *words, *places], "--strategy", "ddp")
+    assert ended.returncode != 0
+    told = "\n".join(sentences(ended))
+    assert "environment 0 (Raise) crashed" in told and "the environments of another process failed" in told
+    # Two steps at a time, one of each process.
+    steps = 2 * (EPISODE * min(first_crash) + FAULTY_STEP)
+    assert newest(tmp_path / "run").name == f"step-{steps:09d}"
+    words = ["env.max_restarts=1000", f"loop.env_steps={steps + 20}", f"run.dir={tmp_path}"]
+    assert fabric_run(2, ["resume", "run", *words], "--strategy", "ddp").returncode == 0
+    assert status(tmp_path / "run") == "FINISHED"
