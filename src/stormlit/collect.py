@@ -44,6 +44,9 @@ class Collector:
         else:
             action = self.player.act(self.obs, self.is_first)
         outcome = self.envs.step(action)
+        # After a crash the row says reward 0 and no end, which nobody knows: one false target a crash, and those are
+        # counted and few. Leaving the row out would tear a hole in those of the other environments, and the next row is
+        # first of an episode, so that no KL, memory or return reaches across.
         self.replay.append(self.obs, action, outcome.reward, outcome.terminated, self.is_first)
         self.obs, self.is_first = outcome.obs, outcome.is_first
         if self.returns == "complete":

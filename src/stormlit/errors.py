@@ -37,6 +37,10 @@ class TrainingError(StormlitError):
     exit_code = 3
 
 
+class EnvironmentCrashError(TrainingError):
+    """Environments that crashed more often than ``env.max_restarts`` allows."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the choice closest to ``word``, or an empty string.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -59,6 +60,7 @@ def _constant(action: int, envs: VectorEnv) -> Policy:
 class Evaluation:
     """Returns of whole episodes, raw rewards.  policy: what played.  episodes: in the order they were dealt out.
 
+    crashed: episodes that a crash of the environment broke off; they are not among ``episodes``, others were played.
     is_atari: whether ``game`` is one of the Arcade Learning Environment, which has references.
     """
 
@@ -66,6 +68,7 @@ class Evaluation:
     game: str
     episodes: list[Episode]
     is_atari: bool = True
+    crashed: int = 0
 
     @property
     def returns(self) -> list[float]:
@@ -88,7 +91,10 @@ class Evaluation:
     def summary(self) -> str:
         """One line for a person."""
         error = self.std / max(len(self.returns), 1) ** 0.5
-        line = f"{self.mean:10.2f} +- {error:.2f} (standard error, {len(self.returns)} episodes)"
+        played = f"{len(self.returns)} episodes"
+        if self.crashed:
+            played += f", and {self.crashed} broken off by crashes, not counted"
+        line = f"{self.mean:10.2f} +- {error:.2f} (standard error, {played})"
         score = self.human_normalized
         return line if score is None else f"{line}, human-normalised {score:.3f}"
 
@@ -100,6 +106,7 @@ class Evaluation:
             "mean": self.mean,
             "std": self.std,
             "human_normalized": self.human_normalized,
+            "crashed": self.crashed,
             "episodes": [dataclasses.asdict(episode) for episode in self.episodes],
         }
 
@@ -120,17 +127,21 @@ def evaluate(
 
     make_policy: builds the policy for the environments it will play.  seed: of episodes and of sampled actions; the
     caller's random state is left as it was.  on_episode: called after each counted episode.
+    An episode that a crash breaks off is not counted: the environment's next one takes its place.
+    Raises ``EnvironmentCrashError`` when environments crash more often than allowed.
     selection: "dealt" shares the episodes out to the environments beforehand; "first_to_end" counts those that end
     first, which favours short ones, as the released code does (weipu-zhang/STORM, eval.py).
     """
     num_envs = min(num_envs, episodes)
     fresh = dataclasses.replace(settings, num_envs=num_envs, episode_seeds="fresh")
-    envs = VectorEnv(fresh, seed=seed, env_index_offset=EVALUATION_ROW)
     # Dealt out, episode k is played by environment k mod N.
     share = [len(range(row, episodes, num_envs)) if selection == "dealt" else episodes for row in range(num_envs)]
-    ended = [0] * num_envs
+    ended, crashed = [0] * num_envs, 0
     counted: list[tuple[int, Episode]] = []  # with its number among the episodes of its environment
-    with torch.random.fork_rng(devices=random_devices()):
+    with (
+        closing(VectorEnv(fresh, seed=seed, env_index_offset=EVALUATION_ROW)) as envs,
+        torch.random.fork_rng(devices=random_devices()),
+    ):
         torch.manual_seed(seed)
         policy = make_policy(envs)
         obs, is_first = envs.reset(), np.ones(num_envs, dtype=bool)
@@ -139,16 +150,19 @@ def evaluate(
             obs, is_first = outcome.obs, outcome.is_first
             for episode in outcome.episodes:
                 number = ended[episode.env_index]
+                if number >= share[episode.env_index] or len(counted) == episodes:
+                    continue
+                if episode.crashed:
+                    crashed += 1
+                    continue
                 ended[episode.env_index] += 1
-                if number < share[episode.env_index] and len(counted) < episodes:
-                    counted.append((number, episode))
-                    if on_episode is not None:
-                        on_episode(episode)
-    envs.close()
+                counted.append((number, episode))
+                if on_episode is not None:
+                    on_episode(episode)
     if selection == "dealt":
         counted.sort(key=lambda pair: (pair[0], pair[1].env_index))
     is_atari = settings.id is None or settings.id.startswith("ALE/")
-    return Evaluation(name, env_name(settings), [episode for _, episode in counted], is_atari)
+    return Evaluation(name, env_name(settings), [episode for _, episode in counted], is_atari, crashed)
 
 
 def evaluate_baselines(

@@ -27,6 +27,7 @@ def log_metrics(training: Training) -> None:
             "progress/agent_updates": progress.agent_updates,
             "progress/episodes": progress.episodes,
             "progress/nonfinite_updates": training.world_model_learner.skipped + training.agent_learner.skipped,
+            "progress/env_restarts": training.envs.restarts,
             "replay/env_steps": training.replay.steps,
             "throughput/env_steps_per_second": training.bar.steps_per_second(),
         },

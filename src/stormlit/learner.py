@@ -64,7 +64,8 @@ class Learner:
             self.module, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
         )
         assert norm is not None
-        finite = self._on_all_processes(torch.isfinite(total.detach() + norm))
+        either = total.detach() + norm
+        finite = self._on_all_processes((either - either) == 0.0)  # half as many operations as torch.isfinite
         skipped = (~finite).float()
         if not self.scales_loss:  # the loss scaler finds out and skips by itself
             # What the fused kernel takes from a loss scaler: with 1 here it leaves weights and moments alone.

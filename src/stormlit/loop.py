@@ -5,8 +5,10 @@ Only weights flow back from learning to acting, through the player that the coll
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from stormlit.errors import EnvironmentCrashError
 from stormlit.housekeeping import evaluate_agent, log_metrics, make_media
 from stormlit.imagine import imagine
 from stormlit.learner import Learner
@@ -16,7 +18,11 @@ from stormlit.types import Batch, Trajectory
 
 
 def fit(training: Training) -> None:
-    """Train until ``loop.env_steps`` steps are taken; raises ``TrainingError`` when losses stay non-finite."""
+    """Train until ``loop.env_steps`` steps are taken.
+
+    Raises ``TrainingError`` when losses stay non-finite, ``EnvironmentCrashError``, after a checkpoint, when
+    environments crash more often than allowed.
+    """
     while training.progress.env_steps < training.config.loop.env_steps:
         stepped = collect(training)
         if training.progress.env_steps > training.warmup_steps:
@@ -37,6 +43,8 @@ def collect(training: Training) -> int:
     training.progress.env_steps += stepped
     for episode in episodes:
         training.progress.episodes += 1
+        if episode.crashed:  # what was returned until then is the return of no episode
+            continue
         training.latest_return = episode.episode_return
         training.metrics.add("episode", {"return": episode.episode_return, "length": float(episode.length)})
     training.bar.advance(stepped)
@@ -97,23 +105,41 @@ def update(training: Training, learner: Learner, batch: Batch | Trajectory) -> T
     """One optimiser step of either module.  Returns a bool scalar on the device: False if it was skipped."""
     done = learner.update(batch)
     training.metrics.add(learner.name, done.metrics, valid=done.finite)
-    training.metrics.add(learner.name, {"skipped": done.skipped})
     return done.finite
 
 
 def keep_house(training: Training) -> None:
-    """Log, draw, evaluate and save, whenever due."""
+    """Log, draw, evaluate and save, whenever due; save, and stop, when environments have failed."""
     env_steps, schedules = training.progress.env_steps, training.schedules
     if schedules.log.due(env_steps):
         check_updates(training)
         log_metrics(training)
     if schedules.media.due(env_steps):
         make_media(training)
+    failure = training.envs.failure
     if schedules.evaluation.due(env_steps):
-        evaluate_agent(training)
-    if schedules.checkpoint.due(env_steps):
+        try:
+            evaluate_agent(training)
+        except EnvironmentCrashError as error:
+            failure = error
+    failed = in_any_process(training, failure is not None)
+    if schedules.checkpoint.due(env_steps) or failed:
         check_updates(training)
         save_snapshot(training)
+    if failed:
+        raise EnvironmentCrashError(
+            f"{failure or 'the environments of another process failed'}; the run is saved: go on with "
+            f"`stormlit resume {training.directory.name} env.max_restarts=N`"
+        ) from failure
+
+
+def in_any_process(training: Training, condition: bool) -> bool:
+    """Whether it is true in any of the processes, which all have to ask at the same time."""
+    if training.fabric.world_size == 1:
+        return condition
+    count = training.fabric.all_reduce(torch.tensor(float(condition)), reduce_op="sum")
+    assert isinstance(count, Tensor)
+    return count.item() > 0
 
 
 def check_updates(training: Training) -> None:

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # an environment's process needs these types too, and not the seconds that PyTorch takes to import
+    import torch
+    from torch import Tensor
 
 PartNode = Mapping[str, Any]
 """A component node of the configuration, ``{name: cnn, **options}``."""
@@ -31,7 +33,8 @@ class Episode:
     """One finished episode, in the environment's own (untransformed) rewards.
 
     ``length`` is in environment steps (after frame skip), ``seed`` is what the episode was reset with, ``last_reward``
-    is the part of the return that came with the last step.
+    is the part of the return that came with the last step. ``crashed``: the environment died in the step after these,
+    whose outcome nobody knows, and the episode counts as truncated.
     """
 
     env_index: int
@@ -40,6 +43,7 @@ class Episode:
     length: int
     truncated: bool
     last_reward: float
+    crashed: bool = False
 
 
 @dataclass(slots=True)
@@ -50,7 +54,7 @@ class EnvStep:
     final_obs: (N, Y, X, C) uint8, the frame the action really led to; differs from ``obs`` only where an episode ended.
     reward: (N,) float32, transformed as configured; what the world model learns.
     terminated: (N,) bool, the environment ended, or a life was lost where life loss counts as an end.
-    truncated: (N,) bool, cut by a time limit; never set together with an end of the environment itself.
+    truncated: (N,) bool, cut by a time limit or a crash; never set together with an end of the environment itself.
     is_first: (N,) bool, ``obs`` is the first frame of an episode.
     episodes: the episodes that ended with this step.
     """
@@ -129,6 +133,8 @@ class Losses:
     @property
     def total(self) -> Tensor:
         """The scaled sum, a scalar; raises ``KeyError`` if a term has no scale or a scale no term."""
+        import torch
+
         if self.terms.keys() != self.scales.keys():
             raise KeyError(f"loss terms {sorted(self.terms)} and scales {sorted(self.scales)} differ")
         scaled = torch._foreach_mul(list(self.terms.values()), [self.scales[name] for name in self.terms])

@@ -25,13 +25,14 @@ SYNCING = frozenset(
 )
 # Views that the schema does not tell.
 RESHAPED = frozenset({"_unsafe_view", "_reshape_alias"})
+ALLOCATIONS = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
 
 
 class OperationCounter(TorchDispatchMode):
     """Counts what is dispatched inside a ``with`` block: forward, backward and optimiser.
 
-    operations: how often each operation ran, by its name without ``aten::``. Views are left out, since they launch
-    nothing; fused and ``foreach`` operations count once, as does an allocation.
+    operations: how often each operation ran, by its name without ``aten::``. Views and allocations are left out,
+    since they launch nothing; fused and ``foreach`` operations count once.
     syncs: those of them that make the host wait for a GPU, on whichever device they ran. Copies between devices only
     show where there are two: from a GPU always, to a GPU when they block.
 
@@ -86,7 +87,9 @@ def _launches(func: OpOverload) -> bool:
     """Whether an operation computes: it writes a tensor, or returns a new one or a value read from one."""
     schema = func._schema
     aliases = [returned.alias_info for returned in schema.returns]
-    is_view = any(alias is not None and not alias.is_write for alias in aliases) or _name(func) in RESHAPED
+    if _name(func) in RESHAPED or _name(func) in ALLOCATIONS:
+        return False
+    is_view = any(alias is not None and not alias.is_write for alias in aliases)
     makes_tensors = any("Tensor" in str(returned.type) for returned in schema.returns)
     return not is_view and (makes_tensors or schema.is_mutable or _name(func) in SYNCING)
 

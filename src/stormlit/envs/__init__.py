@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from stormlit.envs.atari import ATARI_100K_GAMES, human_normalized
 from stormlit.envs.make import make_env
+from stormlit.envs.row import episode_seed
 from stormlit.envs.settings import AtariSettings, EnvSettings, env_name
-from stormlit.envs.vector import VectorEnv, episode_seed
+from stormlit.envs.vector import VectorEnv
 
 __all__ = [
     "ATARI_100K_GAMES",

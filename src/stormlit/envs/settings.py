@@ -12,6 +12,7 @@ LARGEST = 2**31 - 1  # what the emulator can count to
 
 RewardTransform = Literal["identity", "sign"]
 EpisodeSeeds = Literal["fresh", "same"]
+Isolation = Literal["none", "process"]
 
 
 @dataclass
@@ -38,6 +39,9 @@ class EnvSettings:
     life_loss_terminates: bool = True  # store a lost life as termination (the game goes on, without a reset)
     episode_seeds: EpisodeSeeds = "fresh"  # reset each training episode with a seed of its own, or all with the same
     reward_transform: RewardTransform = "identity"  # what is learned from: the raw reward or its sign
+    isolation: Isolation = "none"  # step environments in this process, or each in a process of its own
+    step_timeout_seconds: float = 0.0  # a step or reset that takes longer is a crash (isolation=process); 0: no limit
+    max_restarts: int = 20  # crashes that are survived, over all environments of a process; one more ends the run
     atari: AtariSettings = field(default_factory=AtariSettings)  # ignored by environments other than ALE games
 
 
@@ -49,6 +53,8 @@ def check_settings(settings: EnvSettings) -> None:
         ("size", settings.size, 8),
         ("num_envs", settings.num_envs, 1),
         ("max_episode_steps", settings.max_episode_steps, 1),
+        ("step_timeout_seconds", settings.step_timeout_seconds, 0),
+        ("max_restarts", settings.max_restarts, 0),
         ("atari.frame_skip", atari.frame_skip, 1),
         ("atari.noop_max", atari.noop_max, 0),
         ("atari.max_frames", atari.max_frames, 1),
@@ -62,10 +68,16 @@ def check_settings(settings: EnvSettings) -> None:
         raise EnvironmentSetupError(
             f"env.atari.sticky_actions={atari.sticky_actions} is out of range: a probability lies in [0, 1]"
         )
-    if settings.reward_transform not in get_args(RewardTransform):
+    for key, word, words in (
+        ("reward_transform", settings.reward_transform, get_args(RewardTransform)),
+        ("isolation", settings.isolation, get_args(Isolation)),
+    ):
+        if word not in words:
+            raise EnvironmentSetupError(f"env.{key}={word} does not exist: it must be one of {', '.join(words)}")
+    if settings.step_timeout_seconds and settings.isolation == "none":
         raise EnvironmentSetupError(
-            f"env.reward_transform={settings.reward_transform} does not exist: "
-            f"it must be one of {', '.join(get_args(RewardTransform))}"
+            f"env.step_timeout_seconds={settings.step_timeout_seconds:g} needs env.isolation=process: an environment "
+            f"that hangs in this process hangs all of it"
         )
 
 

@@ -2,63 +2,71 @@
 
 from __future__ import annotations
 
-import zlib
-from array import array
 from typing import Any
 
-import gymnasium
 import numpy as np
 
-from stormlit.envs.make import make_env
-from stormlit.envs.settings import EnvSettings, env_name
-from stormlit.errors import CheckpointError
+from stormlit.envs.row import Restarts, Row, open_envs
+from stormlit.envs.settings import EnvSettings, check_settings, env_name
+from stormlit.errors import CheckpointError, EnvironmentCrashError
 from stormlit.types import EnvStep, Episode
 
 
-def episode_seed(seed: int, env_index: int, episode_index: int) -> int:
-    """The seed in [0, 2**31) an episode is reset with; independent for each triple of non-negative integers."""
-    sequence = np.random.SeedSequence(seed, spawn_key=(env_index, episode_index))
-    return int(sequence.generate_state(1, np.uint32)[0]) >> 1
-
-
 class VectorEnv:
-    """N independent environments of one kind, stepped one after the other in this process.
+    """N independent environments of one kind: in this process, one after the other, or in N others, in parallel.
 
-    settings: all of them; ``num_envs`` is N.  seed: where every episode's seed comes from, not negative.
+    settings: all of them; ``num_envs`` is N, ``isolation`` says where; the episodes are the same wherever they are.
+    seed: where every episode's seed comes from, not negative.
     env_index_offset: added to an environment's row to get the ``env_index`` of ``episode_seed``, so that several
     vectors with one seed (processes, training and evaluation) play different episodes.
+
+    A crash (an exception; with processes also their death, or a step that takes too long) truncates the episode, and a
+    new environment goes on with the next one; after ``max_restarts`` of them ``failure`` is set.
 
     Attributes: ``num_envs``, ``obs_shape`` (Y, X, C), ``num_actions``, ``action_meanings`` (the environment's own
     words, else the numbers).  Raises what ``make_env`` raises.
     """
 
     def __init__(self, settings: EnvSettings, *, seed: int, env_index_offset: int = 0) -> None:
+        check_settings(settings)
         self._name = env_name(settings)
         self._sign_rewards = settings.reward_transform == "sign"
         self._life_loss_terminates = settings.life_loss_terminates
-        first = make_env(settings)  # checks the settings, num_envs too
+        self._restarts = Restarts(settings)
+        envs, facts = open_envs(settings)
         offset = None if settings.episode_seeds == "same" else env_index_offset
-        envs = [first, *(make_env(settings) for _ in range(settings.num_envs - 1))]
-        self._rows = [_Row(env, seed, None if offset is None else offset + index) for index, env in enumerate(envs)]
-        assert isinstance(first.action_space, gymnasium.spaces.Discrete) and first.observation_space.shape is not None
+        self._rows = [
+            Row(env, settings, index, self._restarts, seed=seed, env_index=None if offset is None else offset + index)
+            for index, env in enumerate(envs)
+        ]
         self.num_envs: int = settings.num_envs
-        self.obs_shape: tuple[int, ...] = first.observation_space.shape
-        self.num_actions = int(first.action_space.n)
-        self.action_meanings: list[str] = (
-            list(first.get_wrapper_attr("get_action_meanings")())
-            if first.has_wrapper_attr("get_action_meanings")
-            else [str(action) for action in range(self.num_actions)]
-        )
+        self.obs_shape = facts.obs_shape
+        self.action_meanings = facts.action_meanings
+        self.num_actions = facts.num_actions
 
     @property
     def current_obs(self) -> np.ndarray:
         """(N, Y, X, C) uint8, a copy of the frames to act on next."""
         return np.stack([row.obs for row in self._rows])
 
+    @property
+    def restarts(self) -> int:
+        """How often an environment was restarted after a crash; part of the state."""
+        return self._restarts.count
+
+    @property
+    def failure(self) -> EnvironmentCrashError | None:
+        """Why no further step can be taken, if so. The state is sound: whoever loads it goes on."""
+        return self._restarts.failure
+
     def reset(self) -> np.ndarray:
-        """Begin the next episode in every environment; returns the first frames, (N, Y, X, C) uint8."""
-        for row in self._rows:
-            row.begin_episode()
+        """Begin the next episode in every environment; returns the first frames, (N, Y, X, C) uint8.
+
+        Raises ``EnvironmentCrashError`` if the environments crash more often than allowed.
+        """
+        self._begin_episodes(self._rows)
+        if self.failure is not None:
+            raise self.failure
         return self.current_obs
 
     def step(self, actions: np.ndarray) -> EnvStep:
@@ -66,28 +74,33 @@ class VectorEnv:
 
         A lost life is told as termination where the settings say so, and the game goes on. The returns of
         ``episodes`` are raw, and their ``env_index`` is the row (without the offset).
-        Raises ``ValueError`` for actions of another shape or type, or outside the action space.
+        A crash is told as truncation with reward 0 and the last frame known: what the action led to nobody knows. The
+        step on which the last restart was used up is told like any other; the next one raises ``failure``.
+        Raises ``ValueError`` for actions of another shape or type, or outside the action space, before any is taken.
         """
-        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
-            raise ValueError(f"expected {self.num_envs} integer actions, got {actions.dtype} of shape {actions.shape}")
-        outcomes = [row.step(int(action)) for row, action in zip(self._rows, actions, strict=True)]
-        reward, ended, truncated, life_lost = (np.array(column) for column in zip(*outcomes, strict=True))
+        self._check_actions(actions)
+        if self.failure is not None:
+            raise self.failure
+        for row, action in zip(self._rows, actions, strict=True):
+            row.ask_step(int(action))
+        outcomes = [row.await_outcome() for row in self._rows]
+        reward, ended, truncated, life_lost, crashed = (np.array(column) for column in zip(*outcomes, strict=True))
         final_obs = self.current_obs
         is_first = ended | truncated
-        episodes = []
-        for index in np.flatnonzero(is_first):
-            row = self._rows[index]
-            episodes.append(
-                Episode(
-                    env_index=int(index),
-                    seed=row.seed,
-                    episode_return=row.episode_return,
-                    length=len(row.actions),
-                    truncated=bool(truncated[index]),
-                    last_reward=float(reward[index]),
-                )
+        ended_rows = np.flatnonzero(is_first)
+        episodes = [
+            Episode(
+                env_index=int(index),
+                seed=self._rows[index].seed,
+                episode_return=self._rows[index].episode_return,
+                length=len(self._rows[index].actions),
+                truncated=bool(truncated[index]),
+                last_reward=float(reward[index]),
+                crashed=bool(crashed[index]),
             )
-            row.begin_episode()
+            for index in ended_rows
+        ]
+        self._begin_episodes([self._rows[index] for index in ended_rows])
         return EnvStep(
             obs=self.current_obs,
             final_obs=final_obs,
@@ -101,78 +114,50 @@ class VectorEnv:
     def close(self) -> None:
         """Free the environments."""
         for row in self._rows:
-            row.env.close()
+            row.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Where every running episode stands, in built-in types; to be called after ``reset``."""
-        return {"environment": self._name, "rows": [row.state_dict() for row in self._rows]}
+        rows = [row.state_dict() for row in self._rows]
+        return {"environment": self._name, "rows": rows, "restarts": self._restarts.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Play every running episode again, from its seed, up to where it stood.
 
         Exact for any environment that is deterministic given its seed, whatever hidden state it and its wrappers hold;
         takes as long as the episode took to play.
-        Raises ``CheckpointError`` if the state is of another environment or number of environments, or if the replay
-        does not lead to the same frame and return.
+        Raises ``CheckpointError`` if the state is of another environment or number of environments, if it holds actions
+        outside the action space, or if the replay does not lead to the same frame and return;
+        ``EnvironmentCrashError`` if environments crash more often than allowed.
         """
         if state["environment"] != self._name or len(state["rows"]) != self.num_envs:
             raise CheckpointError(
                 f"the checkpoint holds {len(state['rows'])} x {state['environment']} where the configuration has "
                 f"{self.num_envs} x {self._name}"
             )
+        self._restarts.count = state.get("restarts", 0)
         for row, row_state in zip(self._rows, state["rows"], strict=True):
+            for action in row_state["actions"]:
+                if not 0 <= action < self.num_actions:
+                    raise CheckpointError(
+                        f"the checkpoint holds action {action}, where {self._name} has 0 to {self.num_actions - 1}"
+                    )
             if not row.load_state_dict(row_state):
                 raise CheckpointError(
                     f"{self._name} is not reproducible from its seed: playing the actions of the saved episode again "
                     f"did not lead to the frame and return it was saved with"
                 )
 
+    def _check_actions(self, actions: np.ndarray) -> None:
+        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(f"expected {self.num_envs} integer actions, got {actions.dtype} of shape {actions.shape}")
+        for action in actions:
+            if not 0 <= action < self.num_actions:
+                raise ValueError(f"action {action} is outside the action space, 0 to {self.num_actions - 1}")
 
-class _Row:
-    """One environment with its running episode: the seed and the actions since, all it takes to get there again."""
-
-    def __init__(self, env: gymnasium.Env[np.ndarray, int], seed: int, env_index: int | None) -> None:
-        self.env = env
-        self.obs: np.ndarray  # (Y, X, C) uint8; there is none before the first episode
-        self._base_seed = seed
-        self._env_index = env_index
-        self._episode_index = -1
-
-    def begin_episode(self) -> None:
-        self._episode_index += 1
-        if self._env_index is None:  # every episode with the same seed
-            self._start(self._base_seed)
-        else:
-            self._start(episode_seed(self._base_seed, self._env_index, self._episode_index))
-
-    def step(self, action: int) -> tuple[float, bool, bool, bool]:
-        """Reward, terminated, truncated (never both) and life lost."""
-        self.obs, reward, terminated, truncated, info = self.env.step(action)
-        self.actions.append(action)
-        self.episode_return += float(reward)
-        return float(reward), terminated, truncated and not terminated, info["life_lost"]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "episode_index": self._episode_index,
-            "seed": self.seed,
-            "actions": self.actions.tolist(),
-            "episode_return": self.episode_return,
-            "obs_crc32": zlib.crc32(self.obs.tobytes()),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Replay; False if it does not lead to where it was."""
-        self._episode_index = state["episode_index"]
-        self._start(state["seed"])
-        for action in state["actions"]:
-            _, terminated, truncated, _ = self.step(int(action))
-            if terminated or truncated:  # the saved episode was still running
-                return False
-        return zlib.crc32(self.obs.tobytes()) == state["obs_crc32"] and self.episode_return == state["episode_return"]
-
-    def _start(self, seed: int) -> None:
-        self.seed = seed
-        self.actions = array("i")
-        self.episode_return = 0.0
-        self.obs, _ = self.env.reset(seed=seed)
+    @staticmethod
+    def _begin_episodes(rows: list[Row]) -> None:
+        for row in rows:
+            row.ask_next_episode()
+        for row in rows:
+            row.await_first_frame()

@@ -11,7 +11,7 @@ def episode_causal_mask(is_first: Tensor) -> Tensor:
 
     is_first: (B, T) bool.  Returns (B, T, T) bool.
     """
-    episode = is_first.long().cumsum(dim=1)
+    episode = is_first.cumsum(dim=1)
     same = episode.unsqueeze(2) == episode.unsqueeze(1)
     length = is_first.shape[1]
     return same & torch.ones(length, length, dtype=torch.bool, device=is_first.device).tril()

@@ -32,8 +32,8 @@ def twohot_position(target: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
     width = (bins[-1] - bins[0]) / (bins.shape[0] - 1)
     position = ((symlog(target.float()) - bins[0]) / width).clamp(0, bins.shape[0] - 1)
     # A target that is not a number makes the loss not a number, which can be handled; as an index it could not.
-    lower = position.nan_to_num().floor().clamp(max=bins.shape[0] - 2)
-    return lower.long(), position - lower
+    lower = position.long().clamp_(0, bins.shape[0] - 2)
+    return lower, position - lower
 
 
 def twohot_loss(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:

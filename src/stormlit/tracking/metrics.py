@@ -25,13 +25,15 @@ class MetricBuffer:
 
     def __init__(self) -> None:
         self._on_host: dict[str, tuple[float, int]] = {}  # key -> sum, count
-        # -> a vector of the metrics' sums, with their common count as its last element
-        self._on_device: dict[tuple[torch.device, tuple[str, ...]], Tensor] = {}
+        # Place and keys, of which the last is for the share of skipped calls -> a vector of the metrics' sums, with their
+        # common count as its last element, and the number of calls.
+        self._on_device: dict[tuple[torch.device, tuple[str, ...]], tuple[Tensor, int]] = {}
 
     def add(self, prefix: str, metrics: Mapping[str, Tensor | float], valid: Tensor | None = None) -> None:
         """Add one value per metric under the key ``prefix/name``; tensors have exactly one element, of any dtype.
 
-        valid: bool scalar on the tensors' device; where it is False, the tensors do not count.
+        valid: bool scalar on the tensors' device; where it is False, the tensors do not count. The share of such calls
+        becomes the metric ``prefix/skipped``.
         """
         by_device: dict[torch.device, dict[str, Tensor]] = {}
         for name, value in metrics.items():
@@ -42,24 +44,27 @@ class MetricBuffer:
                 total, count = self._on_host.get(key, (0.0, 0))
                 self._on_host[key] = (total + float(value), count + 1)
         for device, values in by_device.items():
-            group = (device, tuple(values))
+            group = (device, (*values, f"{prefix}/skipped" if valid is not None else ""))
             added = torch.stack([*values.values(), torch.ones((), device=device)])
             if valid is not None:
                 added = added.where(valid, 0.0)
             # Not in place: the sums may have been made in inference mode, and state_dict hands them out.
-            self._on_device[group] = self._on_device[group] + added if group in self._on_device else added
+            sums, calls = self._on_device.get(group, (None, 0))
+            self._on_device[group] = (added if sums is None else sums + added, calls + 1)
 
     def drain(self) -> dict[str, float]:
         """Return the mean of every metric added since the last drain, and forget them; one transfer per device."""
         totals = dict(self._on_host)
         for device in {device for device, _ in self._on_device}:
-            groups = [(keys, sums) for (place, keys), sums in self._on_device.items() if place == device]
-            values = iter(torch.cat([sums for _, sums in groups]).tolist())
-            for keys, _ in groups:
+            groups = [(keys, *entry) for (place, keys), entry in self._on_device.items() if place == device]
+            values = iter(torch.cat([sums for _, sums, _ in groups]).tolist())
+            for (*keys, skipped), _, calls in groups:
                 *sums, count = itertools.islice(values, len(keys) + 1)
                 for key, value in zip(keys, sums, strict=True):
                     total, seen = totals.get(key, (0.0, 0))
                     totals[key] = (total + value, seen + int(count))
+                if skipped:
+                    totals[skipped] = (calls - count, calls)
         self._on_host, self._on_device = {}, {}
         return {key: total / count for key, (total, count) in totals.items() if count}
 
@@ -67,10 +72,10 @@ class MetricBuffer:
         """What has been added since the last drain."""
         return {
             "on_host": dict(self._on_host),
-            "on_device": [(list(keys), sums) for (_, keys), sums in self._on_device.items()],
+            "on_device": [(list(keys), sums, calls) for (_, keys), (sums, calls) in self._on_device.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace the content by that of ``state_dict``; the sums may come back on another device."""
         self._on_host = {key: (total, count) for key, (total, count) in state["on_host"].items()}
-        self._on_device = {(sums.device, tuple(keys)): sums for keys, sums in state["on_device"]}
+        self._on_device = {(sums.device, tuple(keys)): (sums, calls) for keys, sums, calls in state["on_device"]}

@@ -1,0 +1,72 @@
+"""Catch with faults, and a slow one, for processes of isolated environments to import: ``faulty_envs:Raise-v0``.
+
+An episode fails if its seed is a multiple of three, at its fourth step, whoever plays it and wherever.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from stormlit.envs.catch import Catch
+
+FAULTY_STEP = 4  # of an episode, counted from 1
+ABSENT = "FAULTY_ENVS_ABSENT"  # names a file: while it exists, no environment of this module can be made
+
+
+def is_faulty(seed: int) -> bool:
+    return seed % 3 == 0
+
+
+class Faulty(Catch):
+    """fault: "raise", "hang", "exit" or "kill" in a step; "reset" raises in the reset instead; "always" in any step."""
+
+    def __init__(self, fault: str) -> None:
+        if Path(os.environ.get(ABSENT, "/nowhere")).exists():
+            raise RuntimeError("the emulator's files are gone")
+        super().__init__(cell=2)
+        self.fault, self.steps, self.seed = fault, 0, 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        assert seed is not None
+        self.steps, self.seed = 0, seed
+        if self.fault == "reset" and is_faulty(seed):
+            raise ZeroDivisionError("no beginning")
+        return super().reset(seed=seed)
+
+    def step(self, action: int | np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        if self.fault == "always" or (self.steps == FAULTY_STEP and is_faulty(self.seed)):
+            self._fail()
+        return super().step(action)
+
+    def _fail(self) -> None:
+        if self.fault in ("raise", "always"):
+            raise ZeroDivisionError("broken\nand more about it")
+        if self.fault == "hang":
+            time.sleep(1e6)
+        if self.fault == "exit":
+            os._exit(7)
+        if self.fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Slow(Catch):
+    """Half a second a step."""
+
+    def step(self, action: int | np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        time.sleep(0.5)
+        return super().step(action)
+
+
+gymnasium.register("Slow-v0", entry_point=Slow)
+for word in ("raise", "hang", "exit", "kill", "reset", "always"):
+    gymnasium.register(f"{word.title()}-v0", entry_point=Faulty, kwargs={"fault": word})
