@@ -3,8 +3,9 @@
     python benchmarks/against_official.py --official PATH_TO_A_CLONE [--device cpu] [--width 512 --layers 2 --heads 8]
     python benchmarks/against_official.py --official PATH_TO_A_CLONE --time [--size 4x64 --precision fp32 --rounds 5]
 
-PATH_TO_A_CLONE is a checkout of github.com/weipu-zhang/STORM (einops has to be installed). Its hard-coded "cuda" is
-redirected when there is none. Nothing of the clone is contained here; it is imported from where it is.
+With --games, environment streams are compared too, byte for byte. PATH_TO_A_CLONE is a checkout of
+github.com/weipu-zhang/STORM (einops has to be installed). Its hard-coded "cuda" is redirected when there is none.
+Nothing of the clone is contained here; it is imported from where it is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import official_timing
 import torch
+from official_play import acting, print_streams
 from torch import Tensor, nn
 
 from stormlit.agent import ActorCritic
@@ -34,8 +36,9 @@ OBS_SHAPE = (64, 64, 3)
 
 
 def import_official(path: Path, device: str) -> Any:
-    """The clone's world model and agent modules, with logging stubbed and "cuda" redirected where needed."""
-    for name, attributes in (("tensorboardX", ["SummaryWriter"]), ("yacs", []), ("yacs.config", ["CfgNode"])):
+    """The clone's modules, with logging stubbed and "cuda" redirected where needed."""
+    stubs: list[tuple[str, list[str]]] = [("tensorboardX", ["SummaryWriter"]), ("yacs", []), ("colorama", [])]
+    for name, attributes in (*stubs, ("yacs.config", ["CfgNode"])):
         stub = types.ModuleType(name)
         for attribute in attributes:
             setattr(stub, attribute, object)
@@ -46,9 +49,10 @@ def import_official(path: Path, device: str) -> Any:
         nn.Module.cuda = Tensor.cuda = lambda self, *_, **__: self  # type: ignore[assignment, method-assign]
     sys.path.insert(0, str(path))
     import agents  # type: ignore[import-not-found]
+    import train  # type: ignore[import-not-found]
     from sub_models import world_models  # type: ignore[import-not-found]
 
-    return types.SimpleNamespace(agents=agents, world_models=world_models)
+    return types.SimpleNamespace(agents=agents, world_models=world_models, train=train)
 
 
 def _on_cpu(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -175,6 +179,12 @@ def compare_imagination(pair: Pair, into: Differences, rows: int = 8, context: i
     compare("imagined ends", ends, 1 - (model.continuation(hidden) >= 0.5).float(), into)
 
 
+def compare_acting(pair: Pair, into: Differences) -> None:
+    """What the policy sees in real environments."""
+    for name, tensors in acting(pair.their_model, pair.their_agent, pair.model, pair.agent).items():
+        compare(name, *tensors, into)
+
+
 class Log(dict[str, Any]):
     def log(self, name: str, value: Any) -> None:
         self[name] = value
@@ -257,6 +267,7 @@ def main() -> int:
     for option, default in (("width", 512), ("layers", 2), ("heads", 8), ("actions", 9), ("rows", 4), ("length", 32)):
         parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--games", nargs="*", default=[], help="compare the environment streams of these, too")
     official_timing.add_arguments(parser)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -269,12 +280,15 @@ def main() -> int:
     differences: Differences = {}
     compare_forward(pair, batch, differences)
     compare_imagination(pair, differences)
+    compare_acting(pair, differences)
     compare_world_model_update(pair, batch, differences)
     compare_agent_update(pair, differences)
     print(f"width {arguments.width}, {arguments.layers} layers, {arguments.heads} heads, {arguments.actions} actions")
     print("| what | largest absolute difference | relative |\n|---|---|---|")
     for name, (absolute, relative) in differences.items():
         print(f"| {name} | {absolute:.1e} | {relative:.1e} |")
+    if arguments.games:
+        print_streams(official.train, arguments.games)
     return 0
 
 

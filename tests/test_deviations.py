@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -255,3 +256,21 @@ def test_13_both_caches_hold_what_they_say_and_give_the_same_numbers() -> None:
         assert all(type(layer) is kind for layer in memory.layers)
         hidden.append(model.step(latent[:, 3], action[:, 3], memory))
     torch.testing.assert_close(hidden[0], hidden[1], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("context", ["latents", "frames"])
+def test_15_the_past_is_drawn_once_or_anew_at_every_step(context: str) -> None:
+    """Latents that the sequence model reads of the same frames at two steps in a row: the same sample, or two."""
+    world_model = small_world_model()
+    read: list[Tensor] = []
+    world_model.sequence_model.register_forward_hook(lambda _, arguments, __: read.append(arguments[0][0].clone()))
+    player = Player(world_model, small_agent(world_model), num_envs=1, context_length=4, context=context)  # type: ignore[arg-type]
+    frames = np.random.default_rng(0).integers(256, size=(40, 1, *IMAGE[1:], IMAGE[0]), dtype=np.uint8)
+    torch.manual_seed(0)
+    for step, frame in enumerate(frames):
+        player.act(frame, np.array([step == 0]))
+    assert [len(latents) for latents in read] == [1, 2, 3, *[4] * 36]
+    kept = [torch.equal(after[:3], before[1:]) for before, after in itertools.pairwise(read[3:])]
+    assert all(kept) if context == "latents" else not any(kept)
+    shown = torch.from_numpy(frames[-4:, 0]).permute(0, 3, 1, 2)  # in their order, exactly
+    assert (player.past.dtype == torch.uint8 and torch.equal(player.past[0], shown)) == (context == "frames")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from small import ACTIONS, small_agent, small_world_model
+from stormlit.errors import CheckpointError
 from stormlit.player import Player
 
 CONTEXT = 3
@@ -129,10 +131,71 @@ def test_a_restored_player_goes_on_as_if_nothing_had_happened() -> None:
     assert torch.equal(hidden[0], hidden[1])
 
 
+@pytest.mark.parametrize("latent", ["posterior", "prior"])
+def test_a_context_of_frames_is_restored_exactly(latent: Literal["posterior", "prior"]) -> None:
+    """The sequence model reads latents of the frames that were seen, drawn from the same random numbers in both."""
+    frames, starts = _frames(9), _starts(9, (3, 1))
+    players = []
+    for _ in range(2):
+        world_model = small_world_model()
+        agent = small_agent(world_model)
+        players.append(Player(world_model, agent, num_envs=2, context_length=CONTEXT, latent=latent, context="frames"))
+    first, restored = players
+    for t in range(5):
+        first.act(frames[t], starts[t])
+    state = copy.deepcopy(first.state_dict())
+    assert state["frames"].dtype == torch.uint8 and state["length"] == [3, 2]
+    assert np.array_equal(state["frames"][0].permute(0, 2, 3, 1).numpy(), frames[2:5, 0])
+    assert np.array_equal(state["frames"][1, :2].permute(0, 2, 3, 1).numpy(), frames[3:5, 1])
+    restored.load_state_dict(state)
+    actions = []
+    for player in players:
+        torch.manual_seed(1)
+        actions.append([player.act(frames[t], starts[t]).tolist() for t in range(5, 9)])
+    assert actions[0] == actions[1]
+    with pytest.raises(CheckpointError, match=r"player\.context"):
+        Spied().load_state_dict(state)
+
+
+def test_a_context_of_frames_is_encoded_and_read_at_every_step() -> None:
+    """The last CONTEXT frames of the running episode, and the hidden state after the latents drawn for them."""
+    world_model = small_world_model()
+    agent, encoded, hiddens = small_agent(world_model), [], []
+    encode, act = world_model.encode, agent.act
+
+    def noted_encode(obs: Tensor) -> Tensor:
+        encoded.append((obs.clone(), encode(obs)))
+        return encoded[-1][1]
+
+    def noted_act(latent: Tensor, hidden: Tensor, *, greedy: bool = False) -> Tensor:
+        hiddens.append(hidden)
+        return act(latent, hidden, greedy=greedy)
+
+    world_model.encode, agent.act = noted_encode, noted_act  # type: ignore[method-assign]
+    player = Player(world_model, agent, num_envs=2, context_length=CONTEXT, context="frames")
+    frames, starts, began = _frames(9), _starts(9, (4, 1)), [0, 0]
+    actions: list[np.ndarray] = []
+    for t in range(9):
+        actions.append(player.act(frames[t], starts[t]))
+        past, latent = encoded[-1]
+        for row in range(2):
+            began[row] = t if starts[t, row] else began[row]
+            first = max(began[row], t - CONTEXT)
+            if t == first:
+                assert not hiddens[t][row].any()
+                continue
+            assert np.array_equal(past[row, : t - first].permute(0, 2, 3, 1).numpy(), frames[first:t, row])
+            action = torch.tensor([[int(actions[s][row]) for s in range(first, t)]])
+            none_first = torch.zeros(action.shape, dtype=torch.bool)
+            with torch.no_grad():
+                expected = world_model.sequence_model(latent[row : row + 1, : t - first], action, none_first)[0, -1]
+            torch.testing.assert_close(hiddens[t][row], expected, atol=1e-5, rtol=0)
+
+
 def test_acting_in_mixed_precision_keeps_latents_exact() -> None:
     player, frames, starts = Spied(), _frames(5), _starts(5)
     with torch.autocast("cpu", torch.bfloat16):
         for t in range(5):
             action = player.act(frames[t], starts[t])
     assert ((action >= 0) & (action < ACTIONS)).all()
-    assert player.latent.dtype == torch.float32 and set(player.latent.unique().tolist()) == {0.0, 1.0}
+    assert player.past.dtype == torch.float32 and set(player.past.unique().tolist()) == {0.0, 1.0}

@@ -138,6 +138,8 @@ class PlayerSettings:
     latent: Literal["posterior", "prior"] = "posterior"
     # Whether an episode's end clears the context.
     clear_context: bool = True
+    # Past steps as the latents once drawn for them, or as frames, encoded and drawn anew at every step.
+    context: Literal["latents", "frames"] = "latents"
 
 
 @dataclass

@@ -25,8 +25,8 @@ class MetricBuffer:
 
     def __init__(self) -> None:
         self._on_host: dict[str, tuple[float, int]] = {}  # key -> sum, count
-        # Place and keys, of which the last is for the share of skipped calls -> a vector of the metrics' sums, with their
-        # common count as its last element, and the number of calls.
+        # Place and keys, of which the last is for the share of skipped calls -> a vector of the metrics' sums, with
+        # their common count as its last element, and the number of calls.
         self._on_device: dict[tuple[torch.device, tuple[str, ...]], tuple[Tensor, int]] = {}
 
     def add(self, prefix: str, metrics: Mapping[str, Tensor | float], valid: Tensor | None = None) -> None:

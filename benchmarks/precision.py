@@ -1,0 +1,248 @@
+"""What bf16-mixed changes: which tensors it rounds, and by how much losses and sampled frequencies differ from float32.
+
+    python benchmarks/precision.py --run runs/quickstart-UpNDown-s0 [--device cpu] [--draws 8]
+    python benchmarks/precision.py --config storm
+
+With a run, its newest checkpoint and its own play; with a configuration, random weights and random play. Prints the
+three tables of docs/precision.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import stormlit
+from stormlit.agent import ActorCritic
+from stormlit.assemble import build_modules, player_factory
+from stormlit.collect import Collector
+from stormlit.compose import compose
+from stormlit.config import Config
+from stormlit.envs import VectorEnv
+from stormlit.imagine import imagine
+from stormlit.ops.categorical import sample
+from stormlit.replay import ReplayBuffer
+from stormlit.types import Batch, Losses, Trajectory
+from stormlit.world_model import WorldModel
+
+Table = dict[str, list[str]]  # row -> cells
+# Off: a mask drawn in another precision is another mask, and would hide what rounding does.
+NO_DROPOUT = "world_model.sequence_model.dropout=0.0"
+
+
+class Subject:
+    """Both modules, a batch they can learn from, and the two precisions."""
+
+    def __init__(
+        self, config: Config, world_model: WorldModel, agent: ActorCritic, *, device: str, random: bool
+    ) -> None:
+        self.world_model, self.agent = world_model.to(device).eval(), agent.to(device).eval()
+        self.device, self.settings = torch.device(device), config.imagination
+        envs = VectorEnv(config.env, seed=config.seed)
+        rows, length = config.loop.batch_size, config.loop.batch_length
+        replay = ReplayBuffer(rows * length, envs.num_envs, envs.obs_shape, device=self.device, seed=config.seed)
+        player = player_factory(config, self.world_model, self.agent)(envs)
+        collector = Collector(envs, player, replay, seed=config.seed)
+        torch.manual_seed(config.seed)
+        for _ in range(rows * length // envs.num_envs):
+            collector.step(random=random)
+        self.batch, self.contexts = replay.sample(rows, length), replay.sample(256, config.imagination.context_length)
+
+    def autocast(self, mixed: bool) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed)
+
+    def dream(self, seed: int) -> Trajectory:
+        torch.manual_seed(seed)
+        posterior = self.settings.start == "posterior"
+        return imagine(
+            self.world_model, self.agent, self.contexts, horizon=self.settings.horizon, from_posterior=posterior
+        )
+
+    def losses(self, of: str, data: Batch | Trajectory, seed: int, mixed: bool) -> Losses:
+        """Of copies in training mode, so that no call leaves a trace in BatchNorm or in the return scale."""
+        module = copy.deepcopy(getattr(self, of)).train()
+        torch.manual_seed(seed)
+        with self.autocast(mixed):
+            return module.training_step(data)
+
+
+def load(run: str | None, config_name: str, device: str, words: tuple[str, ...] = ()) -> Subject:
+    if run is not None:
+        trained = stormlit.load(run, overrides=(NO_DROPOUT, *words))
+        return Subject(trained.config, trained.world_model, trained.agent, device=device, random=False)
+    config = compose([config_name], [NO_DROPOUT, *words])
+    torch.manual_seed(config.seed)
+    envs = VectorEnv(config.env, seed=config.seed)
+    return Subject(config, *build_modules(config, envs.obs_shape, envs.num_actions), device=device, random=True)
+
+
+def kinds(subject: Subject) -> Table:
+    """The dtype of everything that passes through one update of both modules."""
+    found: dict[str, torch.dtype] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            found[name] = output.dtype
+
+        return hook
+
+    def wrap(owner: Any, method: str, name: str) -> None:
+        inner = getattr(owner, method)
+
+        def noted(*arguments: Any) -> Any:
+            result = inner(*arguments)
+            found[name] = result.dtype
+            return result
+
+        setattr(owner, method, noted)
+
+    world_model, agent = copy.deepcopy(subject.world_model).train(), copy.deepcopy(subject.agent).train()
+    for part in ("encoder", "sequence_model", "decoder", "reward_head", "continuation_head"):
+        getattr(world_model, part).register_forward_hook(note(f"output of the {part.replace('_', ' ')}"))
+    for part in ("actor", "critic"):
+        getattr(agent, part).register_forward_hook(note(f"output of the {part}"))
+    for method, name in (("posterior", "posterior"), ("prior", "prior"), ("sample", "latent sample")):
+        wrap(world_model.latent, method, name)
+    wrap(agent.return_scale, "update", "return scale")
+    trajectory = subject.dream(0)
+    for module, data in ((world_model, subject.batch), (agent, trajectory)):
+        optimizer = module.configure_optimizers(fused=False)
+        with subject.autocast(True):
+            losses = module.training_step(data)  # type: ignore[arg-type]
+        losses.total.backward()
+        optimizer.step()
+        of = "world model" if module is world_model else "agent"
+        found[f"loss terms of the {of}"] = _only(term.dtype for term in losses.terms.values())
+        weights = [parameter for parameter in module.parameters() if parameter.grad is not None]
+        found[f"weights and gradients of the {of}"] = _only(t.dtype for p in weights for t in (p, p.grad))
+        found[f"Adam's averages of the {of}"] = _only(
+            state[name].dtype for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
+        )
+    norms = [module for module in world_model.modules() if isinstance(module, nn.BatchNorm2d)]
+    found["running statistics of BatchNorm"] = _only(
+        statistic.dtype for norm in norms for statistic in (norm.running_mean, norm.running_var)
+    )
+    with subject.autocast(True), torch.no_grad():
+        dreamt = subject.dream(0)
+        found["policy, log-probabilities"] = agent.policy(dreamt.latent, dreamt.hidden).dtype
+        found["values"] = agent.value(dreamt.latent, dreamt.hidden).dtype
+    for field in ("reward", "continuation", "weight"):
+        found[f"imagined {field}"] = getattr(dreamt, field).dtype
+    return {name: [str(dtype).removeprefix("torch.")] for name, dtype in found.items()}
+
+
+def _only(dtypes: Any) -> torch.dtype:
+    (dtype,) = set(dtypes)
+    return dtype
+
+
+def loss_differences(subject: Subject, draws: int) -> Table:
+    """Mean in float32, its spread over random numbers, and bf16-mixed minus float32 with the same random numbers."""
+    seen: dict[str, list[tuple[float, float]]] = {}
+    for seed in range(draws):
+        for of, data in (("world_model", subject.batch), ("agent", subject.dream(seed))):
+            exact, mixed = (subject.losses(of, data, seed, half) for half in (False, True))
+            for name, term in {**exact.terms, "total": exact.total}.items():
+                other = {**mixed.terms, "total": mixed.total}[name]
+                seen.setdefault(f"{of.replace('_', ' ')}: {name}", []).append(
+                    (float(term.detach()), float(other.detach()))
+                )
+    table = {}
+    for name, pairs in seen.items():
+        exact_terms, mixed_terms = torch.tensor(pairs, dtype=torch.float64).unbind(-1)
+        difference = mixed_terms - exact_terms
+        numbers = (exact_terms.mean(), exact_terms.std(), difference.mean(), difference.abs().max())
+        table[name] = [f"{number:.2g}" if i else f"{number:.4g}" for i, number in enumerate(map(float, numbers))]
+    return table
+
+
+@torch.no_grad()
+def frequencies(subject: Subject, states: int = 16, draws: int = 20_000) -> Table:
+    """How far the network's rounding moves probabilities, and how far draws are from the probabilities they are of.
+
+    The latter as Pearson's chi-square for each degree of freedom: 1 for an exact sampler. The last cell is what it
+    would be for a sampler that sums up probabilities in bfloat16.
+    """
+    table = {}
+    dreamt = subject.dream(0)
+    latent, hidden = dreamt.latent[:, 0], dreamt.hidden[:, 0]
+    obs = subject.contexts.obs[:states, 0]
+    heads: dict[str, Callable[[], Tensor]] = {
+        "posterior": lambda: subject.world_model.posterior(obs),
+        "prior": lambda: subject.world_model.latent.prior(hidden[:states]),
+        "actions": lambda: subject.agent.policy(latent, hidden),
+    }
+    for name, head in heads.items():
+        exact = head().flatten(0, -2)
+        with subject.autocast(True):
+            mixed = head().flatten(0, -2)
+            statistic = chi_square(sample, mixed, draws)
+        moved = (exact.exp() - mixed.exp()).abs()
+        cells = [f"{moved.max():.1e}", f"{moved.sum(-1).mean() / 2:.1e}"]
+        others = [chi_square(sample, exact, draws), statistic, chi_square(sample_in_bfloat16, exact, draws)]
+        table[name] = [*cells, *(f"{other:.2f}" for other in others)]
+    return table
+
+
+def sample_in_bfloat16(log_probs: Tensor) -> Tensor:
+    """What not to do."""
+    cumulative = log_probs.exp().bfloat16().cumsum(-1)
+    threshold = torch.rand_like(cumulative[..., :1]) * cumulative[..., -1:]
+    return (cumulative <= threshold).sum(-1).clamp_(max=log_probs.shape[-1] - 1)
+
+
+def chi_square(draw: Callable[[Tensor], Tensor], log_probs: Tensor, draws: int) -> float:
+    """Of ``draws`` for each row of (M, K), over the classes expected at least five times, for each such class."""
+    torch.manual_seed(0)
+    counts = torch.zeros_like(log_probs)
+    for _ in range(draws // 1000):
+        drawn = draw(log_probs.expand(1000, *log_probs.shape))
+        counts += nn.functional.one_hot(drawn, log_probs.shape[-1]).sum(0)
+    expected = log_probs.exp() * (draws // 1000 * 1000)
+    often = expected >= 5
+    # A multinomial's cell has the variance n p (1 - p).
+    variance = expected * (1 - log_probs.exp()).clamp(min=1e-6)
+    return float(((counts - expected).square() / variance)[often].mean())
+
+
+LOSS_COLUMNS = ["loss term", "float32", "its spread", "mean difference", "largest difference"]
+FREQUENCY_COLUMNS = [
+    "drawn",
+    "largest change of a probability",
+    "mean total variation",
+    "chi-square, float32",
+    "chi-square, bf16-mixed",
+    "chi-square, summed in bfloat16",
+]
+
+
+def show(columns: list[str], table: Table) -> None:
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    for name, cells in table.items():
+        print(f"| {name} | {' | '.join(cells)} |")
+    print()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--run", help="a run's name or path")
+    source.add_argument("--config", default="storm", help="a configuration, for random weights")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--draws", type=int, default=8, help="random numbers that the losses are measured with")
+    arguments = parser.parse_args()
+    subject = load(arguments.run, arguments.config, arguments.device)
+    show(["tensor", "dtype under bf16-mixed"], kinds(subject))
+    show(LOSS_COLUMNS, loss_differences(subject, arguments.draws))
+    show(FREQUENCY_COLUMNS, frequencies(subject))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
