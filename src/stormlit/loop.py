@@ -45,16 +45,25 @@ def fit_world_model(training: Training) -> None:
     """One update of the world model on windows of real experience."""
     # Windows are shorter only while the buffer itself is.
     length = min(training.config.loop.batch_length, training.replay.rows)
-    batch = training.replay.sample(training.batch_size, length).to(training.fabric.device)
+    batch = experience(training, training.batch_size, training.demonstrated_windows, length)
     update(training, training.world_model_learner, batch)
     training.progress.world_model_updates += 1
+
+
+def experience(training: Training, windows: int, demonstrated: int, length: int) -> Batch:
+    """Windows of real experience, and behind them those of demonstrations, if there are any."""
+    device = training.fabric.device
+    batch = training.replay.sample(windows, length).to(device)
+    if training.demonstrations is None:
+        return batch
+    return Batch.cat(batch, training.demonstrations.sample(demonstrated, length).to(device))
 
 
 def improve_agent(training: Training) -> None:
     """One update of the agent on rollouts imagined from real contexts."""
     settings = training.config.imagination
     length = min(settings.context_length, training.replay.rows)
-    context = training.replay.sample(training.imagined_rows, length).to(training.fabric.device)
+    context = experience(training, training.imagined_rows, training.demonstrated_contexts, length)
     with training.fabric.autocast():
         trajectory = imagine(
             training.world_model,

@@ -163,6 +163,12 @@ def _headline(training: Training) -> str:
         f"replay buffer {replay.row_capacity * replay.num_envs:,} steps of {shape} uint8: at most "
         f"{replay.nbytes / 2**20:,.0f} MiB on {replay.device}",
     ]
+    if training.demonstrations is not None:
+        lines.append(
+            f"demonstrations: {training.demonstrations.steps:,} steps of {len(training.demonstrations.files)} files; "
+            f"{config.demonstrations.batch_size} windows more in each world-model batch, "
+            f"{config.demonstrations.imagination_batch_size} contexts more in each imagination"
+        )
     if training.warmup_steps < config.loop.warmup_steps:
         lines.append(
             f"loop.env_steps={config.loop.env_steps} is not more than loop.warmup_steps={config.loop.warmup_steps}: "

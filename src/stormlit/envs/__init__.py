@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from stormlit.envs.atari import ATARI_100K_GAMES, human_normalized
-from stormlit.envs.make import make_env
-from stormlit.envs.settings import AtariSettings, EnvSettings, env_name
+from stormlit.envs.make import make_env, square_image
+from stormlit.envs.settings import AtariSettings, EnvSettings, env_id, env_name
 from stormlit.envs.vector import VectorEnv, episode_seed
 
 __all__ = [
@@ -12,8 +12,10 @@ __all__ = [
     "AtariSettings",
     "EnvSettings",
     "VectorEnv",
+    "env_id",
     "env_name",
     "episode_seed",
     "human_normalized",
     "make_env",
+    "square_image",
 ]
