@@ -38,7 +38,10 @@ DTYPES = ("b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"
 
 
 def read_official_pickle(file: Path) -> Demonstration:
-    """Read a published trajectory, whose ``done`` becomes ``terminated``.
+    """Read a published trajectory of T steps as one of T - 1, whose ``done`` becomes ``terminated``.
+
+    Its ``obs[t]`` is the frame that ``action[t]`` led to (scores and lives change in it), so each action is moved
+    to the frame before; the first one had none.
 
     Raises ``DemonstrationError`` with one sentence that names the file and what it refuses in it.
     """
@@ -71,7 +74,11 @@ def read_official_pickle(file: Path) -> Demonstration:
             "life_lost": arrays["life_loss"],
         }
     check_arrays(file, converted)
-    return Demonstration(**converted)
+    # The frame an episode ended on was not acted on; the next episode's first frame is not there.
+    acted_on = ~arrays["done"][:-1]
+    aligned = {name: (array[:-1] if name == "obs" else array[1:])[acted_on] for name, array in converted.items()}
+    check_arrays(file, aligned)
+    return Demonstration(**aligned)
 
 
 def _look_through(file: Path, content: bytes) -> None:
