@@ -181,10 +181,10 @@ def test_files_larger_than_what_is_read_are_refused_unread(tmp_path: Path) -> No
     assert "5,368,709,120 bytes" in refusal(file)
 
 
-@pytest.mark.parametrize("name", ["a.pkl", "no/such/a\0b.npz"])
-def test_only_npz_files_are_written(name: str, tmp_path: Path) -> None:
-    with pytest.raises((DemonstrationError, ValueError)):
-        write_npz(counted(8), tmp_path / name)
+def test_only_npz_files_are_written(tmp_path: Path) -> None:
+    with pytest.raises(DemonstrationError, match=r"a\.pkl: expected the name of a \.npz file"):
+        write_npz(counted(8), tmp_path / "a.pkl")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from stormlit.assemble import make_fabric
 from stormlit.compose import compose
 from stormlit.demonstrations import DemonstrationBuffer, Origin, record, write_npz
 from stormlit.envs import EnvSettings, VectorEnv, square_image
+from stormlit.errors import CheckpointError
 from stormlit.evaluate import RandomPolicy
 from stormlit.registry import build
 from stormlit.run_directory import RunDirectory
@@ -203,13 +205,30 @@ def test_two_halves_with_demonstrations_are_one_whole(files: list[Path], tmp_pat
     torch.rand(17)  # another process would stand elsewhere
     resume(resumed, 56)
     assert_same_run(unbroken, resumed)
-    without = train(tmp_path / "c", "run", "loop.env_steps=56")
-    assert logged(without) != logged(unbroken)
     state = read(newest(resumed) / "training-0.pt")["demonstrations"]
     assert sorted(state) == ["generator", "sha256"] and len(state["sha256"]) == 2
-    assert read(newest(without) / "training-0.pt")["demonstrations"] is None
 
 
+def test_a_changed_file_is_refused_by_name(files: list[Path], tmp_path: Path) -> None:
+    own = [Path(shutil.copy(file, tmp_path / file.name)) for file in files]
+    first = buffer_of(own)
+    first.sample(5, 8)
+    state = first.state_dict()
+    same = buffer_of(files, seed=1)  # moved, but not changed
+    same.load_state_dict(state)
+    assert torch.equal(first.sample(20, 8).obs, same.sample(20, 8).obs)
+    write_npz(catch(41), own[0])
+    for others, named in (
+        (own, own[0]),
+        (files[:1], files[0]),
+        ([*files, files[0]], files[0]),
+        (files[::-1], files[1]),
+    ):
+        with pytest.raises(CheckpointError, match=re.escape(str(named))):
+            buffer_of(others).load_state_dict(state)
+
+
+@pytest.mark.slow
 def test_a_changed_file_is_refused_at_resume_and_a_moved_one_is_not(
     files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory"}),
     frozenset({"imagine", "player", "dream"}),
     frozenset({"parts", "config", "collect", "evaluate", "learner", "checkpoint", "dream_media"}),
-    frozenset({"official"}),
+    frozenset({"official", "demonstrations"}),
     frozenset({"config_checks"}),
     frozenset({"compose"}),
     frozenset({"assemble"}),
@@ -33,7 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"housekeeping", "snapshot"}),
     frozenset({"loop"}),
     frozenset({"run", "api"}),
-    frozenset({"commands", "import_official", "lightning_command"}),
+    frozenset({"commands", "demonstration_commands", "import_official", "lightning_command"}),
     frozenset({"cli"}),
     frozenset({"__main__", "scripts"}),
 )
@@ -54,6 +54,7 @@ CONFIGURED = frozenset(
         "run",
         "api",
         "import_official",
+        "demonstration_commands",
         "cli",
     }
 )

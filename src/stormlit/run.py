@@ -165,9 +165,10 @@ def _headline(training: Training) -> str:
     ]
     if training.demonstrations is not None:
         lines.append(
-            f"demonstrations: {training.demonstrations.steps:,} steps of {len(training.demonstrations.files)} files; "
-            f"{config.demonstrations.batch_size} windows more in each world-model batch, "
-            f"{config.demonstrations.imagination_batch_size} contexts more in each imagination"
+            f"demonstrations: {training.demonstrations.steps:,} steps of "
+            f"{', '.join(file.name for file in training.demonstrations.files)}: "
+            f"{config.demonstrations.batch_size} more windows in a batch, "
+            f"{config.demonstrations.imagination_batch_size} more contexts in an imagination"
         )
     if training.warmup_steps < config.loop.warmup_steps:
         lines.append(
