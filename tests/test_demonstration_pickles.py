@@ -155,7 +155,7 @@ def test_the_marker_would_be_there_if_it_were_run(tmp_path: Path, monkeypatch: p
         (Calls(RECONSTRUCT, np.ndarray, (10**12,), b"b"), "made with a size"),
         (Calls(RECONSTRUCT, np.ndarray, (0, 10**9), b"b"), "made with a size"),
         (Calls(RECONSTRUCT, np.ndarray, (0,), b"O"), "made with a size"),
-        (Calls(RECONSTRUCT, np.ndarray, (0,), b"b"), "'reward' is a NumPy array, expected a NumPy array"),
+        (Calls(RECONSTRUCT, np.ndarray, (0,), b"b"), "'reward' is a NumPy array that was never filled"),
         (Calls(RECONSTRUCT, 3, (0,), b"b"), "class int"),
         (Calls(np.dtype, "O8", False, True), "'O8'"),
         (Calls(np.dtype, [("a", "i4")], False, True), "'list'"),

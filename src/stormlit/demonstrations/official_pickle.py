@@ -231,12 +231,14 @@ class _Array(_StandIn):
 
 
 def _array(file: Path, name: str, value: object) -> np.ndarray:
-    if type(value) is not _Array or value.array is None:
+    if type(value) is not _Array:
         raise DemonstrationError(f"{file}: '{name}' is {_named(value)}, expected a NumPy array")
+    if value.array is None:
+        raise DemonstrationError(f"{file}: '{name}' is a NumPy array that was never filled")
     return value.array
 
 
 def _named(value: object) -> str:
     """The type of what a pickle left, never its content, which may be without end."""
     names = {_ArrayClass: "numpy.ndarray", _Array: "a NumPy array", _Dtype: "numpy.dtype"}
-    return names.get(type(value), type(value).__name__)
+    return names.get(type(value), "a NumPy function" if isinstance(value, _StandIn) else type(value).__name__)
