@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory"}),
     frozenset({"imagine", "player", "dream"}),
     frozenset({"parts", "config", "collect", "evaluate", "learner", "checkpoint", "dream_media"}),
-    frozenset({"official"}),
+    frozenset({"official", "demonstrations"}),
     frozenset({"config_checks"}),
     frozenset({"compose"}),
     frozenset({"assemble"}),
@@ -34,7 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"loop"}),
     frozenset({"bench"}),
     frozenset({"run", "api"}),
-    frozenset({"commands", "import_official", "lightning_command"}),
+    frozenset({"commands", "demonstration_commands", "import_official", "lightning_command"}),
     frozenset({"cli"}),
     frozenset({"__main__", "scripts"}),
 )
@@ -56,6 +56,7 @@ CONFIGURED = frozenset(
         "api",
         "bench",
         "import_official",
+        "demonstration_commands",
         "cli",
     }
 )

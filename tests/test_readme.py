@@ -28,6 +28,7 @@ BEHIND = {
     "resume": ["loop.env_steps=12"],
     "eval": SHORT_EPISODES,
     "dream": [],
+    "demos": ["--steps", "20"],
     "components": [],
     "config": [],
 }

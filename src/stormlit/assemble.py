@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning.fabric import Fabric
 
 from stormlit.agent import ActorCritic
 from stormlit.config import Config
+from stormlit.demonstrations import DemonstrationBuffer
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
 from stormlit.player import Player
@@ -97,6 +99,24 @@ def build_replay(config: Config, fabric: Fabric, obs_shape: tuple[int, ...]) -> 
             f"replay.capacity={config.replay.capacity} needs {size:,.1f} GiB for frames of {rows}x{columns}, which "
             f"{device} does not have"
         ) from error
+
+
+def build_demonstrations(
+    config: Config, fabric: Fabric, envs: VectorEnv, device: torch.device
+) -> DemonstrationBuffer | None:
+    """What ``demonstrations.path`` names, None where it names nothing. Every process has all of it."""
+    path = config.demonstrations.path
+    if path is None:
+        return None
+    return DemonstrationBuffer(
+        [Path(file).expanduser() for file in (path if isinstance(path, list) else [path])],
+        config.env,
+        envs,
+        shortest=max(config.loop.batch_length, config.imagination.context_length),
+        device=device,
+        seed=config.seed + 1_000_003 * fabric.global_rank + 1,  # not the replay buffer's
+        mark_episode_starts=config.replay.episode_starts == "marked",
+    )
 
 
 def share(total: int, processes: int, key: str) -> int:

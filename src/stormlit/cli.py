@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from stormlit import __version__
 from stormlit.errors import ConfigError, StormlitError
@@ -102,6 +103,29 @@ def import_official(arguments: argparse.Namespace) -> None:
     print(convert(Path(arguments.world_model), Path(arguments.agent), overrides, Path(arguments.output)))
 
 
+def demos_info(arguments: argparse.Namespace) -> None:
+    """Show what is in demonstrations: frames, episodes, returns, actions."""
+    from stormlit.demonstration_commands import describe
+
+    for file in arguments.files:
+        print(describe(Path(file)))
+
+
+def demos_convert(arguments: argparse.Namespace) -> None:
+    """Write a demonstration in stormlit's own format, with env.game=NAME as that game's."""
+    from stormlit.demonstration_commands import convert
+
+    print(convert(Path(arguments.file), Path(arguments.output), _overrides(arguments.words)))
+
+
+def demos_record(arguments: argparse.Namespace) -> None:
+    """Record a trained run, or random play, as a demonstration."""
+    from stormlit.demonstration_commands import record_run
+
+    overrides = _overrides(arguments.words)
+    print(record_run(arguments.run, _run_root(overrides), overrides, Path(arguments.output), arguments.steps))
+
+
 def components(arguments: argparse.Namespace) -> None:
     """List every registered part with its options and defaults."""
     from stormlit.commands import list_components
@@ -160,10 +184,39 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("agent", metavar="AGENT.pth", help="the released agent's state dict")
     imported.add_argument("words", **overrides)  # type: ignore[arg-type]
     imported.add_argument("-o", "--output", required=True, help="folder of the run to write")
+    _add_demos(verbs)
     verb("components", components).add_argument("kind", nargs="?", metavar="KIND", help="only parts of this kind")
     verb("config", config).add_argument("words", **configuration)  # type: ignore[arg-type]
     verb("script", script)
     return parser
+
+
+class _WordsLast(argparse.ArgumentParser):
+    """Takes KEY=VALUE words behind an option too, which argparse leaves over."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, left = super().parse_known_args(args, namespace)
+        parsed.words += [word for word in left if "=" in word and not word.startswith("-")]
+        return parsed, [word for word in left if "=" not in word or word.startswith("-")]
+
+
+def _add_demos(verbs: Any) -> None:
+    demos = verbs.add_parser("demos", help="Inspect, convert and record demonstrations.")
+    actions = demos.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_WordsLast)
+
+    def action(name: str, command: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = actions.add_parser(name, help=command.__doc__, description=command.__doc__)
+        added.set_defaults(command=command, words=[])
+        return added
+
+    action("info", demos_info).add_argument("files", nargs="+", metavar="FILE", help="a .npz, or an official pickle")
+    convert, record = action("convert", demos_convert), action("record", demos_record)
+    convert.add_argument("file", metavar="FILE", help="a .npz, or an official pickle")
+    record.add_argument("run", metavar="RUN|random", help=f"{RUN_HELP}; random: random actions in env.game=NAME")
+    record.add_argument("--steps", type=int, default=2048, help="environment steps to record (default 2048)")
+    for added in (convert, record):
+        added.add_argument("words", nargs="*", metavar="KEY=VALUE", help="the environment, and other settings")
+        added.add_argument("-o", "--output", required=True, metavar="OUT.npz", help="the file to write")
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:

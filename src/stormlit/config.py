@@ -42,6 +42,18 @@ class ReplaySettings:
 
 
 @dataclass
+class DemonstrationSettings:
+    """Recorded play mixed into what is learned from (the paper's section 5.3)."""
+
+    # A file of `stormlit demos`, or a list of them; None: there are none.
+    path: Any = None
+    # Windows of demonstrations added to each world-model batch.
+    batch_size: int = 4
+    # Contexts of demonstrations added to each imagination.
+    imagination_batch_size: int = 256
+
+
+@dataclass
 class WorldModelLossScales:
     reconstruction: float = 1.0
     reward: float = 1.0
@@ -196,6 +208,7 @@ class Config:
     run: RunSettings = field(default_factory=RunSettings)
     env: EnvSettings = field(default_factory=EnvSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
+    demonstrations: DemonstrationSettings = field(default_factory=DemonstrationSettings)
     world_model: WorldModelSettings = field(default_factory=WorldModelSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
     imagination: ImaginationSettings = field(default_factory=ImaginationSettings)

@@ -15,6 +15,8 @@ from stormlit.errors import ConfigError, nearest
 RANGES: tuple[tuple[str, float, float], ...] = (
     ("seed", 0, 2**31 - 1),
     ("replay.capacity", 1, 10**9),
+    ("demonstrations.batch_size", 0, 10**6),
+    ("demonstrations.imagination_batch_size", 0, 10**7),
     ("world_model.hidden_dim", 1, 10**5),
     ("world_model.free_bits", 0, 1e12),
     ("world_model.reward_bins", 3, 10**5),
@@ -98,6 +100,7 @@ def check_ranges(config: Config) -> None:
             "and begin with a letter or a digit"
         )
     _check_window_fits(config)
+    _check_demonstration_files(config.demonstrations.path)
 
 
 def _value(config: Config, key: str) -> Any:
@@ -133,3 +136,11 @@ def _check_window_fits(config: Config) -> None:
                 f"{keys}={needed} is longer than world_model.sequence_model.max_length={longest}, "
                 "the number of positions the sequence model has"
             )
+
+
+def _check_demonstration_files(path: Any) -> None:
+    files = path if isinstance(path, list) else [path]
+    if path is not None and not (files and all(isinstance(file, str) and file for file in files)):
+        raise ConfigError(
+            f"demonstrations.path={path} is neither a file nor a list of files: expected null, FILE or [FILE,FILE]"
+        )

@@ -31,6 +31,10 @@ class CheckpointError(StormlitError):
     """A run or checkpoint that cannot be found, read, trusted or fitted into the model."""
 
 
+class DemonstrationError(StormlitError):
+    """A demonstration that cannot be read, trusted or used with the environment."""
+
+
 class TrainingError(StormlitError):
     """Training that cannot go on, such as too many non-finite losses in a row."""
 

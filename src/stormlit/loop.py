@@ -66,13 +66,22 @@ def sample_batch(training: Training) -> Batch:
     """Windows of real experience for one update of the world model, on the training's device."""
     # Windows are shorter only while the buffer itself is.
     length = min(training.config.loop.batch_length, training.replay.rows)
-    return training.replay.sample(training.batch_size, length).to(training.fabric.device)
+    return experience(training, training.batch_size, training.demonstrated_windows, length)
 
 
 def sample_contexts(training: Training) -> Batch:
     """Windows of real experience to imagine from, on the training's device."""
     length = min(training.config.imagination.context_length, training.replay.rows)
-    return training.replay.sample(training.imagined_rows, length).to(training.fabric.device)
+    return experience(training, training.imagined_rows, training.demonstrated_contexts, length)
+
+
+def experience(training: Training, windows: int, demonstrated: int, length: int) -> Batch:
+    """Windows of real experience, and behind them those of demonstrations, if there are any."""
+    device = training.fabric.device
+    batch = training.replay.sample(windows, length).to(device)
+    if training.demonstrations is None:
+        return batch
+    return Batch.cat(batch, training.demonstrations.sample(demonstrated, length).to(device))
 
 
 def imagine_rollouts(training: Training, contexts: Batch) -> Trajectory:

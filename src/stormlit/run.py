@@ -163,6 +163,13 @@ def _headline(training: Training) -> str:
         f"replay buffer {replay.row_capacity * replay.num_envs:,} steps of {shape} uint8: at most "
         f"{replay.nbytes / 2**20:,.0f} MiB on {replay.device}",
     ]
+    if training.demonstrations is not None:
+        lines.append(
+            f"demonstrations: {training.demonstrations.steps:,} steps of "
+            f"{', '.join(file.name for file in training.demonstrations.files)}: "
+            f"{config.demonstrations.batch_size} more windows in a batch, "
+            f"{config.demonstrations.imagination_batch_size} more contexts in an imagination"
+        )
     if training.warmup_steps < config.loop.warmup_steps:
         lines.append(
             f"loop.env_steps={config.loop.env_steps} is not more than loop.warmup_steps={config.loop.warmup_steps}: "

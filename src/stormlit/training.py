@@ -10,10 +10,11 @@ import torch
 from lightning.fabric import Fabric
 
 from stormlit.agent import ActorCritic
-from stormlit.assemble import build_modules, build_replay, player_factory, share
+from stormlit.assemble import build_demonstrations, build_modules, build_replay, player_factory, share
 from stormlit.collect import Collector
 from stormlit.compose import to_yaml
 from stormlit.config import Config
+from stormlit.demonstrations import DemonstrationBuffer
 from stormlit.envs import VectorEnv
 from stormlit.evaluate import Evaluation
 from stormlit.learner import Learner
@@ -44,6 +45,8 @@ class Training:
 
     world_model, agent: the bare modules, used without gradients; the learners hold them wrapped for training.
     warmup_steps: the random start, shortened for budgets too small for it.
+    batch_size, imagined_rows: windows and contexts of real experience in an update, this process's share; with
+    demonstrations ``demonstrated_windows`` and ``demonstrated_contexts`` of them are added.
     latest_return: of the last finished episode, None before the first.
     """
 
@@ -62,6 +65,9 @@ class Training:
     warmup_steps: int
     batch_size: int
     imagined_rows: int
+    demonstrations: DemonstrationBuffer | None
+    demonstrated_windows: int
+    demonstrated_contexts: int
     bar: ProgressBar = field(init=False)  # shown while training
     progress: Progress = field(default_factory=Progress)
     metrics: MetricBuffer = field(default_factory=MetricBuffer)
@@ -83,6 +89,7 @@ class Training:
             "agent_learner": self.agent_learner.state_dict(),
             "collector": self.collector.state_dict(),
             "replay": self.replay.state_dict(),
+            "demonstrations": None if self.demonstrations is None else self.demonstrations.state_dict(),
             "metrics": self.metrics.state_dict(),
             "schedules": {name: getattr(self.schedules, name).state_dict() for name in Schedules.__slots__},
             "precision": self.fabric._precision.state_dict(),
@@ -99,6 +106,9 @@ class Training:
         self.latest_return = state["latest_return"]
         for name in ("world_model_learner", "agent_learner", "collector", "replay", "metrics"):
             getattr(self, name).load_state_dict(state[name])
+        # A run may begin or cease to have demonstrations on the way.
+        if self.demonstrations is not None and state.get("demonstrations") is not None:
+            self.demonstrations.load_state_dict(state["demonstrations"])
         for name in Schedules.__slots__:
             getattr(self.schedules, name).load_state_dict(state["schedules"][name])
         self.fabric._precision.load_state_dict(state["precision"])
@@ -124,6 +134,8 @@ def build_training(config: Config, fabric: Fabric, directory: RunDirectory, trac
     world_model.eval()
     agent.eval()
     replay = build_replay(config, fabric, envs.obs_shape)
+    mixed = config.demonstrations
+    demonstrated = (0, 0) if mixed.path is None else (mixed.batch_size, mixed.imagination_batch_size)
     player = player_factory(config, world_model, agent)(envs)
     torch.manual_seed(config.seed + fabric.global_rank)
     return Training(
@@ -150,6 +162,9 @@ def build_training(config: Config, fabric: Fabric, directory: RunDirectory, trac
         warmup_steps=loop.warmup_steps if loop.warmup_steps < loop.env_steps else loop.env_steps // 2,
         batch_size=share(loop.batch_size, fabric.world_size, "loop.batch_size"),
         imagined_rows=share(config.imagination.batch_size, fabric.world_size, "imagination.batch_size"),
+        demonstrations=build_demonstrations(config, fabric, envs, replay.device),
+        demonstrated_windows=share(demonstrated[0], fabric.world_size, "demonstrations.batch_size"),
+        demonstrated_contexts=share(demonstrated[1], fabric.world_size, "demonstrations.imagination_batch_size"),
     )
 
 

@@ -88,6 +88,14 @@ class Batch:
         tensors = (self.obs, self.action, self.reward, self.terminated, self.is_first)
         return Batch(*(t.to(device, non_blocking=True) for t in tensors))
 
+    @staticmethod
+    def cat(first: Batch, second: Batch) -> Batch:
+        """The windows of both, of the same length and on the same device, those of ``first`` before the others."""
+        # Joined as they are stored, so that the frames stay a channels-last view.
+        obs = torch.cat([batch.obs.permute(0, 1, 3, 4, 2) for batch in (first, second)]).permute(0, 1, 4, 2, 3)
+        rest = ("action", "reward", "terminated", "is_first")
+        return Batch(obs, *(torch.cat([getattr(first, name), getattr(second, name)]) for name in rest))
+
 
 @dataclass(slots=True)
 class Trajectory:

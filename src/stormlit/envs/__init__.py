@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from stormlit.envs.atari import ATARI_100K_GAMES, human_normalized
-from stormlit.envs.make import make_env
+from stormlit.envs.make import make_env, square_image
 from stormlit.envs.row import episode_seed
-from stormlit.envs.settings import AtariSettings, EnvSettings, env_name
+from stormlit.envs.settings import AtariSettings, EnvSettings, env_id, env_name
 from stormlit.envs.vector import VectorEnv
 
 __all__ = [
@@ -13,8 +13,10 @@ __all__ = [
     "AtariSettings",
     "EnvSettings",
     "VectorEnv",
+    "env_id",
     "env_name",
     "episode_seed",
     "human_normalized",
     "make_env",
+    "square_image",
 ]

@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 import stormlit.envs.catch  # noqa: F401  registers stormlit/Catch-v0
 from stormlit.envs.atari import NOOP, AtariProtocol, ale_games
-from stormlit.envs.settings import EnvSettings, check_settings, env_key
+from stormlit.envs.settings import EnvSettings, check_settings, env_id, env_key
 from stormlit.errors import EnvironmentSetupError, nearest
 
 cv2.setNumThreads(1)  # frames are small: a thread pool costs more than it gives, and fights with torch for the cores
@@ -33,8 +33,8 @@ def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, int]:
             f"env.game={settings.game} is not an Atari game{nearest(settings.game, ale_games())}; "
             f"any game of the Arcade Learning Environment is allowed, in CamelCase such as MsPacman"
         )
-    env_id = f"ALE/{settings.game}-v5" if settings.game else str(settings.id)
-    env = _make_atari(env_id, settings) if env_id.startswith("ALE/") else _make_registered(env_id, settings)
+    name = env_id(settings)
+    env = _make_atari(name, settings) if name.startswith("ALE/") else _make_registered(name, settings)
     try:
         _check_spaces(env, settings)
     except EnvironmentSetupError:
@@ -70,15 +70,20 @@ class SquareImage(gymnasium.Wrapper[np.ndarray, int, np.ndarray, int]):
         return self._resize(image), float(reward), terminated, truncated, {"life_lost": False, **info}
 
     def _resize(self, image: np.ndarray) -> np.ndarray:
-        resized = cv2.resize(image, (self._size, self._size), interpolation=cv2.INTER_AREA)
-        resized = resized.reshape(self._size, self._size, -1)  # OpenCV drops a single channel
-        return resized if resized.shape[2] == 3 else resized.repeat(3, axis=2)
+        return square_image(image, self._size)
 
 
-def _make_atari(env_id: str, settings: EnvSettings) -> gymnasium.Env[np.ndarray, int]:
+def square_image(image: np.ndarray, size: int) -> np.ndarray:
+    """(Y, X, 3), (Y, X, 1) or (Y, X) uint8, resized by area to (size, size, 3), grey replicated."""
+    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+    resized = resized.reshape(size, size, -1)  # OpenCV drops a single channel
+    return resized if resized.shape[2] == 3 else resized.repeat(3, axis=2)
+
+
+def _make_atari(name: str, settings: EnvSettings) -> gymnasium.Env[np.ndarray, int]:
     atari = settings.atari
     env = _make_registered(
-        env_id,
+        name,
         settings,
         frameskip=1,
         repeat_action_probability=atari.sticky_actions,
@@ -94,13 +99,13 @@ def _make_atari(env_id: str, settings: EnvSettings) -> gymnasium.Env[np.ndarray,
     return AtariProtocol(env, atari.frame_skip, atari.max_pool, atari.noop_max)
 
 
-def _make_registered(env_id: str, settings: EnvSettings, **options: Any) -> gymnasium.Env[np.ndarray, int]:
+def _make_registered(name: str, settings: EnvSettings, **options: Any) -> gymnasium.Env[np.ndarray, int]:
     """``gymnasium.make`` with its refusals told in one sentence; ``options`` go to the environment's constructor."""
     try:
-        return gymnasium.make(env_id, disable_env_checker=True, **options)
+        return gymnasium.make(name, disable_env_checker=True, **options)
     except gymnasium.error.UnregisteredEnv as error:
         raise EnvironmentSetupError(
-            f"{env_key(settings)} is not a registered Gymnasium environment{nearest(env_id, gymnasium.registry)}"
+            f"{env_key(settings)} is not a registered Gymnasium environment{nearest(name, gymnasium.registry)}"
         ) from error
     # A malformed id, a missing module or dependency, or a constructor that wants arguments.
     except (gymnasium.error.Error, ImportError, ValueError, TypeError, AttributeError) as error:

@@ -97,6 +97,15 @@ def env_key(settings: EnvSettings) -> str:
     return f"env.game={settings.game}" if settings.game else f"env.id={settings.id}"
 
 
+def env_id(settings: EnvSettings) -> str:
+    """The Gymnasium id.
+
+    >>> env_id(EnvSettings(game="Pong"))
+    'ALE/Pong-v5'
+    """
+    return f"ALE/{settings.game}-v5" if settings.game else str(settings.id)
+
+
 def env_name(settings: EnvSettings) -> str:
     """A short name without module, namespace and version.
 
