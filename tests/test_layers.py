@@ -33,7 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"housekeeping", "snapshot"}),
     frozenset({"loop"}),
     frozenset({"run", "api"}),
-    frozenset({"commands", "import_official", "lightning_command"}),
+    frozenset({"commands", "import_official", "lightning_command", "sync"}),
     frozenset({"cli"}),
     frozenset({"__main__", "scripts"}),
 )
@@ -54,6 +54,7 @@ CONFIGURED = frozenset(
         "run",
         "api",
         "import_official",
+        "sync",
         "cli",
     }
 )
