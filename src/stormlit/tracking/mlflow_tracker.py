@@ -96,7 +96,10 @@ class MlflowTracker:
         # The store may fail in many ways (connection, SQL, permissions, an unknown run), all the configuration's fault.
         except Exception as error:
             if run_id is None or not out_of_reach(error):
-                raise self._does_not_work(f"{'continue run ' + run_id if run_id else 'start a run'}", error) from error
+                raise ConfigError(
+                    f"tracking.uri={self._uri}: MLflow could not {'continue run ' + run_id if run_id else 'start a run'} "
+                    f"there ({first_line(error)}); check that it is right and reachable, or use tracking=csv"
+                ) from error
             _log.warning("%s does not answer, the run goes on and is recorded later: %s", self._uri, first_line(error))
         self._spool = Spool(self._spool_folder / f"{self._run_id}.spool")
         first_sample = 0
@@ -158,7 +161,7 @@ class MlflowTracker:
 
         Raises ``ConfigError`` when the store does not take it. No other process may be recording the run.
         """
-        sent, left = Backlog(), Backlog()
+        sent = Backlog()
         for path in sorted(self._spool_folder.glob("*.spool")):
             spool = Spool(path)
             try:
@@ -169,8 +172,10 @@ class MlflowTracker:
             except ConfigError:
                 raise
             except Exception as error:
-                left = spool.backlog()
-                raise self._does_not_work(f"take {left} of run {path.stem} (sent before: {sent})", error) from error
+                raise ConfigError(
+                    f"tracking.uri={self._uri}: {spool.backlog()} of run {path.stem} are still to be sent "
+                    f"({first_line(error)}); check that it is right and reachable (sent before that: {sent})"
+                ) from error
             finally:
                 spool.close()
         return sent
@@ -201,12 +206,6 @@ class MlflowTracker:
         if before is None or not self._another_future:
             return before is not None
         return before == value or (math.isnan(before) and math.isnan(value))
-
-    def _does_not_work(self, what: str, error: Exception) -> ConfigError:
-        return ConfigError(
-            f"tracking.uri={self._uri}: MLflow could not {what} there ({first_line(error)}); "
-            "check that it is right and reachable, or use tracking=csv"
-        )
 
     def _started(self) -> Spool:
         if self._spool is None:

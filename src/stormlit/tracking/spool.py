@@ -54,8 +54,9 @@ class Backlog:
         return bool(self.points or self.artifacts or self.records)
 
     def __str__(self) -> str:
-        status = " and the run's status" if self.records else ""
-        return f"{self.points:,} metric points, {self.artifacts:,} artifacts{status}"
+        counted = [f"{self.points:,} metric points"] * (self.points > 0)
+        counted += [f"{self.artifacts:,} artifacts"] * (self.artifacts > 0)
+        return ", ".join([*counted, *["the run's status"] * (self.records > 0)]) or "nothing"
 
 
 class Spool:
