@@ -187,6 +187,14 @@ def test_a_full_disk_tears_no_line(
     assert list(spool.entries()) == [points(step) for step in range(3)]
 
 
+def test_a_closed_spool_writes_into_no_other_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = Spool(tmp_path / "run.spool")
+    spool.close()
+    with (tmp_path / "other").open("w"):  # gets the number of the closed file
+        spool.append(points(0))
+    assert (tmp_path / "other").read_bytes() == b"" and "cannot be written" in caplog.text
+
+
 def test_a_killed_process_loses_nothing_it_appended(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
@@ -270,7 +278,7 @@ def test_a_store_that_fails_is_asked_ever_less_often_and_for_less(
         pauses.append(sender._lanes[0].next_try - clock[0])
         clock[0] += 1000.0
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
-    assert sizes == [1000, 500, 250, 124, 62, 50, 50, 50, 50]
+    assert sizes == [250, 124, 62, 50, 50, 50, 50, 50, 50]
     store.send = lambda entries: None  # type: ignore[method-assign]
     sender._serve(sender._lanes[0])
     assert sender._lanes[0].next_try - clock[0] == 10.0 and sender._lanes[0].failures == 0

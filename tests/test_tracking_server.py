@@ -181,8 +181,7 @@ def test_a_server_that_is_gone_for_the_middle_third(
     words = [*WORDS, *LOGGED, f"run.dir={tmp_path}", "run.name=run", f"tracking.uri={running.uri}"]
     assert main(["train", *words]) == 0
     assert events == {}
-    if fault == "hanging":  # the last batches may still be on their way
-        assert main(["sync", str(run)]) == 0
+    assert main(["sync", str(run)]) == 0  # a busy server may not have taken it all when the run's patience ended
     assert_there_once(running, run, watch, f"server {fault} for the middle third")
     assert "evaluation/step-000000300.json" in artifacts(running, run, "evaluation")
 
@@ -235,4 +234,5 @@ def test_a_run_resumed_while_the_server_is_down(
     for key, step, value in watch.points:
         assert first.setdefault((key, step), value) == value or key.startswith("throughput/")
     watch.points = [(*place, value) for place, value in first.items()]
+    assert main(["sync", str(tmp_path / "run")]) == 0
     assert_there_once(running, tmp_path / "run", watch, "resumed while the server is down")

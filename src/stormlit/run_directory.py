@@ -7,6 +7,7 @@
 <run.dir>/<run.name>/replay/      the replay buffer, in segments
 <run.dir>/<run.name>/media/       dream videos and reconstruction grids
 <run.dir>/<run.name>/evaluation/  every episode's return
+<run.dir>/<run.name>/spool/       what was logged, and how much of it the tracking server has
 """
 
 from __future__ import annotations

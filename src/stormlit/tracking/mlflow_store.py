@@ -18,10 +18,10 @@ from stormlit.tracking.spool import Entry
 
 PARAMS_PER_BATCH = 100  # MLflow's limit
 
-# Set only where the user has not. By default MLflow retries a server that is down for minutes, announces every
-# database migration, reports usage, and prints addresses into the output of others.
+# Set only where the user has not. By default MLflow retries a server that is down for minutes, warning each time,
+# announces every database migration, reports usage, and prints addresses into the output of others.
 _ENVIRONMENT_DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",

@@ -96,9 +96,10 @@ class MlflowTracker:
         # The store may fail in many ways (connection, SQL, permissions, an unknown run), all the configuration's fault.
         except Exception as error:
             if run_id is None or not out_of_reach(error):
+                what = "start a run" if run_id is None else f"continue run {run_id}"
                 raise ConfigError(
-                    f"tracking.uri={self._uri}: MLflow could not {'continue run ' + run_id if run_id else 'start a run'} "
-                    f"there ({first_line(error)}); check that it is right and reachable, or use tracking=csv"
+                    f"tracking.uri={self._uri}: MLflow could not {what} there ({first_line(error)}); "
+                    "check that it is right and reachable, or use tracking=csv"
                 ) from error
             _log.warning("%s does not answer, the run goes on and is recorded later: %s", self._uri, first_line(error))
         self._spool = Spool(self._spool_folder / f"{self._run_id}.spool")
@@ -117,7 +118,7 @@ class MlflowTracker:
         points = {_name(key): float(value) for key, value in metrics.items()}
         points = {key: value for key, value in points.items() if not self._is_repeated(key, step, value)}
         if points:
-            self._started().append({"points": points, "step": step, "time": _now()})
+            self._started().append({"points": points, "step": int(step), "time": _now()})
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """See ``Tracker.artifact``; the file is read when it is sent, and must stay till then."""

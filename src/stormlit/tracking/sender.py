@@ -10,7 +10,7 @@ from typing import Protocol
 
 from stormlit.tracking.spool import LANES, Backlog, Entry, Spool
 
-POINTS_PER_BATCH = 1000  # MLflow's limit
+POINTS_PER_BATCH = 250  # MLflow takes 1000, but a busy server needs seconds for as many
 FEWEST_POINTS_PER_BATCH = 50
 LONGEST_PAUSE = 60.0  # seconds between two attempts; the first is 1 s
 # How long `drain` waits, in seconds: without an answer, without one while a file is uploaded, and in all.

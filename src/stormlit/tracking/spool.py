@@ -93,7 +93,10 @@ class Spool:
             _log.warning("%s may not survive a power failure: %s", self.path, error.strerror)
 
     def close(self) -> None:
-        os.close(self._file)
+        """Later entries are refused as by a full disk, and never end up in whatever file gets the number next."""
+        with self._lock:
+            os.close(self._file)
+            self._file = -1
 
     def entries(self) -> Iterator[Entry]:
         """Everything in the spool, sent or not."""
