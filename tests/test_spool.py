@@ -314,6 +314,18 @@ def test_draining_gives_up_on_a_dead_store(spool: Spool, monkeypatch: pytest.Mon
     assert 0.2 <= time.monotonic() - began < 2.0
 
 
+def test_draining_takes_a_limited_time_even_if_the_store_answers(spool: Spool) -> None:
+    store = Store()
+    store.send = lambda entries: time.sleep(0.1)  # type: ignore[method-assign,assignment,misc]
+    for step in range(100):
+        spool.append({"end": "KILLED", "time": step})  # sent one by one
+    sender = Sender(spool, store, interval=0.0)
+    began = time.monotonic()
+    assert not sender.drain(at_most=0.3)
+    sender.stop()
+    assert 0.3 <= time.monotonic() - began < 2.0
+
+
 def test_sending_it_all_counts_what_was_sent(spool: Spool) -> None:
     store, sent = Store(), Backlog()
     for entry in (points(0), {"artifact": "a", "folder": ""}, points(1), {"end": "KILLED", "time": 2}):

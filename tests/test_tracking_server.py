@@ -168,15 +168,19 @@ def test_a_server_that_is_gone_for_the_middle_third(
     fault: str, running: Server, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hanging server answers too late what it was asked before: points whose answer is lost arrive twice."""
-    if fault == "hanging":
+
+    def hang() -> None:
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-        events = {
-            STEPS // 3: lambda: running.signal(signal.SIGSTOP),
-            2 * STEPS // 3: lambda: (time.sleep(5), running.signal(signal.SIGCONT)),
-        }
-    else:
-        events = {STEPS // 3: running.kill, 2 * STEPS // 3: running.start}
-    at_steps(monkeypatch, events)  # type: ignore[arg-type]
+        running.signal(signal.SIGSTOP)
+
+    def go_on() -> None:
+        time.sleep(5)  # long enough for calls to end without their answer
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        running.signal(signal.SIGCONT)
+
+    away, back = (hang, go_on) if fault == "hanging" else (running.kill, running.start)
+    events = {STEPS // 3: away, 2 * STEPS // 3: back}
+    at_steps(monkeypatch, events)
     run = tmp_path / "run"
     words = [*WORDS, *LOGGED, f"run.dir={tmp_path}", "run.name=run", f"tracking.uri={running.uri}"]
     assert main(["train", *words]) == 0

@@ -146,7 +146,8 @@ class MlflowTracker:
         spool.append({"end": status, "time": _now()})
         spool.sync()
         if self._sender is not None:
-            if not self._sender.drain():
+            # A run that is stopped from outside may have little time left.
+            if not self._sender.drain(at_most=30.0 if status == "FINISHED" else 10.0):
                 _log.warning(
                     "%s were not sent to %s and are kept in %s; send them with `stormlit sync %s`",
                     spool.backlog(),

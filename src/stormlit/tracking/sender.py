@@ -13,8 +13,7 @@ from stormlit.tracking.spool import LANES, Backlog, Entry, Spool
 POINTS_PER_BATCH = 250  # MLflow takes 1000, but a busy server needs seconds for as many
 FEWEST_POINTS_PER_BATCH = 50
 LONGEST_PAUSE = 60.0  # seconds between two attempts; the first is 1 s
-# How long `drain` waits, in seconds: without an answer, without one while a file is uploaded, and in all.
-PATIENCE, UPLOAD_PATIENCE, LONGEST_DRAIN = 5.0, 30.0, 30.0
+PATIENCE, UPLOAD_PATIENCE = 5.0, 30.0  # seconds without an answer, and without one while a file is uploaded
 MOMENT = 0.05
 
 _log = logging.getLogger(__name__)
@@ -63,8 +62,11 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="stormlit-sender", daemon=True)
         self._thread.start()
 
-    def drain(self) -> bool:
-        """Wait until everything is sent, or until the store has not answered for a few seconds; whether all is sent."""
+    def drain(self, at_most: float = 30.0) -> bool:
+        """Wait until everything is sent, and return whether it is.
+
+        Gives up when the store has not answered for a few seconds, or after ``at_most`` seconds.
+        """
         began = self._answered = time.monotonic()
         self._draining = True
         for lane in self._lanes:
@@ -73,7 +75,7 @@ class Sender:
         while not self._spool.all_sent():
             patience = UPLOAD_PATIENCE if self._uploading else PATIENCE
             now = time.monotonic()
-            if now - self._answered > patience or now - began > LONGEST_DRAIN:
+            if now - self._answered > patience or now - began > at_most:
                 break
             time.sleep(MOMENT / 5)
         self._draining = False
