@@ -224,6 +224,21 @@ def test_mlflow_stores_params_tags_and_every_point(new_tracker: Callable[..., Ml
 
 
 @pytest.mark.slow
+def test_mlflow_ignores_a_point_that_it_has(new_tracker: Callable[..., MlflowTracker], client: Any) -> None:
+    """The law on which sending again rests, whatever part of a batch is known already."""
+    tracker = new_tracker()
+    run_id = tracker.start(name="twice", params={}, tags={})
+    for step in range(300):
+        tracker.log({"a": step / 3, "nan": math.nan, "inf": -math.inf}, step)
+    tracker.finish("FINISHED")
+    before = [client.get_metric_history(run_id, key) for key in ("a", "inf")]
+    (tracker._spool_folder / f"{run_id}.sent").unlink()
+    assert new_tracker().send_backlog().points == 900
+    assert [client.get_metric_history(run_id, key) for key in ("a", "inf")] == before
+    assert [len(client.get_metric_history(run_id, key)) for key in ("a", "nan", "inf")] == [300, 300, 300]
+
+
+@pytest.mark.slow
 def test_mlflow_continues_a_run(new_tracker: Callable[..., MlflowTracker], client: Any) -> None:
     first = new_tracker()
     run_id = first.start(name="pong-1", params={"seed": 1}, tags={"host": "a", "game": "Pong"})

@@ -213,6 +213,11 @@ def test_a_server_that_comes_back_after_the_end(
     assert f"checkpoints/step-{STEPS:09d}" in artifacts(running, run, "checkpoints")
     assert main(["sync", str(run)]) == 0
     assert capsys.readouterr().out == "run: nothing is left to send\n"
+    # Without its position everything is sent once more, which changes nothing.
+    next((run / "spool").glob("*.sent")).unlink()
+    assert main(["sync", str(run)]) == 0
+    assert f"sent {len(watch.points):,} metric points" in capsys.readouterr().out
+    assert_there_once(running, run, watch, "all sent twice")
 
 
 def test_a_run_resumed_while_the_server_is_down(
