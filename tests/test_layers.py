@@ -34,7 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"loop"}),
     frozenset({"bench"}),
     frozenset({"run", "api"}),
-    frozenset({"commands", "demonstration_commands", "import_official", "lightning_command"}),
+    frozenset({"commands", "demonstration_commands", "import_official", "lightning_command", "sync"}),
     frozenset({"cli"}),
     frozenset({"__main__", "scripts"}),
 )
@@ -57,6 +57,7 @@ CONFIGURED = frozenset(
         "bench",
         "import_official",
         "demonstration_commands",
+        "sync",
         "cli",
     }
 )

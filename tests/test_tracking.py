@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,89 +175,6 @@ def test_unreachable_server_is_reported_quickly(tmp_path: Path) -> None:
     assert time.monotonic() - started < 15
 
 
-class FlakyClient:
-    """Stands in for MlflowClient: keeps what it is given, and fails while ``down``."""
-
-    down = False
-
-    def __init__(self, tracking_uri: str) -> None:
-        self.batches: list[list[Any]] = []
-        self.calls = 0
-
-    def get_run(self, run_id: str) -> SimpleNamespace:
-        return SimpleNamespace(data=SimpleNamespace(params={}))
-
-    def update_run(self, run_id: str, status: str) -> None:
-        pass
-
-    def log_batch(self, run_id: str, metrics: Any = (), tags: Any = ()) -> None:
-        self.calls += 1
-        if self.down:
-            raise ConnectionError("server is gone")
-        if metrics:
-            self.batches.append([(m.key, m.value, m.step) for m in metrics])
-
-    def log_artifact(self, run_id: str, path: str, folder: str | None) -> None:
-        raise ConnectionError("server is gone")
-
-    def set_terminated(self, run_id: str, status: str) -> None:
-        raise ConnectionError("server is gone")
-
-
-@pytest.mark.slow  # importing mlflow takes seconds
-def test_failed_flush_keeps_the_points(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setattr(mlflow, "MlflowClient", FlakyClient)
-    tracker = MlflowTracker(tmp_path / "run", tmp_path, flush_seconds=0.0)
-    tracker.start(name="x", params={}, tags={}, run_id="abc")
-    client = tracker._client
-    client.down = True
-    for step in range(3):
-        tracker.log({"a": float(step)}, step)
-    assert client.batches == []
-    assert [record.message for record in caplog.records] == [
-        f"metrics could not be written to sqlite:///{tmp_path}/mlflow.db and are kept for later: server is gone"
-    ], "warned once only"
-    tracker.artifact(tmp_path / "film.mp4", "videos")  # warns, does not raise
-    client.down = False
-    tracker.log({"a": 3.0}, 3)
-    assert client.batches == [[("a", float(step), step) for step in range(4)]]
-    client.down = True
-    tracker.log({"a": 4.0}, 4)
-    tracker.finish("KILLED")
-    assert "1 metric points were never written" in caplog.text and "run abc was not closed" in caplog.text
-
-
-@pytest.mark.slow
-def test_points_are_gathered_and_a_dead_server_is_asked_ever_less_often(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setattr(mlflow, "MlflowClient", FlakyClient)
-    clock = [0.0]
-    monkeypatch.setattr("stormlit.tracking.mlflow_tracker.time.monotonic", lambda: clock[0])
-    tracker = MlflowTracker(tmp_path / "run", tmp_path, flush_seconds=10.0)
-    tracker.start(name="x", params={}, tags={}, run_id="abc")
-    client = tracker._client
-
-    def attempts(seconds: int) -> int:
-        before = client.calls
-        for _ in range(seconds):
-            clock[0] += 1.0
-            tracker.log({"a": 1.0}, 0)
-        return int(client.calls - before)
-
-    assert attempts(100) == 10
-    client.down = True
-    assert attempts(1000) == 7  # after 10, 20, 40, 80, 160, 320 and again 320 s
-    client.down = False
-    attempts(320)
-    assert sum(len(batch) for batch in client.batches) >= 1320
-    assert max(len(batch) for batch in client.batches) <= 1000
-
-
 @pytest.fixture(scope="session")
 def mlflow_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose database is created once: MLflow's migrations take seconds."""
@@ -308,17 +224,34 @@ def test_mlflow_stores_params_tags_and_every_point(new_tracker: Callable[..., Ml
 
 
 @pytest.mark.slow
+def test_mlflow_ignores_a_point_that_it_has(new_tracker: Callable[..., MlflowTracker], client: Any) -> None:
+    """The law on which sending again rests, whatever part of a batch is known already."""
+    tracker = new_tracker()
+    run_id = tracker.start(name="twice", params={}, tags={})
+    for step in range(300):
+        tracker.log({"a": step / 3, "nan": math.nan, "inf": -math.inf}, step)
+    tracker.finish("FINISHED")
+    before = [client.get_metric_history(run_id, key) for key in ("a", "inf")]
+    (tracker._spool_folder / f"{run_id}.sent").unlink()
+    assert new_tracker().send_backlog().points == 900
+    assert [client.get_metric_history(run_id, key) for key in ("a", "inf")] == before
+    assert [len(client.get_metric_history(run_id, key)) for key in ("a", "nan", "inf")] == [300, 300, 300]
+
+
+@pytest.mark.slow
 def test_mlflow_continues_a_run(new_tracker: Callable[..., MlflowTracker], client: Any) -> None:
     first = new_tracker()
     run_id = first.start(name="pong-1", params={"seed": 1}, tags={"host": "a", "game": "Pong"})
     first.log({"x": 1.0}, 10)
     first.finish("KILLED")
     assert client.get_run(run_id).info.status == "KILLED"
-    second = new_tracker()
+    second = new_tracker(flush_seconds=0.0)
     assert second.start(name="pong-1", params={"seed": 2}, tags={"host": "b"}, run_id=run_id) == run_id
-    assert client.get_run(run_id).info.status == "RUNNING"
     second.log({"x": 2.0}, 20)
-    second.flush()
+    deadline = time.monotonic() + 30
+    while len(client.get_metric_history(run_id, "x")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert client.get_run(run_id).info.status == "RUNNING"
     assert [(point.step, point.value) for point in client.get_metric_history(run_id, "x")] == [(10, 1.0), (20, 2.0)]
     second.finish("FINISHED")
     run = client.get_run(run_id)

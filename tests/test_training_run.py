@@ -64,9 +64,11 @@ def small(*words: str) -> list[str]:
 
 
 def logged(run: Path) -> dict[tuple[int, str], float]:
-    """Every metric of a run by step and key; of one logged twice at a step the later value."""
+    """Every metric of a run by step and key; each must be there once."""
     with (run / "metrics.csv").open() as file:
-        return {(int(row["step"]), row["key"]): float(row["value"]) for row in csv.DictReader(file)}
+        rows = [((int(row["step"]), row["key"]), float(row["value"])) for row in csv.DictReader(file)]
+    assert len(dict(rows)) == len(rows)
+    return dict(rows)
 
 
 def status(run: Path) -> str:

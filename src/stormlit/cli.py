@@ -95,6 +95,14 @@ def bench(arguments: argparse.Namespace) -> None:
     print(measure(*_split(arguments.words), arguments.compare, arguments.rounds, output))
 
 
+def sync(arguments: argparse.Namespace) -> None:
+    """Send the metrics and files that a run's tracking server has missed."""
+    from stormlit.sync import sync_run
+
+    overrides = _overrides(arguments.words)
+    print(sync_run(arguments.run, _run_root(overrides), overrides))
+
+
 def import_official(arguments: argparse.Namespace) -> None:
     """Turn a checkpoint of the public implementation into an ordinary run."""
     from stormlit.import_official import import_official as convert
@@ -164,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     configuration = {"nargs": "*", "metavar": "CONFIG|KEY=VALUE", "help": "configurations to layer, then overrides"}
     overrides = {"nargs": "*", "metavar": "KEY=VALUE", "help": "changes to the run's configuration"}
     verb("train", train).add_argument("words", **configuration)  # type: ignore[arg-type]
-    for name, command in (("resume", resume), ("eval", evaluate), ("dream", dream)):
+    for name, command in (("resume", resume), ("eval", evaluate), ("dream", dream), ("sync", sync)):
         with_run = verb(name, command)
         with_run.add_argument("run", metavar="RUN", help=RUN_HELP)
         with_run.add_argument("words", **overrides)  # type: ignore[arg-type]

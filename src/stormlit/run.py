@@ -90,7 +90,8 @@ def _begin(training: Training, run_id: str | None) -> None:
     """Leave the first traces of a run, or go on with the tracker's run ``run_id``."""
     config, directory, tracker = training.config, training.directory, training.tracker
     tags = _tags(config, training.fabric)
-    run_id = tracker.start(name=directory.name, params=to_tree(config), tags=tags, run_id=run_id)
+    from_step = None if run_id is None else training.progress.env_steps
+    run_id = tracker.start(name=directory.name, params=to_tree(config), tags=tags, run_id=run_id, from_step=from_step)
     save_config(directory, config)
     directory.write_identity(run_id)
     tracker.artifact(directory.config_file)

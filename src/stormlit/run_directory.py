@@ -7,6 +7,7 @@
 <run.dir>/<run.name>/replay/      the replay buffer, in segments
 <run.dir>/<run.name>/media/       dream videos and reconstruction grids
 <run.dir>/<run.name>/evaluation/  every episode's return
+<run.dir>/<run.name>/spool/       what was logged, and how much of it the tracking server has
 """
 
 from __future__ import annotations
@@ -75,9 +76,10 @@ class RunDirectory:
 
 
 @contextlib.contextmanager
-def exclusive(run: RunDirectory) -> Iterator[None]:
+def exclusive(run: RunDirectory, otherwise: str = "choose another name") -> Iterator[None]:
     """Hold the run for this process; makes its folder. The lock goes with the process, however that ends.
 
+    otherwise: the end of the error's sentence.
     Raises ``ConfigError`` when another process trains the run, or the folder cannot be written.
     """
     try:
@@ -90,7 +92,7 @@ def exclusive(run: RunDirectory) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"run.name={run.name}: another process is training that run in {run.root}; choose another name"
+                f"run.name={run.name}: another process is training that run in {run.root}; {otherwise}"
             ) from None
         yield
 

@@ -43,6 +43,7 @@ def save_snapshot(training: Training) -> Path:
     writer.add_tensors(f"training-{process}.pt", training.state_dict())
     fabric.barrier()
     if training.is_main:
+        training.tracker.flush()  # a checkpoint that survives a power failure must not be ahead of the metrics
         writer.commit(training.config.checkpoint.keep)
     fabric.barrier()
     drop_unneeded_segments(training.directory, process)

@@ -8,7 +8,6 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -30,7 +29,8 @@ def frozen(module: nn.Module) -> Forward:
 @torch.no_grad()
 def fold_batch_norms(layers: nn.Sequential) -> Forward:
     """The layers in evaluation mode, each BatchNorm that follows a convolution multiplied into its weights."""
-    modules, steps = list(layers), list[Forward]()
+    modules: list[nn.Module] = list(layers)
+    steps: list[Forward] = []
     for layer, following in zip(modules, [*modules[1:], None], strict=True):
         if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
             steps.append(_fold(layer, following))
@@ -57,8 +57,8 @@ class _FoldedConvolution:
 
 
 def _fold(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> _FoldedConvolution:
+    """w x + b, then (y - mean) / sqrt(var + eps) * scale + shift, as one convolution."""
     assert norm.running_mean is not None and norm.running_var is not None
-    weight, bias = fuse_conv_bn_weights(
-        layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )
-    return _FoldedConvolution(layer, weight, bias)
+    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    start = norm.running_mean if layer.bias is None else norm.running_mean - layer.bias
+    return _FoldedConvolution(layer, layer.weight * factor.view(-1, 1, 1, 1), norm.bias - start * factor)

@@ -17,10 +17,20 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 class Tracker(Protocol):
     """Records one run: ``start`` once, then ``log`` and ``artifact`` at will, then ``finish`` once."""
 
-    def start(self, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None) -> str:
+    def start(
+        self,
+        *,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+        from_step: int | None = None,
+    ) -> str:
         """Begin a run, or continue the run ``run_id``, and return its id.
 
         params: the nested, resolved configuration; recorded for a new run only, since it may not change afterwards.
+        from_step: the environment step a run goes on from. What was logged behind it, by a process that died later,
+        is logged again and must be there once in the end.
         Raises ``ConfigError`` when the tracker cannot work as configured.
         """
         ...

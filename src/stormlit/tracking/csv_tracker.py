@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -19,28 +20,42 @@ from stormlit.tracking.base import RunStatus
 class CsvTracker:
     """Writes ``metrics.csv`` (rows ``step,key,value``), ``params.json``, ``tags.json`` and ``artifacts/``.
 
-    ``tags.json`` also holds the run's ``run_id``, ``name`` and ``status``. A run that is continued appends its rows.
+    ``tags.json`` also holds the run's ``run_id``, ``name`` and ``status``. A run that is continued appends its rows,
+    after rows of later steps, and torn ones, are removed: the file becomes that of an unbroken run.
     """
 
     def __init__(self, run_dir: Path, root: Path) -> None:
         self._run_dir = run_dir
         self._tags: dict[str, str] = {}
         self._file: TextIO | None = None
+        self._logged: set[tuple[int, str]] = set()  # before a resume, at the step the run goes on from
 
-    def start(self, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None) -> str:
+    def start(
+        self,
+        *,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+        from_step: int | None = None,
+    ) -> str:
         self._run_dir.mkdir(parents=True, exist_ok=True)
         if run_id is None:
             self._write_json("params.json", params)
         self._tags = {**tags, "run_id": run_id or uuid.uuid4().hex, "name": name, "status": "RUNNING"}
         self._write_json("tags.json", self._tags)
-        self._file = open(self._run_dir / "metrics.csv", "a" if run_id else "w", newline="", encoding="utf-8")  # noqa: SIM115 - open all run long
+        file = self._run_dir / "metrics.csv"
+        if run_id is not None and from_step is not None and file.exists():
+            self._forget_after(from_step, file)
+        self._file = open(file, "a" if run_id else "w", newline="", encoding="utf-8")  # noqa: SIM115 - open all run long
         if self._file.tell() == 0:
             csv.writer(self._file).writerow(["step", "key", "value"])
         return self._tags["run_id"]
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         file = self._opened()
-        csv.writer(file).writerows([step, key, float(value)] for key, value in metrics.items())
+        new = ((key, value) for key, value in metrics.items() if (step, key) not in self._logged)
+        csv.writer(file).writerows([step, key, float(value)] for key, value in new)
         # Whole rows reach the operating system here, so that a killed process leaves no half-written row behind.
         file.flush()
 
@@ -72,7 +87,19 @@ class CsvTracker:
             raise RuntimeError("the tracker has not been started")
         return self._file
 
+    def _forget_after(self, step: int, file: Path) -> None:
+        """Rewrite the file without what the run will log again, and remember what it has at ``step`` itself."""
+        with file.open(newline="", encoding="utf-8", errors="replace") as old:
+            rows = [row for row in csv.reader(old) if len(row) == 3 and row[0].isdigit() and int(row[0]) <= step]
+        self._logged = {(step, key) for at, key, _ in rows if int(at) == step}
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([["step", "key", "value"], *rows])
+        self._replace(file.name, text.getvalue())
+
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        self._replace(name, json.dumps(content, indent=2, default=str) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
         temporary = self._run_dir / f".{name}.tmp"
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+        temporary.write_bytes(text.encode())
         os.replace(temporary, self._run_dir / name)

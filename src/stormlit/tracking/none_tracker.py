@@ -18,7 +18,15 @@ class NoneTracker:
     def __init__(self, run_dir: Path, root: Path) -> None:
         pass
 
-    def start(self, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None) -> str:
+    def start(
+        self,
+        *,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+        from_step: int | None = None,
+    ) -> str:
         return run_id or uuid.uuid4().hex
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
