@@ -57,9 +57,9 @@ def batches_of(config_words: list[str], root: Path, monkeypatch: pytest.MonkeyPa
     while training.replay.rows < 20:
         training.collector.step(random=True)
     seen: list[Batch] = []
-    monkeypatch.setattr(stormlit.loop, "imagine", lambda world_model, agent, context, **_: seen.append(context))
+    monkeypatch.setattr(training, "imagine", seen.append)
     monkeypatch.setattr(stormlit.loop, "update", lambda training, learner, batch: batch is None or seen.append(batch))
-    monkeypatch.setattr(training.agent, "update_slow_critic", lambda: None)
+    monkeypatch.setattr(training.agent, "update_slow_critic", lambda _: None)
     stormlit.loop.fit_world_model(training)
     stormlit.loop.improve_agent(training)
     shapes = []

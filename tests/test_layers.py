@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"registry"}),
     frozenset({"ops"}),
     frozenset({"nn"}),
-    frozenset({"optimizers", "normalize", "agent_state"}),
+    frozenset({"optimizers", "normalize", "agent_state", "compilation"}),
     frozenset({"world_model", "agent"}),
     frozenset({"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory"}),
     frozenset({"imagine", "player", "dream"}),

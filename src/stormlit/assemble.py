@@ -12,12 +12,15 @@ import torch
 from lightning.fabric import Fabric
 
 from stormlit.agent import ActorCritic
+from stormlit.compilation import Compiled
 from stormlit.config import Config
 from stormlit.demonstrations import DemonstrationBuffer
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
+from stormlit.imagine import imagine
 from stormlit.player import Player
 from stormlit.replay import ReplayBuffer
+from stormlit.types import Batch, Trajectory
 from stormlit.world_model import WorldModel
 
 
@@ -68,6 +71,25 @@ def build_modules(config: Config, obs_shape: tuple[int, ...], num_actions: int) 
 def player_factory(config: Config, world_model: WorldModel, agent: ActorCritic) -> Callable[[VectorEnv], Player]:
     """Builds players for given environments."""
     return lambda envs: Player(world_model, agent, num_envs=envs.num_envs, **_options(config.player))
+
+
+def imagination(
+    config: Config, world_model: WorldModel, agent: ActorCritic, device: torch.device, *, compile: bool
+) -> Callable[[Batch], Trajectory]:
+    """The rollouts that the configuration asks for, as a function of their contexts."""
+    settings = config.imagination
+
+    def rollouts(context: Batch) -> Trajectory:
+        return imagine(
+            world_model,
+            agent,
+            context,
+            horizon=settings.horizon,
+            from_posterior=settings.start == "posterior",
+            hard_ends=settings.ends == "hard",
+        )
+
+    return Compiled(rollouts, "imagination", device) if compile else rollouts
 
 
 def build_replay(config: Config, fabric: Fabric, obs_shape: tuple[int, ...]) -> ReplayBuffer:

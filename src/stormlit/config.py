@@ -205,6 +205,8 @@ class Config:
     # auto: bf16-mixed on a GPU that has it, 16-mixed on one that does not, 32-true on the CPU.
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    # Compile updates and imagination, as CUDA graphs on a GPU. auto: on a GPU, with one process.
+    compile: Literal["auto", "on", "off"] = "auto"
     run: RunSettings = field(default_factory=RunSettings)
     env: EnvSettings = field(default_factory=EnvSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)

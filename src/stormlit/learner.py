@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor
 
 from stormlit.agent import ActorCritic
+from stormlit.compilation import Compiled
 from stormlit.errors import TrainingError
 from stormlit.types import Losses
 from stormlit.world_model import WorldModel
@@ -36,9 +38,18 @@ class Learner:
     Whether it is, the device decides and remembers: ``update`` never waits for it, ``check`` does.
 
     name: the prefix of its metrics.  max_nonfinite: skipped steps in a row after which ``check`` raises.
+    compile: whether losses and their derivatives are computed by a compiled function.
     """
 
-    def __init__(self, fabric: Fabric, module: WorldModel | ActorCritic, *, name: str, max_nonfinite: int) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        module: WorldModel | ActorCritic,
+        *,
+        name: str,
+        max_nonfinite: int,
+        compile: bool = False,
+    ) -> None:
         self.fabric, self.name, self.max_nonfinite = fabric, name, max_nonfinite
         self.clip_norm = module.optimizer_settings.clip_norm
         # With float16 the loss scale is divided out before clipping, which Adam's fused kernel would do inside.
@@ -47,6 +58,9 @@ class Learner:
         self.module: _FabricModule
         self.optimizer: _FabricOptimizer
         self.module, self.optimizer = fabric.setup(module, optimizer)
+        step: Callable[[Any], Losses] = module.training_step  # type: ignore[assignment]
+        # With several processes the wrapped module's own is needed, which exchanges gradients.
+        self.losses = Compiled(step, f"the {name}'s update", fabric.device) if compile else self.module.training_step
         # Running statistics and return scales, which move in the forward pass.
         self._moving = [buffer for buffer in module.buffers() if buffer.dtype in (torch.float32, torch.bool)]
         # Steps skipped: in a row until now, the most there were in a row, and all there were.
@@ -57,7 +71,7 @@ class Learner:
         self.module.train()
         before = self._statistics()
         with self.fabric.autocast():
-            losses: Losses = self.module.training_step(batch)
+            losses: Losses = self.losses(batch)
         total = losses.total
         self.fabric.backward(total)
         norm = self.fabric.clip_gradients(

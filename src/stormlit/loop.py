@@ -10,7 +10,6 @@ from torch import Tensor
 
 from stormlit.errors import EnvironmentCrashError
 from stormlit.housekeeping import evaluate_agent, log_metrics, make_media
-from stormlit.imagine import imagine
 from stormlit.learner import Learner
 from stormlit.snapshot import save_snapshot
 from stormlit.training import Training
@@ -86,16 +85,8 @@ def experience(training: Training, windows: int, demonstrated: int, length: int)
 
 def imagine_rollouts(training: Training, contexts: Batch) -> Trajectory:
     """Rollouts of the policy from the contexts, as configured."""
-    settings = training.config.imagination
     with training.fabric.autocast():
-        return imagine(
-            training.world_model,
-            training.agent,
-            contexts,
-            horizon=settings.horizon,
-            from_posterior=settings.start == "posterior",
-            hard_ends=settings.ends == "hard",
-        )
+        return training.imagine(contexts)
 
 
 def update_world_model(training: Training, batch: Batch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from lightning.fabric import Fabric
 
 from stormlit.agent import ActorCritic
-from stormlit.assemble import build_demonstrations, build_modules, build_replay, player_factory, share
+from stormlit.assemble import build_demonstrations, build_modules, build_replay, imagination, player_factory, share
 from stormlit.collect import Collector
+from stormlit.compilation import should_compile
 from stormlit.compose import to_yaml
 from stormlit.config import Config
 from stormlit.demonstrations import DemonstrationBuffer
@@ -24,6 +26,7 @@ from stormlit.run_directory import RunDirectory, write_atomically
 from stormlit.schedule import Every, Progress, Ratio
 from stormlit.tracking import Tracker
 from stormlit.tracking.metrics import MetricBuffer
+from stormlit.types import Batch, Trajectory
 from stormlit.world_model import WorldModel
 
 
@@ -61,6 +64,7 @@ class Training:
     world_model_learner: Learner
     agent_learner: Learner
     collector: Collector
+    imagine: Callable[[Batch], Trajectory]
     schedules: Schedules
     warmup_steps: int
     batch_size: int
@@ -126,9 +130,9 @@ def build_training(config: Config, fabric: Fabric, directory: RunDirectory, trac
     # Each process has environments of its own, with seeds of their own.
     envs = VectorEnv(config.env, seed=config.seed, env_index_offset=fabric.global_rank * config.env.num_envs)
     world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)
-    loop = config.loop
+    loop, compile = config.loop, should_compile(config.compile, fabric)
     learners = [
-        Learner(fabric, module, name=name, max_nonfinite=loop.max_nonfinite_updates)
+        Learner(fabric, module, name=name, max_nonfinite=loop.max_nonfinite_updates, compile=compile)
         for name, module in (("world_model", world_model), ("agent", agent))
     ]
     world_model.eval()
@@ -150,6 +154,7 @@ def build_training(config: Config, fabric: Fabric, directory: RunDirectory, trac
         world_model_learner=learners[0],
         agent_learner=learners[1],
         collector=Collector(envs, player, replay, seed=config.seed + fabric.global_rank, returns=loop.training_return),
+        imagine=imagination(config, world_model, agent, fabric.device, compile=compile),
         schedules=Schedules(
             world_model=Ratio(loop.world_model_updates_per_env_step),
             agent=Ratio(loop.agent_updates_per_env_step),

@@ -91,6 +91,8 @@ class Batch:
     @staticmethod
     def cat(first: Batch, second: Batch) -> Batch:
         """The windows of both, of the same length and on the same device, those of ``first`` before the others."""
+        import torch
+
         # Joined as they are stored, so that the frames stay a channels-last view.
         obs = torch.cat([batch.obs.permute(0, 1, 3, 4, 2) for batch in (first, second)]).permute(0, 1, 4, 2, 3)
         rest = ("action", "reward", "terminated", "is_first")
@@ -141,10 +143,10 @@ class Losses:
     @property
     def total(self) -> Tensor:
         """The scaled sum, a scalar; raises ``KeyError`` if a term has no scale or a scale no term."""
-        import torch
-
         if self.terms.keys() != self.scales.keys():
             raise KeyError(f"loss terms {sorted(self.terms)} and scales {sorted(self.scales)} differ")
+        import torch
+
         scaled = torch._foreach_mul(list(self.terms.values()), [self.scales[name] for name in self.terms])
         return torch.stack(scaled).sum()
 

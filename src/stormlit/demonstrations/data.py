@@ -107,7 +107,7 @@ def check_file(file: Path) -> int:
             raise DemonstrationError(f"{file} is not a file; expected a demonstration, .npz or .pkl")
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise DemonstrationError(f"the demonstration {shortened(file)} cannot be read: {reason}") from error
+        raise DemonstrationError(f"the demonstration {file} cannot be read: {reason}") from error
     if size > LARGEST_BYTES:
         raise DemonstrationError(f"{file} has {size:,} bytes, more than the {LARGEST_BYTES // 2**30} GiB that are read")
     return size

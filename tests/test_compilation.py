@@ -1,0 +1,107 @@
+"""Compiled parts give what the plain ones give, and a compiler that fails costs a warning."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+
+from small import dense, random_batch, random_trajectory, small_agent, small_world_model
+from stormlit.agent import ActorCritic
+from stormlit.compilation import Compiled, should_compile
+from stormlit.errors import ConfigError
+from stormlit.imagine import imagine
+from stormlit.learner import Learner
+from stormlit.types import Batch, Trajectory
+from stormlit.world_model import WorldModel
+
+CPU = torch.device("cpu")
+
+
+def silenced(module: WorldModel | ActorCritic) -> WorldModel | ActorCritic:
+    """Without dropout, whose random numbers come in another order when layers are fused."""
+    for part in module.modules():
+        for name in ("probability", "attention_dropout"):
+            if hasattr(part, name):
+                setattr(part, name, 0.0)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ["world_model", "agent"])
+def test_compiled_updates_are_the_plain_ones(of: str) -> None:
+    """Losses, gradient norm, weights and running statistics after three steps."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+    module = silenced(small_world_model() if of == "world_model" else small_agent())
+    twin, data = copy.deepcopy(module), list[Batch | Trajectory]()
+    for seed in range(3):
+        data.append(random_batch(seed=seed) if of == "world_model" else random_trajectory(seed=seed))
+    results = []
+    for compiled, taught in ((False, module), (True, twin)):
+        learner = Learner(fabric, taught, name=of, max_nonfinite=2, compile=compiled)
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing falls back
+            results.append([learner.update(one).metrics for one in data])
+    for plain, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(twin.state_dict(), module.state_dict(), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_compiled_rollout_is_the_plain_one(sparse: bool) -> None:
+    world_model = small_world_model()
+    agent, context = small_agent(world_model), random_batch(4, 6, starts=((0, 3),))
+    plain = partial(imagine, world_model, agent, horizon=4, from_posterior=False, sparse=sparse)
+    compiled = Compiled(plain, "imagination", CPU)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        expected = plain(context)
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = compiled(context)
+        assert torch.equal(dense(found.latent), dense(expected.latent)) and torch.equal(found.action, expected.action)
+        for name in ("hidden", "reward", "continuation", "weight"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=0)
+
+
+def test_what_cannot_be_compiled_runs_uncompiled_after_one_warning() -> None:
+    def depends_on_values(x: torch.Tensor) -> float:
+        return float(x.sum()) if float(x.max()) > 0 else 0.0
+
+    function: Callable[[Any], Any] = Compiled(depends_on_values, "the sum", CPU)
+    with pytest.warns(UserWarning, match="the sum could not be compiled and runs uncompiled") as warned:
+        assert function(torch.ones(3)) == 3.0
+    assert len([w for w in warned if "could not be compiled" in str(w.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert function(torch.full((2,), 2.0)) == 4.0
+
+
+def test_a_mistake_in_the_function_itself_is_not_hidden() -> None:
+    def mistaken(x: torch.Tensor) -> torch.Tensor:
+        return x @ torch.ones(7)
+
+    with pytest.warns(UserWarning, match="could not be compiled"), pytest.raises(RuntimeError, match="size mismatch"):
+        Compiled(mistaken, "the product", CPU)(torch.ones(2, 3))
+
+
+def test_compiling_is_left_to_gpus_unless_asked_for() -> None:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    assert not should_compile("auto", fabric) and not should_compile("off", fabric) and should_compile("on", fabric)
+
+
+def test_several_processes_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    monkeypatch.setattr(Fabric, "world_size", 2)
+    assert not should_compile("auto", fabric)
+    with pytest.raises(ConfigError, match=r"compile=on works with one process, not with 2"):
+        should_compile("on", fabric)
