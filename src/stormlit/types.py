@@ -91,6 +91,8 @@ class Batch:
     @staticmethod
     def cat(first: Batch, second: Batch) -> Batch:
         """The windows of both, of the same length and on the same device, those of ``first`` before the others."""
+        import torch
+
         # Joined as they are stored, so that the frames stay a channels-last view.
         obs = torch.cat([batch.obs.permute(0, 1, 3, 4, 2) for batch in (first, second)]).permute(0, 1, 4, 2, 3)
         rest = ("action", "reward", "terminated", "is_first")
