@@ -59,7 +59,7 @@ def batches_of(config_words: list[str], root: Path, monkeypatch: pytest.MonkeyPa
     seen: list[Batch] = []
     monkeypatch.setattr(stormlit.loop, "imagine", lambda world_model, agent, context, **_: seen.append(context))
     monkeypatch.setattr(stormlit.loop, "update", lambda training, learner, batch: batch is None or seen.append(batch))
-    monkeypatch.setattr(training.agent, "update_slow_critic", lambda: None)
+    monkeypatch.setattr(training.agent, "update_slow_critic", lambda stepped: None)
     stormlit.loop.fit_world_model(training)
     stormlit.loop.improve_agent(training)
     shapes = []
