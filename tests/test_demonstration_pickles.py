@@ -32,6 +32,9 @@ def test_the_published_trajectories(game: str, published: int, episode_return: f
     demonstration = read_demonstration(Path(os.environ[OFFICIAL]) / f"{game}.pkl")
     assert len(demonstration) == published - 1 and demonstration.obs.shape[1:] == (64, 64, 3)
     assert demonstration.reward.sum() == episode_return and demonstration.life_lost.sum() == lives_lost
+    unmoved = read_demonstration(Path(os.environ[OFFICIAL]) / f"{game}.pkl", "as_published")
+    assert len(unmoved) == published and np.array_equal(unmoved.action[1:], demonstration.action)
+    assert np.array_equal(unmoved.obs[:-1], demonstration.obs) and unmoved.reward.sum() == episode_return
     envs = VectorEnv(EnvSettings(game=game), seed=0)
     assert demonstration.action.max() == envs.num_actions - 1
 

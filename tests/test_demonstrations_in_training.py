@@ -187,6 +187,13 @@ def test_settings_that_make_no_sense_are_told(
     assert told in refused_training(capsys, tmp_path, word)
 
 
+def test_an_npz_is_refused_as_published(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The other file, a pickle, is not."""
+    sentence = refused_training(capsys, tmp_path, mixed(files), "demonstrations.timing=as_published")
+    assert str(files[0]) in sentence and "expected demonstrations.timing=aligned" in sentence
+    assert buffer_of(files[1:], timing="as_published").steps == 30
+
+
 def test_a_file_shorter_than_a_window_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_npz(catch(7), tmp_path / "short.npz")
     sentence = refused_training(capsys, tmp_path, f"demonstrations.path={tmp_path / 'short.npz'}")

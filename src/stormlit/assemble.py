@@ -134,6 +134,8 @@ def build_demonstrations(
         [Path(file).expanduser() for file in (path if isinstance(path, list) else [path])],
         config.env,
         envs,
+        timing=config.demonstrations.timing,
+        life_losses=config.demonstrations.life_losses,
         shortest=max(config.loop.batch_length, config.imagination.context_length),
         device=device,
         seed=config.seed + 1_000_003 * fabric.global_rank + 1,  # not the replay buffer's

@@ -18,15 +18,15 @@ Result = TypeVar("Result")
 class Compiled(Generic[Arguments, Result]):
     """A function that is compiled at its first call, for the shapes of its arguments; the same numbers, sooner.
 
-    On a GPU each compiled part is recorded as a CUDA graph. If compiling fails, the function runs as it is from then on,
-    after one warning.
+    On a GPU each compiled part is recorded as a CUDA graph. If compiling fails, the function runs as it is from then
+    on, after one warning.
 
     function: without data-dependent control flow.  what: the function in the warning.
     """
 
     def __init__(self, function: Callable[Arguments, Result], what: str, device: torch.device) -> None:
         # The same random numbers as without compiling, or runs with and without could not be compared.
-        torch._inductor.config.fallback_random = True  # type: ignore[attr-defined]
+        torch._inductor.config.fallback_random = True
         self.function, self.what = function, what
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         self.compiled: Callable[Arguments, Result] | None = torch.compile(

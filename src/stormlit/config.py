@@ -51,6 +51,10 @@ class DemonstrationSettings:
     batch_size: int = 4
     # Contexts of demonstrations added to each imagination.
     imagination_batch_size: int = 256
+    # Whether actions of the official pickles are moved to the frames they were taken at, or stay as published.
+    timing: Literal["aligned", "as_published"] = "aligned"
+    # Whether env.life_loss_terminates holds for demonstrations too, or a life lost in them is never termination.
+    life_losses: Literal["as_env", "ignored"] = "as_env"
 
 
 @dataclass

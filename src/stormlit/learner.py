@@ -58,7 +58,7 @@ class Learner:
         self.module: _FabricModule
         self.optimizer: _FabricOptimizer
         self.module, self.optimizer = fabric.setup(module, optimizer)
-        step: Callable[[Any], Losses] = module.training_step  # type: ignore[assignment]
+        step: Callable[[Any], Losses] = module.training_step
         # With several processes the wrapped module's own is needed, which exchanges gradients.
         self.losses = Compiled(step, f"the {name}'s update", fabric.device) if compile else self.module.training_step
         # Running statistics and return scales, which move in the forward pass.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from stormlit.demonstrations.data import Demonstration
+from stormlit.demonstrations.data import Demonstration, Timing
 from stormlit.demonstrations.files import read_demonstration, sha256
 from stormlit.envs import EnvSettings, VectorEnv, env_id, square_image
 from stormlit.errors import CheckpointError, DemonstrationError
@@ -23,7 +23,8 @@ class DemonstrationBuffer:
     Rewards, lost lives and frame sizes are made those of the environment that is trained on; each file begins an
     episode.
 
-    files: at least one.  settings, envs: of that environment.  shortest: steps a file must have.
+    files: at least one.  settings, envs: of that environment.  timing: as in ``read_demonstration``.
+    life_losses: "ignored" are never termination, whatever ``settings`` say.  shortest: steps a file must have.
     device: where frames are kept.  seed: of the generator that draws windows.  mark_episode_starts: as in
     ``ReplayBuffer``.
     Raises ``DemonstrationError`` with the name of the first file that cannot be read or does not fit.
@@ -35,6 +36,8 @@ class DemonstrationBuffer:
         settings: EnvSettings,
         envs: VectorEnv,
         *,
+        timing: Timing = "aligned",
+        life_losses: Literal["as_env", "ignored"] = "as_env",
         shortest: int,
         device: torch.device,
         seed: int,
@@ -43,7 +46,7 @@ class DemonstrationBuffer:
         self.files = list(files)
         demonstrations = []
         for file in self.files:
-            demonstrations.append(read_demonstration(file))
+            demonstrations.append(read_demonstration(file, timing))
             check_fits(file, demonstrations[-1], settings, envs, shortest)
         self.digests = [sha256(file) for file in self.files]
         rows, columns, channels = envs.obs_shape
@@ -59,7 +62,7 @@ class DemonstrationBuffer:
         end = 0
         for demonstration in demonstrations:
             end += len(demonstration)
-            self.storage.restore(_rows(demonstration, settings), end)
+            self.storage.restore(_rows(demonstration, settings, life_losses == "as_env"), end)
 
     def sample(self, batch_size: int, length: int) -> Batch:
         """Draw windows of ``length`` consecutive steps uniformly, as ``ReplayBuffer.sample`` does."""
@@ -111,8 +114,11 @@ def check_fits(
         )
 
 
-def _rows(demonstration: Demonstration, settings: EnvSettings) -> ReplayRows:
-    """The demonstration as the environment would have told it.  Returns rows of one environment."""
+def _rows(demonstration: Demonstration, settings: EnvSettings, life_losses: bool) -> ReplayRows:
+    """The demonstration as the environment would have told it.  Returns rows of one environment.
+
+    life_losses: whether those can be termination.
+    """
     obs = demonstration.obs
     if obs.shape[1:] != (settings.size, settings.size, 3):
         obs = np.stack([square_image(frame, settings.size) for frame in obs])
@@ -120,7 +126,7 @@ def _rows(demonstration: Demonstration, settings: EnvSettings) -> ReplayRows:
     if settings.reward_transform == "sign":
         reward = np.sign(reward)
     terminated = demonstration.terminated
-    if settings.life_loss_terminates:
+    if settings.life_loss_terminates and life_losses:
         terminated = terminated | demonstration.life_lost
     arrays = (obs, demonstration.action, reward, terminated, demonstration.is_first)
     # Copied: what was read from a file is read-only, which PyTorch does not know.

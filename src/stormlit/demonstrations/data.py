@@ -6,11 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from stormlit.errors import DemonstrationError, nearest
+
+Timing = Literal["aligned", "as_published"]
+"""Of an official pickle: see ``read_official_pickle``."""
 
 LARGEST_BYTES = 4 * 2**30
 """Bytes of a file and of an array that are read at most: 350,000 frames of 64 x 64."""

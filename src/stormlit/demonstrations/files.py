@@ -5,18 +5,27 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from stormlit.demonstrations.data import Demonstration, check_file
+from stormlit.demonstrations.data import Demonstration, Timing, check_file
 from stormlit.demonstrations.npz import read_npz
 from stormlit.demonstrations.official_pickle import read_official_pickle
 from stormlit.errors import DemonstrationError
 
 
-def read_demonstration(file: Path) -> Demonstration:
+def read_demonstration(file: Path, timing: Timing = "aligned") -> Demonstration:
     """Read stormlit's own format or an official pickle, told apart by the first bytes.
 
-    Raises ``DemonstrationError`` with one sentence that names the file.
+    timing: "as_published" leaves each frame of a pickle beside the action that led to it; see ``read_official_pickle``.
+    Raises ``DemonstrationError`` with one sentence that names the file, also for a ``.npz`` "as_published".
     """
-    return read_npz(file) if is_npz(file) else read_official_pickle(file)
+    if not is_npz(file):
+        return read_official_pickle(file, timing)
+    if timing == "as_published":
+        # Converted pickles have lost the frames that are missing to put them back; recordings never had that timing.
+        raise DemonstrationError(
+            f"{file} is a stormlit .npz, whose actions are beside the frames they were taken at: expected "
+            "demonstrations.timing=aligned, as_published is for the official pickles alone"
+        )
+    return read_npz(file)
 
 
 def is_npz(file: Path) -> bool:

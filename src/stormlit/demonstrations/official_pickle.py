@@ -16,7 +16,15 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from stormlit.demonstrations.data import Demonstration, check_arrays, check_file, check_names, check_size, shortened
+from stormlit.demonstrations.data import (
+    Demonstration,
+    Timing,
+    check_arrays,
+    check_file,
+    check_names,
+    check_size,
+    shortened,
+)
 from stormlit.errors import DemonstrationError
 
 ARRAYS = ["obs", "action", "reward", "done", "life_loss"]
@@ -37,11 +45,13 @@ INSTRUCTIONS = SHARED | frozenset(_OTHERS.split())
 DTYPES = ("b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8")
 
 
-def read_official_pickle(file: Path) -> Demonstration:
-    """Read a published trajectory of T steps as one of T - 1, whose ``done`` becomes ``terminated``.
+def read_official_pickle(file: Path, timing: Timing) -> Demonstration:
+    """Read a published trajectory of T steps, whose ``done`` becomes ``terminated``.
 
-    Its ``obs[t]`` is the frame that ``action[t]`` led to (scores and lives change in it), so each action is moved
-    to the frame before; the first one had none.
+    Its ``obs[t]`` is the frame that ``action[t]`` led to (scores and lives change in it). "aligned" moves each action,
+    with what followed it, to the frame before; the first one had none, so T - 1 steps are left, fewer by one for each
+    end inside. "as_published" leaves all T as they are, as the released code does (weipu-zhang/STORM,
+    replay_buffer.py: ``load_trajectory``).
 
     Raises ``DemonstrationError`` with one sentence that names the file and what it refuses in it.
     """
@@ -74,6 +84,8 @@ def read_official_pickle(file: Path) -> Demonstration:
             "life_lost": arrays["life_loss"],
         }
     check_arrays(file, converted)
+    if timing == "as_published":
+        return Demonstration(**converted)
     # The frame an episode ended on was not acted on; the next episode's first frame is not there.
     acted_on = ~arrays["done"][:-1]
     aligned = {name: (array[:-1] if name == "obs" else array[1:])[acted_on] for name, array in converted.items()}
