@@ -68,9 +68,12 @@ def build_modules(config: Config, obs_shape: tuple[int, ...], num_actions: int) 
     return world_model, agent
 
 
-def player_factory(config: Config, world_model: WorldModel, agent: ActorCritic) -> Callable[[VectorEnv], Player]:
+def player_factory(
+    config: Config, world_model: WorldModel, agent: ActorCritic, *, compile: bool = False
+) -> Callable[[VectorEnv], Player]:
     """Builds players for given environments."""
-    return lambda envs: Player(world_model, agent, num_envs=envs.num_envs, **_options(config.player))
+    options = _options(config.player)
+    return lambda envs: Player(world_model, agent, num_envs=envs.num_envs, compile=compile, **options)
 
 
 def imagination(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stormlit.agent import ActorCritic
+from stormlit.compilation import Compiled
 from stormlit.errors import CheckpointError
 from stormlit.world_model import WorldModel
 
@@ -23,6 +24,7 @@ class Player:
     are none, the prior's action is drawn uniformly.  clear_context: whether the context starts anew with each episode.
     context: what is kept of the past: the "latents" drawn when a frame was seen, or the "frames" themselves, whose
     latents are drawn anew at every step.
+    compile: whether to act with a compiled function.
     The released code has the prior, frames, and a context that is never cleared (weipu-zhang/STORM, train.py).
     """
 
@@ -36,6 +38,7 @@ class Player:
         latent: Literal["posterior", "prior"] = "posterior",
         clear_context: bool = True,
         context: Literal["latents", "frames"] = "latents",
+        compile: bool = False,
     ) -> None:
         self.world_model, self.agent = world_model, agent
         self.sees_posterior, self.clear_context = latent == "posterior", clear_context
@@ -44,7 +47,8 @@ class Player:
         shape, dtype = (world_model.obs_shape, torch.uint8) if self.keeps_frames else ((world_model.latent_dim,), None)
         self.past = torch.zeros(num_envs, context_length, *shape, dtype=dtype, device=device)
         self.action = torch.zeros(num_envs, context_length, dtype=torch.long, device=device)
-        self.length = np.zeros(num_envs, dtype=np.int64)
+        self.length = torch.zeros(num_envs, dtype=torch.long, device=device)
+        self._step = Compiled(self._act, "acting", device) if compile else self._act
 
     @property
     def context_length(self) -> int:
@@ -57,44 +61,44 @@ class Player:
     @torch.no_grad()
     def act(self, obs: np.ndarray, is_first: np.ndarray, *, greedy: bool = False) -> np.ndarray:
         """obs: (N, Y, X, C) uint8.  is_first: (N,) bool.  Returns actions (N,) int64."""
-        if self.clear_context:
-            self.length[is_first] = 0
-        frame = torch.from_numpy(obs).to(self.past.device).permute(0, 3, 1, 2)
-        latent = self.world_model.encode(frame)
-        hidden = self._hidden()
+        device = self.past.device
+        frame = torch.from_numpy(obs).to(device).permute(0, 3, 1, 2)
+        chosen, *moved_on = self._step(frame, torch.from_numpy(is_first).to(device), greedy)
+        torch._foreach_copy_([self.past, self.action, self.length], moved_on)
+        return chosen.cpu().numpy()
+
+    def _act(self, frame: Tensor, is_first: Tensor, greedy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The actions for frames (N, C, Y, X), and past, actions and length as they are after them.
+
+        Changes nothing and waits for nothing, and all shapes are the same at every step, so that it can be compiled.
+        """
+        length = self.length.masked_fill(is_first, 0) if self.clear_context else self.length
+        latent, hidden = self.world_model.encode(frame), self._hidden(length)
         if self.sees_posterior:
             action = self.agent.act(latent, hidden, greedy=greedy)
         else:
-            predicted = self.world_model.latent.sample(self.world_model.latent.prior(hidden))
+            predicted = self.world_model.latent.draw_prior(hidden, sparse=False)
             action = self.agent.act(predicted, hidden, greedy=greedy)
-            unknown = torch.from_numpy(self.length == 0).to(action.device)
-            action = torch.where(unknown, torch.randint_like(action, self.agent.num_actions), action)
-        self._remember(frame if self.keeps_frames else latent, action)
-        return action.cpu().numpy()
+            action = torch.where(length == 0, torch.randint_like(action, self.agent.num_actions), action)
+        past = self._appended(self.past, frame if self.keeps_frames else latent, length)
+        actions = self._appended(self.action, action, length)
+        return action, past, actions, (length + 1).clamp(max=self.context_length)
 
-    def _hidden(self) -> Tensor:
+    def _hidden(self, length: Tensor) -> Tensor:
         """The sequence model's output after each environment's last token, zeros where there is none.  (N, D)."""
-        longest = int(self.length.max())
-        if longest == 0:
-            return torch.zeros(len(self.length), self.world_model.hidden_dim, device=self.past.device)
-        is_first = torch.zeros(len(self.length), longest, dtype=torch.bool, device=self.past.device)
-        past = self.past[:, :longest]
-        latent = self.world_model.encode(past) if self.keeps_frames else past
-        # Rows shorter than the longest are padded after their end, where causality keeps it from mattering.
-        hidden = self.world_model.sequence_model(latent, self.action[:, :longest], is_first)
-        length = torch.from_numpy(self.length).to(hidden.device)
-        last = hidden[torch.arange(len(self.length), device=hidden.device), (length - 1).clamp(min=0)]
-        return last.masked_fill((length == 0).unsqueeze(-1), 0.0)
+        latent = self.world_model.encode(self.past) if self.keeps_frames else self.past
+        # What lies behind a row's last token is not of this episode; causality keeps it from mattering.
+        hidden = self.world_model.sequence_model(latent, self.action, torch.zeros_like(self.action, dtype=torch.bool))
+        last = (length - 1).clamp(min=0).view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
+        return hidden.gather(1, last).squeeze(1).masked_fill((length == 0).unsqueeze(-1), 0.0)
 
-    def _remember(self, seen: Tensor, action: Tensor) -> None:
-        for row in np.flatnonzero(self.length == self.context_length):
-            self.past[row] = self.past[row].roll(-1, dims=0)
-            self.action[row] = self.action[row].roll(-1, dims=0)
-        self.length = np.minimum(self.length + 1, self.context_length)
-        rows = torch.arange(len(self.length), device=self.past.device)
-        newest = torch.from_numpy(self.length - 1).to(self.past.device)
-        self.past[rows, newest] = seen
-        self.action[rows, newest] = action
+    def _appended(self, past: Tensor, newest: Tensor, length: Tensor) -> Tensor:
+        """The past (N, context, ...) with ``newest`` (N, ...) behind it; what is too long ago makes room."""
+        steps = torch.arange(self.context_length, device=past.device)
+        shape = (len(length), self.context_length, *[1] * (past.ndim - 2))
+        full = (length == self.context_length).view(-1, *[1] * (past.ndim - 1))
+        here = (steps == length.clamp(max=self.context_length - 1).unsqueeze(1)).view(shape)
+        return torch.where(here, newest.unsqueeze(1), torch.where(full, past.roll(-1, dims=1), past))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -108,4 +112,4 @@ class Player:
             raise CheckpointError("player.context is not what the checkpoint's acting context was kept with")
         self.past.copy_(state[self._past_key])
         self.action.copy_(state["action"])
-        self.length = np.array(state["length"], dtype=np.int64)
+        self.length.copy_(torch.tensor(state["length"]))

@@ -140,7 +140,7 @@ def build_training(config: Config, fabric: Fabric, directory: RunDirectory, trac
     replay = build_replay(config, fabric, envs.obs_shape)
     mixed = config.demonstrations
     demonstrated = (0, 0) if mixed.path is None else (mixed.batch_size, mixed.imagination_batch_size)
-    player = player_factory(config, world_model, agent)(envs)
+    player = player_factory(config, world_model, agent, compile=compile)(envs)
     torch.manual_seed(config.seed + fabric.global_rank)
     return Training(
         config=config,
