@@ -22,10 +22,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"nn"}),
     frozenset({"optimizers", "normalize", "agent_state"}),
     frozenset({"world_model", "agent"}),
-    frozenset({"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory"}),
+    frozenset({"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory", "signals"}),
     frozenset({"imagine", "player", "dream"}),
     frozenset({"parts", "config", "collect", "evaluate", "learner", "checkpoint", "dream_media"}),
-    frozenset({"official"}),
+    frozenset({"official", "replay_segments"}),
     frozenset({"config_checks"}),
     frozenset({"compose"}),
     frozenset({"assemble"}),
@@ -33,13 +33,13 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"housekeeping", "snapshot"}),
     frozenset({"loop"}),
     frozenset({"run", "api"}),
-    frozenset({"commands", "import_official", "lightning_command"}),
+    frozenset({"commands", "import_official", "lightning_command", "resume"}),
     frozenset({"cli"}),
     frozenset({"__main__", "scripts"}),
 )
 # These stand on the foundation alone, so that each can be used, and read, without the rest.
 FOUNDATION = frozenset({"types", "errors", "registry"})
-STANDALONE = frozenset({"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory"})
+STANDALONE = frozenset({"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory", "signals"})
 # Only what sets a run up may know the configuration; everything else is given plain values.
 CONFIGURED = frozenset(
     {
@@ -52,6 +52,7 @@ CONFIGURED = frozenset(
         "housekeeping",
         "snapshot",
         "run",
+        "resume",
         "api",
         "import_official",
         "cli",

@@ -179,6 +179,8 @@ class EvaluationSettings:
 class CheckpointSettings:
     # Environment steps between checkpoints; one is always written at the end.
     every: int = 2500
+    # Minutes after which one is written besides; 0: never.
+    every_minutes: float = 0.0
     # How many to keep.
     keep: int = 2
 
@@ -191,6 +193,10 @@ class Config:
     # auto: bf16-mixed on a GPU that has it, 16-mixed on one that does not, 32-true on the CPU.
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    # Whether only algorithms that give the same bits every time are used on a GPU.
+    deterministic: bool = False
+    # auto: `train` goes on with the run of this name if there is one, and has nothing to do if that is finished.
+    resume: Literal["never", "auto"] = "never"
     run: RunSettings = field(default_factory=RunSettings)
     env: EnvSettings = field(default_factory=EnvSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)

@@ -37,6 +37,12 @@ class TrainingError(StormlitError):
     exit_code = 3
 
 
+class SaveError(StormlitError):
+    """A checkpoint that could not be written, for want of space or permission."""
+
+    exit_code = 3
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the choice closest to ``word``, or an empty string.
 

@@ -5,16 +5,22 @@ Only weights flow back from learning to acting, through the player that the coll
 
 from __future__ import annotations
 
+import torch
+
 from stormlit.housekeeping import evaluate_agent, log_metrics, make_media
 from stormlit.imagine import imagine
 from stormlit.learner import Learner
-from stormlit.snapshot import save_snapshot
+from stormlit.signals import Stopped
+from stormlit.snapshot import save_or_go_on, save_snapshot
 from stormlit.training import Training
 from stormlit.types import Batch, Trajectory
 
 
 def fit(training: Training) -> None:
-    """Train until ``loop.env_steps`` steps are taken; raises ``TrainingError`` when losses stay non-finite."""
+    """Train until ``loop.env_steps`` steps are taken.
+
+    Raises ``TrainingError`` when losses stay non-finite, ``Stopped`` when a signal asked for the end.
+    """
     while training.progress.env_steps < training.config.loop.env_steps:
         stepped = collect(training)
         if training.progress.env_steps > training.warmup_steps:
@@ -78,7 +84,7 @@ def update(training: Training, learner: Learner, batch: Batch | Trajectory) -> b
 
 
 def keep_house(training: Training) -> None:
-    """Log, draw, evaluate and save, whenever due."""
+    """Log, draw, evaluate and save, whenever due; raises ``Stopped`` when a signal has asked for it."""
     env_steps, schedules = training.progress.env_steps, training.schedules
     if schedules.log.due(env_steps):
         log_metrics(training)
@@ -86,5 +92,19 @@ def keep_house(training: Training) -> None:
         make_media(training)
     if schedules.evaluation.due(env_steps):
         evaluate_agent(training)
-    if schedules.checkpoint.due(env_steps):
+    stopped_by, minutes_passed = asked(training)
+    save = schedules.checkpoint.due(env_steps) or minutes_passed
+    if stopped_by:
         save_snapshot(training)
+        raise Stopped(stopped_by, f"after step {env_steps:,}; go on with `stormlit resume {training.directory.name}`")
+    if save:
+        save_or_go_on(training)
+
+
+def asked(training: Training) -> tuple[int, bool]:
+    """The signal that has come (0: none), and whether the clock wants a checkpoint: the same in every process."""
+    received, due = training.signals.received, training.clock.due()
+    if training.fabric.world_size > 1:
+        here = torch.tensor([received, due], device=training.fabric.device)
+        received, due = training.fabric.all_reduce(here, reduce_op="max").tolist()  # type: ignore[union-attr]
+    return received, bool(due)

@@ -19,8 +19,10 @@ from stormlit.evaluate import Evaluation
 from stormlit.learner import Learner
 from stormlit.progress import ProgressBar
 from stormlit.replay import ReplayBuffer
+from stormlit.replay_segments import ReplaySegments
 from stormlit.run_directory import RunDirectory, write_atomically
-from stormlit.schedule import Every, Progress, Ratio
+from stormlit.schedule import Every, EveryMinutes, Progress, Ratio
+from stormlit.signals import StopSignals
 from stormlit.tracking import Tracker
 from stormlit.tracking.metrics import MetricBuffer
 from stormlit.world_model import WorldModel
@@ -44,6 +46,7 @@ class Training:
 
     world_model, agent: the bare modules, used without gradients; the learners hold them wrapped for training.
     warmup_steps: the random start, shortened for budgets too small for it.
+    segments: the replay rows on disk.  clock: for checkpoints by wall-clock time.  run_id: the tracker's.
     latest_return: of the last finished episode, None before the first.
     """
 
@@ -62,7 +65,12 @@ class Training:
     warmup_steps: int
     batch_size: int
     imagined_rows: int
+    segments: ReplaySegments
+    clock: EveryMinutes
     bar: ProgressBar = field(init=False)  # shown while training
+    signals: StopSignals = field(default_factory=StopSignals)  # obeyed while training
+    run_id: str = ""
+    saved_at: int | None = None  # environment steps of the newest checkpoint
     progress: Progress = field(default_factory=Progress)
     metrics: MetricBuffer = field(default_factory=MetricBuffer)
     latest_return: float | None = None
@@ -150,6 +158,8 @@ def build_training(config: Config, fabric: Fabric, directory: RunDirectory, trac
         warmup_steps=loop.warmup_steps if loop.warmup_steps < loop.env_steps else loop.env_steps // 2,
         batch_size=share(loop.batch_size, fabric.world_size, "loop.batch_size"),
         imagined_rows=share(config.imagination.batch_size, fabric.world_size, "imagination.batch_size"),
+        segments=ReplaySegments(directory.replay / str(fabric.global_rank)),
+        clock=EveryMinutes(config.checkpoint.every_minutes),
     )
 
 
