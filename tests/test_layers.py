@@ -22,7 +22,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"nn"}),
     frozenset({"optimizers", "normalize", "agent_state"}),
     frozenset({"world_model", "agent"}),
-    frozenset({"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory", "signals"}),
+    frozenset(
+        {"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory", "signals", "yaml_limits"}
+    ),
     frozenset({"imagine", "player", "dream"}),
     frozenset({"parts", "config", "collect", "evaluate", "learner", "checkpoint", "dream_media"}),
     frozenset({"official", "replay_segments"}),
@@ -39,7 +41,9 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 # These stand on the foundation alone, so that each can be used, and read, without the rest.
 FOUNDATION = frozenset({"types", "errors", "registry"})
-STANDALONE = frozenset({"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory", "signals"})
+STANDALONE = frozenset(
+    {"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory", "signals", "yaml_limits"}
+)
 # Only what sets a run up may know the configuration; everything else is given plain values.
 CONFIGURED = frozenset(
     {

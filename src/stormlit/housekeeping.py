@@ -24,19 +24,18 @@ def log_metrics(training: Training) -> None:
     if not training.is_main:
         return
     progress = training.progress
-    training.tracker.log(
-        {
-            **metrics,
-            "progress/world_model_updates": progress.world_model_updates,
-            "progress/agent_updates": progress.agent_updates,
-            "progress/episodes": progress.episodes,
-            "progress/nonfinite_updates": progress.nonfinite_updates,
-            "progress/failed_checkpoints": progress.failed_checkpoints,
-            "replay/env_steps": training.replay.steps,
-            "throughput/env_steps_per_second": training.bar.steps_per_second(),
-        },
-        progress.env_steps,
-    )
+    values = {
+        **metrics,
+        "progress/world_model_updates": progress.world_model_updates,
+        "progress/agent_updates": progress.agent_updates,
+        "progress/episodes": progress.episodes,
+        "progress/nonfinite_updates": progress.nonfinite_updates,
+        "progress/failed_checkpoints": progress.failed_checkpoints,
+        "replay/env_steps": training.replay.steps,
+        "throughput/env_steps_per_second": training.bar.steps_per_second(),
+    }
+    with told_if_unwritten(f"the metrics of step {progress.env_steps:,}"):
+        training.tracker.log(values, progress.env_steps)
 
 
 def make_media(training: Training) -> None:

@@ -19,7 +19,7 @@ from stormlit.config import Config
 from stormlit.envs import env_name
 from stormlit.errors import ConfigError
 from stormlit.evaluate import Evaluation
-from stormlit.housekeeping import evaluate_agent, log_metrics, make_media
+from stormlit.housekeeping import evaluate_agent, log_metrics, make_media, told_if_unwritten
 from stormlit.loop import fit
 from stormlit.play import play_baselines
 from stormlit.progress import ProgressBar
@@ -95,7 +95,8 @@ def _train_to_the_end(training: Training) -> list[Evaluation]:
             raise
         finally:
             training.envs.close()
-            training.tracker.finish(status)
+            with told_if_unwritten(f"the tracker's last words, {status},"):
+                training.tracker.finish(status)
     return results
 
 
@@ -110,11 +111,13 @@ def _begin(training: Training, run_id: str | None) -> None:
     """Leave the first traces of a run, or go on with the tracker's run ``run_id``."""
     config, directory, tracker = training.config, training.directory, training.tracker
     tags = _tags(config, training.fabric)
-    run_id = tracker.start(name=directory.name, params=to_tree(config), tags=tags, run_id=run_id)
-    save_config(directory, config)
-    training.run_id = run_id
-    directory.write_identity(run_id)
-    tracker.artifact(directory.config_file)
+    try:
+        training.run_id = tracker.start(name=directory.name, params=to_tree(config), tags=tags, run_id=run_id)
+        save_config(directory, config)
+        directory.write_identity(training.run_id)
+        tracker.artifact(directory.config_file)
+    except OSError as error:
+        raise ConfigError(f"run.dir={directory.root}: cannot write there ({error.strerror or error})") from error
     print(_headline(training), file=sys.stderr, flush=True)
 
 
