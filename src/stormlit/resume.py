@@ -39,9 +39,9 @@ def resume_run(reference: str, root: Path, overrides: Sequence[str]) -> None:
     directory, named = find_run(reference, root)
     refuse_if_training(directory)
     if named is None:
-        checkpoint, damaged = newest_whole(directory, lambda folder: _verify_all(directory, folder))
+        checkpoint, damaged = newest_whole(directory, lambda folder: verify_all(directory, folder))
     else:
-        _verify_all(directory, named)
+        verify_all(directory, named)
         checkpoint, damaged = named, []
     config = compose([str(checkpoint / "config.yaml")], overrides)
     _go_on(config, directory, checkpoint, damaged)
@@ -56,7 +56,7 @@ def train_or_resume(config: Config, files: list[str]) -> None:
     if config.resume == "auto":
         refuse_if_training(directory)
         if list_checkpoints(directory):
-            checkpoint, damaged = newest_whole(directory, lambda folder: _verify_all(directory, folder))
+            checkpoint, damaged = newest_whole(directory, lambda folder: verify_all(directory, folder))
             _refuse_other_configuration(compose([str(checkpoint / "config.yaml")]), config, directory)
             _go_on(config, directory, checkpoint, damaged)
             return
@@ -76,7 +76,7 @@ def _go_on(config: Config, directory: RunDirectory, checkpoint: Path, damaged: S
     train_run(config, make_fabric(config), directory, checkpoint, damaged)
 
 
-def _verify_all(directory: RunDirectory, checkpoint: Path) -> None:
+def verify_all(directory: RunDirectory, checkpoint: Path) -> None:
     verify_replay(checkpoint, verify(checkpoint), directory.replay)
 
 
