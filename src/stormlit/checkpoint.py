@@ -101,14 +101,14 @@ class CheckpointWriter:
         """Remove what has been written."""
         shutil.rmtree(self.temporary, ignore_errors=True)
 
-    def add(self, name: str, content: bytes) -> None:
+    def add(self, name: str, content: bytes | memoryview) -> None:
         write_atomically(self.temporary / name, content)
 
     def add_tensors(self, name: str, state: Mapping[str, Any]) -> None:
         """state: nested mappings of tensors and built-in types."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        self.add(name, buffer.getvalue())
+        self.add(name, buffer.getbuffer())
 
     def commit(self, keep: int, run_id: str = "") -> Path:
         """Write the manifest, move the folder into place, and delete all but the newest ``keep`` checkpoints.

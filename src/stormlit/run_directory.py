@@ -137,7 +137,7 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Replace the content of the file at ``path`` in one step."""
     with replacing(path) as file:
         file.write(content)
