@@ -137,6 +137,7 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(
     assert_same_weights_and_rows(train(place / "a", "run", *WORDS), run)
 
 
+@pytest.mark.slow
 def test_a_disk_of_its_own_in_trouble(disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Metrics, videos and evaluations are on it too; what has been logged is there once it can be written again."""
     place, begin, end = disk
@@ -157,6 +158,7 @@ def test_a_disk_of_its_own_in_trouble(disk: Disk, tmp_path: Path, capsys: pytest
     assert len(places) == len(set(places))
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_the_end(disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
     place, begin, end = disk
     capsys.readouterr()

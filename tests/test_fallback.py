@@ -34,7 +34,16 @@ def damage(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "training-0.pt", "config.yaml", "replay-0.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "weights.pt",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("training-0.pt", "config.yaml", "replay-0.json", "manifest.json")
+        ),
+    ],
+)
 def test_resume_falls_back_and_ends_as_if_nothing_had_happened(
     name: str, run: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,7 +70,9 @@ def test_a_damaged_segment_takes_the_checkpoints_that_need_it(
     assert_same_run(trained, run)
 
 
-@pytest.mark.parametrize("how", ["truncated", "missing", "newer format"])
+@pytest.mark.parametrize(
+    "how", ["newer format", *(pytest.param(how, marks=pytest.mark.slow) for how in ("truncated", "missing"))]
+)
 def test_playing_falls_back_and_leaves_the_run_as_it_is(
     how: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

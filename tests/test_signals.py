@@ -20,6 +20,11 @@ from test_resume import assert_same_run, resume
 from test_training_run import SMALL, logged, newest, status, train
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("unbroken"), "run")
+
+
 def handlers() -> list[object]:
     return [signal.getsignal(number) for number in STOPPING]
 
@@ -42,9 +47,11 @@ def stopped(root: Path, at: int, *numbers: int, words: tuple[str, ...] = ()) -> 
     return code
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [pytest.param(number, marks=[] if number == signal.SIGTERM else pytest.mark.slow) for number in STOPPING]
+)
 def test_a_signal_ends_the_step_saves_and_goes_on_exactly(
-    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
     assert stopped(tmp_path / "b", 37, number) == 128 + number
@@ -52,9 +59,10 @@ def test_a_signal_ends_the_step_saves_and_goes_on_exactly(
     run = tmp_path / "b" / "run"
     assert newest(run).name == "step-000000037" and status(run) == "KILLED"
     resume(run, 48)
-    assert_same_run(train(tmp_path / "a", "run"), run)
+    assert_same_run(unbroken, run)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_many_times_is_one_run(tmp_path: Path) -> None:
     words = ("env.num_envs=2", "replay.capacity=20", "checkpoint.every=10", "resume=auto")
     for at in (26, 30, 32, 46):
@@ -63,23 +71,24 @@ def test_a_run_stopped_many_times_is_one_run(tmp_path: Path) -> None:
     assert_same_run(train(tmp_path / "a", "run", *words), tmp_path / "b" / "run")
 
 
-def test_a_second_interrupt_stops_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_interrupt_stops_at_once(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped(tmp_path / "b", 37, signal.SIGINT, signal.SIGINT) == 130
     assert "stormlit: interrupted" in capsys.readouterr().err
     run = tmp_path / "b" / "run"
     assert newest(run).name == "step-000000024" and status(run) == "KILLED"
     resume(run, 48)
-    assert_same_run(train(tmp_path / "a", "run"), run)
+    assert_same_run(unbroken, run)
 
 
+@pytest.mark.slow
 def test_other_signals_do_not_hurry_a_stop(tmp_path: Path) -> None:
     assert stopped(tmp_path, 37, signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1) == 128 + signal.SIGUSR1
     assert newest(tmp_path / "run").name == "step-000000037"
 
 
-@pytest.mark.parametrize("moment", ["add_tensors", "commit"])
+@pytest.mark.parametrize("moment", ["add_tensors", pytest.param("commit", marks=pytest.mark.slow)])
 def test_a_second_interrupt_while_saving_harms_no_checkpoint(
-    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original: Callable[..., object] = getattr(stormlit.snapshot.CheckpointWriter, moment)
 
@@ -94,10 +103,12 @@ def test_a_second_interrupt_while_saving_harms_no_checkpoint(
     run = tmp_path / "b" / "run"
     assert newest(run).name == "step-000000024"
     resume(run, 48)
-    assert_same_run(train(tmp_path / "a", "run"), run)
+    assert_same_run(unbroken, run)
 
 
-def test_a_signal_in_the_last_evaluation_does_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_in_the_last_evaluation_does_not_wait_for_it(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def signalled(training: Training) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         raise AssertionError("it went on")
@@ -107,11 +118,12 @@ def test_a_signal_in_the_last_evaluation_does_not_wait_for_it(tmp_path: Path, mo
         assert main(["train", *SMALL, f"run.dir={tmp_path / 'b'}", "run.name=run"]) == 128 + signal.SIGUSR1
     run = tmp_path / "b" / "run"
     assert status(run) == "KILLED" and newest(run).name == "step-000000048"
-    assert not list((run / "evaluation").glob("*")) if (run / "evaluation").exists() else True
+    assert not list(run.glob("evaluation/*"))
     resume(run, 48)
-    assert_same_run(train(tmp_path / "a", "run"), run)
+    assert_same_run(unbroken, run)
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_the_way_is_finished_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate = stormlit.loop.evaluate_agent
 
@@ -141,9 +153,9 @@ def test_the_context_itself() -> None:
     assert handlers() == before
 
 
-def test_the_clock_saves_without_changing_anything(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_clock_saves_without_changing_anything(unbroken: Path, tmp_path: Path) -> None:
     """At every step, since even the shortest one takes longer than this."""
-    unbroken = train(tmp_path / "a", "run")
     words = ("checkpoint.every_minutes=1e-9", "checkpoint.keep=100", "loop.env_steps=40")
     run = train(tmp_path / "b", "run", *words)
     assert len(list((run / "checkpoints").iterdir())) == 40
