@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stormlit
-from stormlit.checkpoint import CheckpointWriter, latest_checkpoint, list_checkpoints, read_tensors, verify
+from stormlit.checkpoint import CheckpointWriter, latest_checkpoint, newest_whole, read_tensors, verify
 from stormlit.cli import main
 from stormlit.errors import CheckpointError
 from stormlit.run_directory import RunDirectory
@@ -39,12 +40,13 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], run: Path, *verbs: str) -> list[str]:
-    """The sentence each of the verbs refuses the run with."""
+    """The sentence each of the verbs refuses the run's newest checkpoint with."""
+    newest_folder = max((run / "checkpoints").glob("step-*"))
     sentences = []
     for verb in verbs:
         words = ["loop.env_steps=60"] if verb == "resume" else []
         capsys.readouterr()
-        assert main([verb, "run", f"run.dir={run.parent}", *words]) == 2
+        assert main([verb, str(newest_folder), *words]) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
         lines = captured.err.splitlines()
@@ -105,6 +107,8 @@ def test_a_pickle_among_replay_rows_is_never_executed(
     bombs = np.empty(len(arrays["action"]), dtype=object)
     bombs[:] = [Bomb(marker)] * len(bombs)
     np.savez(segment, allow_pickle=True, **{**arrays, field: bombs})
+    assert str(segment) in refused(capsys, run, "resume")[0]  # its checksum already tells
+    reseal(newest(run))
     if field == "another":  # nobody asks for it
         assert main(["resume", "run", f"run.dir={run.parent}", "loop.env_steps=50"]) == 0
     else:
@@ -230,8 +234,10 @@ def test_a_damaged_replay_segment_is_named(
         np.savez(file, **{**arrays, "reward": arrays["reward"].astype(np.float64)})
     else:
         np.savez(file, **{name: array[:-1] for name, array in arrays.items()})
-    (sentence,) = refused(capsys, run, "resume")
-    assert "replay" in sentence and str(file if damage != "missing" else file.parent) in sentence
+    assert str(file) in refused(capsys, run, "resume")[0]
+    if damage != "missing":
+        reseal(newest(run))
+        assert str(file) in refused(capsys, run, "resume")[0]
 
 
 @settings(max_examples=60)
@@ -254,10 +260,6 @@ def test_no_mutation_of_a_file_of_tensors_does_more_than_fail(trained: Path, dat
         file.unlink()
 
 
-class Crash(Exception):
-    """The machine stops here."""
-
-
 def write(run: RunDirectory, env_steps: int, value: float, keep: int) -> None:
     writer = CheckpointWriter(run, env_steps)
     writer.begin()
@@ -266,51 +268,80 @@ def write(run: RunDirectory, env_steps: int, value: float, keep: int) -> None:
     writer.commit(keep)
 
 
-@pytest.mark.parametrize(("env_steps", "keep"), [(20, 1), (20, 2), (10, 2)])
-def test_a_crash_at_any_moment_leaves_a_whole_checkpoint(
-    env_steps: int, keep: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every change of the file system is made to fail in turn, until the last checkpoint gets through."""
-    originals = {
-        (module, name): getattr(module, name)
-        for module, name in ((os, "replace"), (os, "rename"), (os, "fsync"), (os, "unlink"), (shutil, "rmtree"))
-    }
-    for survived in range(40):
+def killed_at(call: int, work: Callable[[], None]) -> bool:
+    """Do it in a child process that is killed with SIGKILL at its n-th change of the file system; False if it ends."""
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def counted(original: Callable[..., object]) -> Callable[..., object]:
+            def changed(*arguments: object, **options: object) -> object:
+                nonlocal calls
+                calls += 1
+                if calls > call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(*arguments, **options)
+
+            return changed
+
+        for module, name in ((os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (os, "mkdir")):
+            setattr(module, name, counted(getattr(module, name)))
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("env_steps", "keep"), [(20, 1), (20, 2), (10, 1), (10, 2)])
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(env_steps: int, keep: int, tmp_path: Path) -> None:
+    for survived in range(60):
         run = RunDirectory(tmp_path / str(survived))
         write(run, 5, 0.5, keep)
         write(run, 10, 1.0, keep)
-        calls = 0
-
-        def limited(original: Callable[..., object], limit: int = survived) -> Callable[..., object]:
-            def call(*arguments: object, **options: object) -> object:
-                nonlocal calls
-                calls += 1
-                if calls > limit:
-                    raise Crash
-                return original(*arguments, **options)
-
-            return call
-
-        for (module, name), original in originals.items():
-            monkeypatch.setattr(module, name, limited(original))
-        crashed = False
-        try:
-            write(run, env_steps, 2.0, keep)
-        except Crash:
-            crashed = True
-        for (module, name), original in originals.items():
-            monkeypatch.setattr(module, name, original)
+        killed = killed_at(survived, lambda run=run: write(run, env_steps, 2.0, keep))
         whole = latest_checkpoint(run)
         verify(whole)
+        assert newest_whole(run)[0] == whole
         found = read_tensors(whole / "weights.pt")["value"].item()
-        assert found in ((1.0, 2.0) if env_steps > 10 else (0.5, 1.0, 2.0))
-        write(run, 30, 3.0, keep)  # and the next one does not mind what the crash left
+        assert found in (1.0, 2.0)
+        write(run, 30, 3.0, keep)  # and the next one does not mind what the kill left
         assert read_tensors(latest_checkpoint(run) / "weights.pt")["value"].item() == 3.0
-        if not crashed:
-            assert survived > 3 and found == 2.0
-            assert len(list_checkpoints(run)) <= keep
+        if not killed:
+            assert survived > 10 and found == 2.0
+            assert len(list(run.checkpoints.iterdir())) <= keep
             return
     raise AssertionError("the checkpoint never got through")
+
+
+def test_names_are_on_the_disk_only_after_what_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut keeps what was synced: files before their rename, the folder before it is renamed and after."""
+    seen: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor: int) -> None:
+        seen.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def note_replace(source: Path, target: Path) -> None:
+        seen.append(("name", f"{source} -> {target}"))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    run = RunDirectory(tmp_path)
+    write(run, 10, 1.0, 1)
+    temporary = str(run.checkpoints / ".step-000000010.tmp")
+    for name in ("config.yaml", "weights.pt", "manifest.json"):
+        (renamed,) = (index for index, (_, what) in enumerate(seen) if what.endswith(f"/{name}"))
+        written, parent = seen[renamed - 1], seen[renamed + 1]
+        assert written[0] == "sync" and f"/.{name}." in written[1]
+        assert parent == ("sync", temporary)
+    assert [entry for entry in seen if ".old.tmp" not in entry[1]][-2:] == [
+        ("name", f"{temporary} -> {run.checkpoints / 'step-000000010'}"),
+        ("sync", str(run.checkpoints)),
+    ]
 
 
 def test_a_half_written_checkpoint_is_not_seen(run: Path) -> None:

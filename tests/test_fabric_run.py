@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -168,3 +171,54 @@ def test_two_places_may_not_contradict(
 def test_a_run_of_two_processes_is_evaluated_by_one(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(two), "evaluation.episodes=2"]) == 0
     assert "2 episodes" in capsys.readouterr().out
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    return [child for child, parent in parents.items() if parent == process]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_launcher", [True, False])
+def test_a_signal_to_one_process_stops_all_at_the_same_step(to_launcher: bool, two: Path, tmp_path: Path) -> None:
+    fabric = Path(sys.executable).with_name("fabric")
+    launch = [str(fabric), "run", "--accelerator", "cpu", "--devices", "2", "--main-port", str(free_port())]
+    words = ["train", *SMALL, f"run.dir={tmp_path}", "run.name=two", "loop.env_steps=2000", "checkpoint.every=4"]
+    log = (tmp_path / "log").open("w")
+    with (
+        log,
+        subprocess.Popen(
+            [*launch, "--strategy", "ddp", str(FABRIC_ENTRY), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        ) as launcher,
+    ):
+        run = tmp_path / "two"
+        deadline = time.monotonic() + 120
+        while not list(run.glob("checkpoints/step-*")) or newest(run).name < "step-000000028":
+            assert launcher.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        if to_launcher:
+            launcher.send_signal(signal.SIGTERM)
+        else:
+            os.kill(max(children(launcher.pid)), signal.SIGUSR1)
+        assert launcher.wait(timeout=120) != 0
+    assert status(run) == "KILLED"
+    assert "stopped by" in (tmp_path / "log").read_text()
+    stopped = int(newest(run).name.removeprefix("step-"))
+    assert stopped < 2000
+    ended = fabric_run(2, ["resume", str(run), f"loop.env_steps={stopped + 8}"], "--strategy", "ddp")
+    assert ended.returncode == 0, ended.stderr
+    again = [*SMALL, f"run.dir={tmp_path / 'unbroken'}", "run.name=two", f"loop.env_steps={stopped + 8}"]
+    ended = fabric_run(2, ["train", *again, "checkpoint.every=4"], "--strategy", "ddp")
+    assert ended.returncode == 0, ended.stderr
+    unbroken = newest(tmp_path / "unbroken" / "two")
+    assert unbroken.name == newest(run).name
+    for name in ("weights.pt", "training-0.pt", "training-1.pt"):
+        assert list(differences(read(unbroken / name), read(newest(run) / name))) == []

@@ -22,10 +22,12 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"nn"}),
     frozenset({"optimizers", "normalize", "agent_state", "compilation"}),
     frozenset({"world_model", "agent"}),
-    frozenset({"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory"}),
+    frozenset(
+        {"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory", "signals", "yaml_limits"}
+    ),
     frozenset({"imagine", "player", "dream"}),
     frozenset({"parts", "config", "collect", "evaluate", "learner", "checkpoint", "dream_media"}),
-    frozenset({"official", "demonstrations"}),
+    frozenset({"official", "demonstrations", "replay_segments"}),
     frozenset({"config_checks"}),
     frozenset({"compose"}),
     frozenset({"assemble"}),
@@ -34,13 +36,15 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"loop"}),
     frozenset({"bench"}),
     frozenset({"run", "api"}),
-    frozenset({"commands", "demonstration_commands", "import_official", "lightning_command", "sync"}),
+    frozenset({"commands", "demonstration_commands", "import_official", "lightning_command", "resume", "sync"}),
     frozenset({"cli"}),
     frozenset({"__main__", "scripts"}),
 )
 # These stand on the foundation alone, so that each can be used, and read, without the rest.
 FOUNDATION = frozenset({"types", "errors", "registry"})
-STANDALONE = frozenset({"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory"})
+STANDALONE = frozenset(
+    {"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory", "signals", "yaml_limits"}
+)
 # Only what sets a run up may know the configuration; everything else is given plain values.
 CONFIGURED = frozenset(
     {
@@ -53,6 +57,7 @@ CONFIGURED = frozenset(
         "housekeeping",
         "snapshot",
         "run",
+        "resume",
         "api",
         "bench",
         "import_official",

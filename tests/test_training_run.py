@@ -102,13 +102,22 @@ def differences(first: Any, second: Any, where: str = "") -> Iterator[str]:
 
 
 def reseal(checkpoint: Path) -> None:
-    """Make the manifest agree with the files again, as somebody who tampers with a checkpoint would."""
+    """Make all checksums agree with the files again, as somebody who tampers with a checkpoint would."""
+    for file in checkpoint.glob("replay-*.json"):
+        index = json.loads(file.read_text())
+        for segment in index["segments"]:
+            name = f"{segment['first']:012d}-{segment['end']:012d}.npz"
+            content = (checkpoint.parents[1] / "replay" / file.stem.removeprefix("replay-") / name).read_bytes()
+            segment.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        file.write_text(json.dumps(index))
     file = checkpoint / "manifest.json"
     manifest = json.loads(file.read_text())
     for name in manifest["files"]:
         content = (checkpoint / name).read_bytes()
         manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    file.write_text(json.dumps(manifest))
+    del manifest["sha256"]
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps({**manifest, "sha256": digest}))
 
 
 def poison(run: Path, module: str, prefix: str) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from stormlit.agent import ActorCritic
 from stormlit.assemble import build_modules, player_factory
-from stormlit.checkpoint import latest_checkpoint, load_weights, read_tensors, verify
+from stormlit.checkpoint import load_weights, newest_whole, read_tensors, verify
 from stormlit.compose import compose
 from stormlit.config import Config
 from stormlit.envs import EnvSettings, VectorEnv
@@ -41,15 +41,17 @@ class Trained:
 def load(
     reference: str, *, run_dir: str = "runs", device: str | torch.device = "cpu", overrides: tuple[str, ...] = ()
 ) -> Trained:
-    """Load a run's newest checkpoint.
+    """Load a run's newest checkpoint that is whole, or the one that is named.
 
     reference: a run's name, its MLflow run id, or the path of a run or checkpoint.  run_dir: where runs are looked for.
     overrides: ``key=value`` changes to the run's configuration, such as ``evaluation.episodes=5``.
     Raises ``CheckpointError`` when it cannot be found, trusted or fitted, ``ConfigError`` for a bad override.
     """
-    directory, checkpoint = find_run(reference, Path(run_dir).expanduser())
-    folder = checkpoint or latest_checkpoint(directory)
-    verify(folder)
+    directory, folder = find_run(reference, Path(run_dir).expanduser())
+    if folder is None:
+        folder, _ = newest_whole(directory)
+    else:
+        verify(folder)
     config = compose([str(folder / "config.yaml")], overrides)
     envs = VectorEnv(dataclasses.replace(config.env, num_envs=1), seed=config.seed)
     world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)

@@ -50,6 +50,12 @@ def make_fabric(config: Config) -> Fabric:
     # With several processes Fabric would round every float that goes into a training step to half precision, rewards
     # and continuations too; autocast, which we open ourselves, rounds only where it is safe.
     fabric._precision.convert_input = lambda data: data  # type: ignore[method-assign]
+    if config.deterministic:
+        # cuBLAS reads its setting at its first call; filling would touch all of the replay buffer.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if on_gpu:
         torch.set_float32_matmul_precision("high")
     return fabric

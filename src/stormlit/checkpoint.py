@@ -1,37 +1,41 @@
 """Checkpoints: a folder per step, written beside and then renamed, so that it exists whole or not at all.
 
-    step-000002500/manifest.json    format, step, and size and SHA-256 of every other file of the folder
+    step-000002500/manifest.json    format, step, tracker's run id, size and SHA-256 of every other file of the folder,
+                                    and its own SHA-256
                    config.yaml      the resolved configuration
                    weights.pt       both modules: all that evaluating, dreaming and loading need
                    training-0.pt    everything else process 0 needs to go on: optimisers, schedules, random states,
                                     environments, acting context
-                   replay-0.json    the oldest row of the replay buffer that process 0 needs
-    ../../replay/0/000000000000-000000002500.npz   rows of process 0's replay buffer, with zip's own checksums; written
-                                                   once, never changed, and shared by the checkpoints
+                   replay-0.json    which of the files in ../../replay/0/ hold process 0's replay buffer (see
+                                    ``replay_segments``)
+
+No file points to the newest checkpoint: names sort by age, and a folder gets its name when all of it is on the disk.
 
 Files hold tensors and built-in types only and are read with ``weights_only=True``: nothing in them is ever executed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import json
 import os
 import shutil
+import sys
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from stormlit.errors import CheckpointError
-from stormlit.replay import ReplayBuffer, ReplayRows
-from stormlit.run_directory import RunDirectory, read_json, replacing, write_atomically, write_json
+from stormlit.run_directory import RunDirectory, read_json, sync_folder, write_atomically, write_json
 
-FORMAT = 1
+FORMAT = 2  # 1: no checksums of the manifest itself and of replay segments
 
 
 def checkpoint_folder(run: RunDirectory, env_steps: int) -> Path:
@@ -44,11 +48,37 @@ def list_checkpoints(run: RunDirectory) -> list[Path]:
 
 
 def latest_checkpoint(run: RunDirectory) -> Path:
-    """The newest complete checkpoint; raises ``CheckpointError`` when the run has none."""
+    """The newest complete checkpoint, unverified; raises ``CheckpointError`` when the run has none."""
     found = list_checkpoints(run)
     if not found:
-        raise CheckpointError(f"run '{run.name}' in {run.root} has no checkpoint yet")
+        raise _none_yet(run)
     return found[-1]
+
+
+def newest_whole(run: RunDirectory, check: Callable[[Path], object] | None = None) -> tuple[Path, list[Path]]:
+    """The newest checkpoint that passes ``check`` (``verify`` by default), and the newer ones that do not.
+
+    Says on stderr why it passes over a checkpoint. Raises ``CheckpointError`` when none is left.
+    """
+    refused: list[Path] = []
+    reasons: list[str] = []
+    for folder in sorted(run.checkpoints.glob("step-*"), reverse=True):
+        try:
+            (check or verify)(folder)
+        except CheckpointError as error:
+            refused.append(folder)
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            print(f"stormlit: {reason}; falling back to the checkpoint before it", file=sys.stderr)
+        return folder, refused
+    if not refused:
+        raise _none_yet(run)
+    raise CheckpointError(f"run '{run.name}' in {run.root} has no usable checkpoint: {reasons[0]}")
+
+
+def _none_yet(run: RunDirectory) -> CheckpointError:
+    return CheckpointError(f"run '{run.name}' in {run.root} has no checkpoint yet")
 
 
 class CheckpointWriter:
@@ -64,36 +94,63 @@ class CheckpointWriter:
 
     def begin(self) -> None:
         """Make the temporary folder anew."""
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.abandon()
         self.temporary.mkdir(parents=True)
 
-    def add(self, name: str, content: bytes) -> None:
+    def abandon(self) -> None:
+        """Remove what has been written."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def add(self, name: str, content: bytes | memoryview) -> None:
         write_atomically(self.temporary / name, content)
 
     def add_tensors(self, name: str, state: Mapping[str, Any]) -> None:
         """state: nested mappings of tensors and built-in types."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        self.add(name, buffer.getvalue())
+        self.add(name, buffer.getbuffer())
 
-    def commit(self, keep: int) -> Path:
-        """Write the manifest, move the folder into place, and delete all but the newest ``keep`` checkpoints."""
+    def commit(self, keep: int, run_id: str = "") -> Path:
+        """Write the manifest, move the folder into place, and delete all but the newest ``keep`` checkpoints.
+
+        run_id: the tracker's.
+        """
         files = {
-            os.path.relpath(path, self.temporary): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in sorted(self.temporary.iterdir())
         }
-        write_json(self.temporary / "manifest.json", {"format": FORMAT, "env_steps": self.env_steps, "files": files})
-        discard(self.final)
+        manifest = {"format": FORMAT, "env_steps": self.env_steps, "run_id": run_id, "files": files}
+        write_json(self.temporary / "manifest.json", {**manifest, "sha256": _digest(manifest)})
+        # One of this very step stays a checkpoint, under another name, until the new one is there.
+        replaced = self.final.with_name(f"{self.final.name}.replaced")
+        if (self.final / "manifest.json").is_file():
+            discard(replaced)
+            os.replace(self.final, replaced)
+        else:
+            discard(self.final)
         os.replace(self.temporary, self.final)
+        sync_folder(self.run.checkpoints)
+        discard(replaced)
         for stale in list_checkpoints(self.run)[:-keep]:
             discard(stale)
         return self.final
 
 
 def discard(folder: Path) -> None:
-    """Delete a checkpoint, its manifest first, since a folder without one is no checkpoint, however far this gets."""
-    (folder / "manifest.json").unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Delete a checkpoint if it is there; in one step, since half of one would look damaged."""
+    hidden = folder.with_name(f".{folder.name}.old.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.replace(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint, so that none is looked for there any more; returns its new place."""
+    aside = folder.with_name(f"damaged-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)  # of an earlier accident at this step
+    os.replace(folder, aside)
+    return aside
 
 
 def discard_later(run: RunDirectory, newest_kept: Path | None) -> list[str]:
@@ -111,35 +168,54 @@ def verify(folder: Path) -> dict[str, Any]:
 
     Raises ``CheckpointError`` naming the file that is missing, truncated or changed, or a format newer than this code.
     """
-    manifest = read_json(folder / "manifest.json")
-    for key, kind in (("format", int), ("env_steps", int), ("files", dict)):
-        if not isinstance(manifest.get(key), kind):
-            raise CheckpointError(f"{folder / 'manifest.json'} is damaged: '{key}' is missing or of the wrong type")
-    if manifest["format"] > FORMAT:
-        raise CheckpointError(
-            f"{folder} has checkpoint format {manifest['format']}, this stormlit reads up to {FORMAT}: upgrade stormlit"
-        )
+    manifest = read_manifest(folder)
     for name in ("config.yaml", "weights.pt"):
         if name not in manifest["files"]:
             raise CheckpointError(f"{folder / 'manifest.json'} is damaged: it does not list {name}")
     for name, expected in manifest["files"].items():
         if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
             raise CheckpointError(f"{folder / 'manifest.json'} is damaged: it has no size and SHA-256 of {name}")
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise CheckpointError(f"checkpoint file {path} is missing")
-        if path.stat().st_size != expected["bytes"]:
-            raise CheckpointError(
-                f"checkpoint file {path} is truncated: {path.stat().st_size} bytes instead of {expected['bytes']}"
-            )
-        if _sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"checkpoint file {path} is damaged: its SHA-256 is not the one in manifest.json")
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder / 'manifest.json'} is damaged: {name} is not a file of the folder")
+        verify_file(folder / name, expected["bytes"], expected["sha256"])
     return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A checkpoint's manifest, checked in itself; raises ``CheckpointError``."""
+    file = folder / "manifest.json"
+    manifest = read_json(file)
+    for key, kind in (("format", int), ("env_steps", int), ("files", dict)):
+        if not isinstance(manifest.get(key), kind):
+            raise CheckpointError(f"{file} is damaged: '{key}' is missing or of the wrong type")
+    if manifest["format"] > FORMAT:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {manifest['format']}, this stormlit reads up to {FORMAT}: upgrade stormlit"
+        )
+    digest = manifest.pop("sha256", None)
+    if digest != (None if manifest["format"] == 1 else _digest(manifest)):
+        raise CheckpointError(f"{file} is damaged: it does not have the SHA-256 that it names")
+    return manifest
+
+
+def verify_file(path: Path, size: int, digest: str) -> None:
+    """Raise ``CheckpointError`` unless the file has ``size`` bytes and the SHA-256 ``digest``."""
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"checkpoint file {path} is missing")
+        found = path.stat().st_size
+        if found != size:
+            raise CheckpointError(f"checkpoint file {path} is truncated: {found} bytes instead of {size}")
+        if sha256(path) != digest:
+            raise CheckpointError(f"checkpoint file {path} is damaged: its SHA-256 is not the one written down for it")
+    except OSError as error:
+        raise CheckpointError(f"checkpoint file {path} cannot be read: {error.strerror}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
     """Read a file of ``add_tensors`` without executing anything in it; raises ``CheckpointError`` naming the file."""
     try:
+        check_claims(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of a file that is about to be refused
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -172,80 +248,23 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], what: str) -> None
     module.load_state_dict(dict(state))
 
 
-def save_replay(replay: ReplayBuffer, folder: Path) -> None:
-    """Write the rows added since the last segment as a new one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    oldest = replay.total_rows - replay.rows
-    segments = _segments(folder)
-    written = max((end for _, end, _ in segments), default=0)
-    start = max(written, oldest)
-    if start < replay.total_rows:
-        rows = replay.read(start, replay.total_rows)
-        with replacing(folder / f"{start:012d}-{replay.total_rows:012d}.npz") as file:
-            # Straight to the file: in memory the rows would take their size once more.
-            np.savez(file, allow_pickle=False, **{name: getattr(rows, name).numpy() for name in ReplayRows.__slots__})
+def check_claims(path: Path) -> None:
+    """Raise ``ValueError`` for an archive that would grow when it is read: what is claimed has to be there.
 
-
-def drop_unneeded_segments(run: RunDirectory, process: int) -> None:
-    """Delete the segments of one process that no checkpoint still there needs."""
-    needed = [read_json(folder / f"replay-{process}.json")["first_row"] for folder in list_checkpoints(run)]
-    for _, end, path in _segments(run.replay / str(process)):
-        if needed and end <= min(needed):
-            path.unlink(missing_ok=True)
-
-
-def drop_segments_from(folder: Path, row: int) -> None:
-    """Delete the segments that begin at ``row`` or later."""
-    for start, _, path in _segments(folder):
-        if start >= row:
-            path.unlink()
-
-
-def load_replay(replay: ReplayBuffer, folder: Path) -> None:
-    """Fill the buffer with the rows its restored counters say it held; later rows on disk are left alone.
-
-    Raises ``CheckpointError`` when a segment is missing or does not fit.
+    Also raises what ``zipfile`` does for a file that is no archive.
     """
-    end_row = replay.total_rows
-    next_row = end_row - replay.rows
-    for start, end, path in _segments(folder):
-        if start >= end_row or end <= next_row:
-            continue
-        if start > next_row:
-            break
-        rows = _read_segment(path, end - start, replay)
-        first, last = next_row - start, min(end, end_row) - start
-        kept = ReplayRows(*(getattr(rows, name)[first:last] for name in ReplayRows.__slots__))
-        replay.restore(kept, start + last)
-        next_row = start + last
-    replay.total_rows = end_row
-    if next_row < end_row:
-        raise CheckpointError(f"the replay segment with row {next_row} is missing from {folder}")
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("a member is compressed")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("its members claim more bytes than it has")
 
 
-def _segments(folder: Path) -> list[tuple[int, int, Path]]:
-    """(first row, row after the last, file) of every segment, in order."""
-    found = []
-    for path in folder.glob("*-*.npz"):
-        start, _, end = path.stem.partition("-")
-        if start.isdigit() and end.isdigit():
-            found.append((int(start), int(end), path))
-    return sorted(found)
-
-
-def _read_segment(path: Path, count: int, replay: ReplayBuffer) -> ReplayRows:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            rows = ReplayRows(*(torch.from_numpy(arrays[name]) for name in ReplayRows.__slots__))
-    except Exception as error:  # zip, header and key errors of a damaged file
-        raise CheckpointError(f"replay segment {path} is damaged and was refused") from error
-    for name in ReplayRows.__slots__:
-        stored, expected = getattr(rows, name), getattr(replay.storage, name)
-        if stored.shape != (count, *expected.shape[1:]) or stored.dtype != expected.dtype:
-            raise CheckpointError(f"replay segment {path} does not fit this run: '{name}' has another shape or type")
-    return rows
-
-
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

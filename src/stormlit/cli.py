@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +10,18 @@ from typing import Any
 
 from stormlit import __version__
 from stormlit.errors import ConfigError, StormlitError
+from stormlit.signals import Stopped
 
 RUN_HELP = "a run's name, its MLflow run id, or the path of a run or checkpoint"
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input, 3 for failed training, 130 when interrupted."""
+    """Run one command and return the exit code.
+
+    0: done; 2: bad input; 3: training failed, or its last checkpoint could not be written; 130: interrupted at once;
+    128 + N: training was stopped by signal N and has saved.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     # `fabric run script -- train ...` hands the separator through.
     parsed = _parser().parse_args(words[1:] if words[:1] == ["--"] else words)
@@ -27,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StormlitError as error:
         print(f"stormlit: error: {error}", file=sys.stderr)
         return error.exit_code
+    except Stopped as stopped:
+        print(f"stormlit: {stopped}", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("stormlit: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -36,38 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train from scratch."""
-    from stormlit.assemble import make_fabric
+    """Train from scratch, or with resume=auto go on with the run of that name."""
     from stormlit.compose import compose
-    from stormlit.run import new_run, train_run
+    from stormlit.resume import train_or_resume
 
     files, overrides = _split(arguments.words)
-    config = compose(files, overrides)
-    fabric = make_fabric(config)
-    config, directory = new_run(config, files, fabric)
-    train_run(config, fabric, directory)
+    train_or_resume(compose(files, overrides), files)
 
 
 def resume(arguments: argparse.Namespace) -> None:
     """Go on with a run from its newest checkpoint, in the same MLflow run."""
-    from stormlit.assemble import make_fabric
-    from stormlit.checkpoint import latest_checkpoint, verify
-    from stormlit.compose import compose
-    from stormlit.config import RunSettings
-    from stormlit.run import train_run
-    from stormlit.run_directory import find_run
+    from stormlit.resume import resume_run
 
     overrides = _overrides(arguments.words)
-    directory, checkpoint = find_run(arguments.run, _run_root(overrides))
-    checkpoint = checkpoint or latest_checkpoint(directory)
-    config = compose([str(checkpoint / "config.yaml")], overrides)
-    # The run may have been moved since, and belongs where it is now.
-    config = dataclasses.replace(config, run=RunSettings(dir=str(directory.root), name=directory.name))
-    taken = verify(checkpoint)["env_steps"]
-    if taken >= config.loop.env_steps and (directory.evaluation / f"step-{taken:09d}.json").exists():
-        print(f"{directory.name} has taken all its {taken:,} environment steps; go on with loop.env_steps=N, N larger")
-        return
-    train_run(config, make_fabric(config), directory, checkpoint)
+    resume_run(arguments.run, _run_root(overrides), overrides)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

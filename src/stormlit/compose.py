@@ -8,6 +8,7 @@ the last one set clears the other.
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -23,6 +24,7 @@ from stormlit.config_checks import check_ranges
 from stormlit.errors import ConfigError, nearest
 from stormlit.parts import PART_KEYS
 from stormlit.registry import fill, schema
+from stormlit.yaml_limits import check_yaml
 
 Tree = dict[str, Any]
 INTEGERS = ("env.max_episode_steps",)  # those whose default is null
@@ -94,9 +96,13 @@ def _read(name: str) -> tuple[Path, Tree]:
             f"{', '.join(config_names())}, or give the path of a .yaml file, or KEY=VALUE"
         )
     try:
-        layer = OmegaConf.to_container(OmegaConf.load(path))
+        content = path.read_bytes()
+        check_yaml(content)
+        layer = OmegaConf.to_container(OmegaConf.load(io.StringIO(content.decode())))
     except FileNotFoundError:
         raise ConfigError(f"the configuration file {path} does not exist") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not a readable YAML file: it is nested too deeply") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(layer, dict):
@@ -112,7 +118,7 @@ def _parse(override: str) -> tuple[str, Any]:
         return key, text  # a name is what was typed, also when it looks like a number
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(f"{key}: the value '{text}' cannot be read: {' '.join(str(error).split())}") from error
     return key, cast(Tree, value)["value"]
 

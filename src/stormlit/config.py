@@ -197,6 +197,8 @@ class EvaluationSettings:
 class CheckpointSettings:
     # Environment steps between checkpoints; one is always written at the end.
     every: int = 2500
+    # Minutes after which one is written besides; 0: never.
+    every_minutes: float = 0.0
     # How many to keep.
     keep: int = 2
 
@@ -211,6 +213,10 @@ class Config:
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     # Compile updates and imagination, as CUDA graphs on a GPU. auto: on a GPU, with one process.
     compile: Literal["auto", "on", "off"] = "auto"
+    # Whether only algorithms that give the same bits every time are used on a GPU.
+    deterministic: bool = False
+    # auto: `train` goes on with the run of this name if there is one, and has nothing to do if that is finished.
+    resume: Literal["never", "auto"] = "never"
     run: RunSettings = field(default_factory=RunSettings)
     env: EnvSettings = field(default_factory=EnvSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)

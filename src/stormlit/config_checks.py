@@ -52,6 +52,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("evaluation.num_envs", 1, 10**4),
     ("evaluation.every_env_steps", 0, 10**12),
     ("checkpoint.every", 1, 10**12),
+    ("checkpoint.every_minutes", 0, 10**9),
     ("checkpoint.keep", 1, 10**6),
 )
 # key of the smaller value, key of the larger one

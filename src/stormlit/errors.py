@@ -45,6 +45,12 @@ class EnvironmentCrashError(TrainingError):
     """Environments that crashed more often than ``env.max_restarts`` allows."""
 
 
+class SaveError(StormlitError):
+    """A checkpoint that could not be written, for want of space or permission."""
+
+    exit_code = 3
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the choice closest to ``word``, or an empty string.
 

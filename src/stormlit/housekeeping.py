@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -20,19 +24,19 @@ def log_metrics(training: Training) -> None:
     if not training.is_main:
         return
     progress = training.progress
-    training.tracker.log(
-        {
-            **metrics,
-            "progress/world_model_updates": progress.world_model_updates,
-            "progress/agent_updates": progress.agent_updates,
-            "progress/episodes": progress.episodes,
-            "progress/nonfinite_updates": training.world_model_learner.skipped + training.agent_learner.skipped,
-            "progress/env_restarts": training.envs.restarts,
-            "replay/env_steps": training.replay.steps,
-            "throughput/env_steps_per_second": training.bar.steps_per_second(),
-        },
-        progress.env_steps,
-    )
+    values = {
+        **metrics,
+        "progress/world_model_updates": progress.world_model_updates,
+        "progress/agent_updates": progress.agent_updates,
+        "progress/episodes": progress.episodes,
+        "progress/nonfinite_updates": training.world_model_learner.skipped + training.agent_learner.skipped,
+        "progress/env_restarts": training.envs.restarts,
+        "progress/failed_checkpoints": progress.failed_checkpoints,
+        "replay/env_steps": training.replay.steps,
+        "throughput/env_steps_per_second": training.bar.steps_per_second(),
+    }
+    with told_if_unwritten(f"the metrics of step {progress.env_steps:,}"):
+        training.tracker.log(values, progress.env_steps)
 
 
 def make_media(training: Training) -> None:
@@ -44,12 +48,13 @@ def make_media(training: Training) -> None:
         length = dream_length(training.world_model)
         window = dream_window(training.replay, length, training.fabric.device, seed=env_steps)
         seen = dream(training.world_model, window, training.config.imagination.context_length)
-    files = (
-        write_dream_video(media / f"dream-{env_steps:09d}.mp4", [seen], training.envs.action_meanings),
-        write_reconstruction_grid(media / f"reconstruction-{env_steps:09d}.png", seen),
-    )
-    for file in files:
-        training.tracker.artifact(file, "media")
+    with told_if_unwritten(f"the pictures of step {env_steps:,}"):
+        files = (
+            write_dream_video(media / f"dream-{env_steps:09d}.mp4", [seen], training.envs.action_meanings),
+            write_reconstruction_grid(media / f"reconstruction-{env_steps:09d}.png", seen),
+        )
+        for file in files:
+            training.tracker.artifact(file, "media")
     metrics = {"dream/psnr_reconstructed": _psnr(seen.reconstructed, seen.real)}
     if len(seen.real) > seen.context_length:
         dreamt = slice(seen.context_length, None)
@@ -73,10 +78,20 @@ def evaluate_agent(training: Training) -> None:
     if result.human_normalized is not None:
         metrics["eval/human_normalized"] = result.human_normalized
     training.tracker.log(metrics, env_steps)
-    file = training.directory.evaluation / f"step-{env_steps:09d}.json"
-    write_json(file, result.as_dict())
-    training.tracker.artifact(file, "evaluation")
     training.latest_evaluation = result
+    file = training.directory.evaluation / f"step-{env_steps:09d}.json"
+    with told_if_unwritten(f"the evaluation of step {env_steps:,}"):
+        write_json(file, result.as_dict())
+        training.tracker.artifact(file, "evaluation")
+
+
+@contextlib.contextmanager
+def told_if_unwritten(what: str) -> Iterator[None]:
+    """What training can do without is told on stderr when a disk does not take it."""
+    try:
+        yield
+    except OSError as error:
+        print(f"stormlit: {what} could not be written ({error.strerror or error})", file=sys.stderr, flush=True)
 
 
 def _psnr(predicted: np.ndarray, real: np.ndarray) -> float:

@@ -11,7 +11,8 @@ from torch import Tensor
 from stormlit.errors import EnvironmentCrashError
 from stormlit.housekeeping import evaluate_agent, log_metrics, make_media
 from stormlit.learner import Learner
-from stormlit.snapshot import save_snapshot
+from stormlit.signals import Stopped
+from stormlit.snapshot import save_or_go_on, save_snapshot
 from stormlit.training import Training
 from stormlit.types import Batch, Trajectory
 
@@ -20,7 +21,7 @@ def fit(training: Training) -> None:
     """Train until ``loop.env_steps`` steps are taken.
 
     Raises ``TrainingError`` when losses stay non-finite, ``EnvironmentCrashError``, after a checkpoint, when
-    environments crash more often than allowed.
+    environments crash more often than allowed, and ``Stopped``, after a checkpoint, when a signal asked for the end.
     """
     while training.progress.env_steps < training.config.loop.env_steps:
         stepped = collect(training)
@@ -109,7 +110,7 @@ def update(training: Training, learner: Learner, batch: Batch | Trajectory) -> T
 
 
 def keep_house(training: Training) -> None:
-    """Log, draw, evaluate and save, whenever due; save, and stop, when environments have failed."""
+    """Log, draw, evaluate and save, whenever due; save, and stop, when a signal asks for it or environments failed."""
     env_steps, schedules = training.progress.env_steps, training.schedules
     if schedules.log.due(env_steps):
         check_updates(training)
@@ -122,24 +123,32 @@ def keep_house(training: Training) -> None:
             evaluate_agent(training)
         except EnvironmentCrashError as error:
             failure = error
-    failed = in_any_process(training, failure is not None)
-    if schedules.checkpoint.due(env_steps) or failed:
-        check_updates(training)
+    stopped_by, minutes_passed, failed = asked(training, failure is not None)
+    save = schedules.checkpoint.due(env_steps) or minutes_passed
+    if not (stopped_by or failed or save):
+        return
+    check_updates(training)
+    if stopped_by or failed:
         save_snapshot(training)
+    else:
+        save_or_go_on(training)
+    go_on = f"go on with `stormlit resume {training.directory.name}"
     if failed:
-        raise EnvironmentCrashError(
-            f"{failure or 'the environments of another process failed'}; the run is saved: go on with "
-            f"`stormlit resume {training.directory.name} env.max_restarts=N`"
-        ) from failure
+        what = failure or "the environments of another process failed"
+        raise EnvironmentCrashError(f"{what}; the run is saved: {go_on} env.max_restarts=N`") from failure
+    if stopped_by:
+        raise Stopped(stopped_by, f"after step {env_steps:,}; {go_on}`")
 
 
-def in_any_process(training: Training, condition: bool) -> bool:
-    """Whether it is true in any of the processes, which all have to ask at the same time."""
-    if training.fabric.world_size == 1:
-        return condition
-    count = training.fabric.all_reduce(torch.tensor(float(condition)), reduce_op="sum")
-    assert isinstance(count, Tensor)
-    return count.item() > 0
+def asked(training: Training, failed: bool) -> tuple[int, bool, bool]:
+    """The same in every process: the signal that has come to any (0: none), whether the clock wants a checkpoint, and
+    whether environments have failed.
+    """
+    received, due = training.signals.received, training.clock.due()
+    if training.fabric.world_size > 1:
+        here = torch.tensor([received, due, failed], device=training.fabric.device)
+        received, due, failed = training.fabric.all_reduce(here, reduce_op="max").tolist()  # type: ignore[union-attr]
+    return received, bool(due), bool(failed)
 
 
 def check_updates(training: Training) -> None:

@@ -128,7 +128,7 @@ class ReplayBuffer:
         return {"total_rows": self.total_rows, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.total_rows = state["total_rows"]
+        self.total_rows = int(state["total_rows"])
         self.generator.set_state(state["generator"])
 
     def _tensors(self) -> tuple[Tensor, ...]:

@@ -6,24 +6,26 @@ import dataclasses
 import os
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from lightning.fabric import Fabric
 
-from stormlit.checkpoint import latest_checkpoint, list_checkpoints
+from stormlit.checkpoint import latest_checkpoint, list_checkpoints, read_manifest
 from stormlit.compose import to_tree
 from stormlit.config import Config
 from stormlit.envs import env_name
 from stormlit.errors import ConfigError
 from stormlit.evaluate import Evaluation
-from stormlit.housekeeping import evaluate_agent, log_metrics, make_media
+from stormlit.housekeeping import evaluate_agent, log_metrics, make_media, told_if_unwritten
 from stormlit.loop import fit
 from stormlit.play import play_baselines
 from stormlit.progress import ProgressBar
 from stormlit.registry import build
 from stormlit.run_directory import RunDirectory, exclusive
+from stormlit.signals import Stopped, StopSignals
 from stormlit.snapshot import forget_other_futures, load_initial_weights, restore_snapshot, save_snapshot
 from stormlit.tracking import RunStatus, Tracker, run_tags
 from stormlit.training import Training, build_training, save_config
@@ -36,7 +38,7 @@ def new_run(config: Config, files: list[str], fabric: Fabric) -> tuple[Config, R
     """
     name = ""
     if fabric.is_global_zero:
-        name = config.run.name or _free_name(config, files)
+        name = config.run.name or (plain_name if config.resume == "auto" else _free_name)(config, files)
     name = fabric.broadcast(name)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
     directory = RunDirectory(Path(config.run.dir).expanduser() / name)
@@ -49,8 +51,18 @@ def new_run(config: Config, files: list[str], fabric: Fabric) -> tuple[Config, R
     return config, directory
 
 
-def train_run(config: Config, fabric: Fabric, directory: RunDirectory, checkpoint: Path | None = None) -> None:
-    """Train from scratch, or from a checkpoint of the same run, to the end of the budget, and report."""
+def train_run(
+    config: Config,
+    fabric: Fabric,
+    directory: RunDirectory,
+    checkpoint: Path | None = None,
+    damaged: Sequence[Path] = (),
+) -> None:
+    """Train from scratch, or from a checkpoint of the same run, to the end of the budget, and report.
+
+    damaged: newer checkpoints that cannot be used and are to be kept aside.
+    Raises ``Stopped`` when a signal has ended it, ``SaveError`` when the last checkpoint could not be written.
+    """
     node = config.tracking if fabric.is_global_zero else {"name": "none"}
     tracker: Tracker = build("tracker", node, directory.path, directory.root, key="tracking")
     # Everything that can be wrong with the input is found before the first trace of the run is left.
@@ -61,8 +73,8 @@ def train_run(config: Config, fabric: Fabric, directory: RunDirectory, checkpoin
         load_initial_weights(training, config.run.init_from)
     with exclusive(directory) if fabric.is_global_zero else nullcontext():
         if fabric.is_global_zero:
-            _begin(training, run_id=directory.run_id() if checkpoint else None)
-        forget_other_futures(training, checkpoint)
+            _begin(training, run_id=_run_id(directory, checkpoint))
+        forget_other_futures(training, checkpoint, damaged)
         results = _train_to_the_end(training)
     if results:
         print(report(training, results), flush=True)
@@ -72,18 +84,27 @@ def _train_to_the_end(training: Training) -> list[Evaluation]:
     """Fit and finish with the progress bar shown; whatever happens, the tracker's run is closed with how it ended."""
     status: RunStatus = "FAILED"
     budget, is_main = training.config.loop.env_steps, training.is_main
-    try:
-        with ProgressBar(budget, training.progress.env_steps, enabled=is_main) as training.bar:
-            fit(training)
-            results = finish(training)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        training.envs.close()
-        training.tracker.finish(status)
+    with StopSignals() as training.signals:
+        try:
+            with ProgressBar(budget, training.progress.env_steps, enabled=is_main) as training.bar:
+                fit(training)
+                results = finish(training)
+            status = "FINISHED"
+        except (KeyboardInterrupt, Stopped):
+            status = "KILLED"
+            raise
+        finally:
+            training.envs.close()
+            with told_if_unwritten(f"the tracker's last words, {status},"):
+                training.tracker.finish(status)
     return results
+
+
+def _run_id(directory: RunDirectory, checkpoint: Path | None) -> str | None:
+    """The tracker's run to go on with, None for a new one."""
+    if checkpoint is None:
+        return None
+    return read_manifest(checkpoint).get("run_id") or directory.run_id()
 
 
 def _begin(training: Training, run_id: str | None) -> None:
@@ -91,10 +112,15 @@ def _begin(training: Training, run_id: str | None) -> None:
     config, directory, tracker = training.config, training.directory, training.tracker
     tags = _tags(config, training.fabric)
     from_step = None if run_id is None else training.progress.env_steps
-    run_id = tracker.start(name=directory.name, params=to_tree(config), tags=tags, run_id=run_id, from_step=from_step)
-    save_config(directory, config)
-    directory.write_identity(run_id)
-    tracker.artifact(directory.config_file)
+    try:
+        training.run_id = tracker.start(
+            name=directory.name, params=to_tree(config), tags=tags, run_id=run_id, from_step=from_step
+        )
+        save_config(directory, config)
+        directory.write_identity(training.run_id)
+        tracker.artifact(directory.config_file)
+    except OSError as error:
+        raise ConfigError(f"run.dir={directory.root}: cannot write there ({error.strerror or error})") from error
     print(_headline(training), file=sys.stderr, flush=True)
 
 
@@ -103,21 +129,22 @@ def finish(training: Training) -> list[Evaluation]:
     config, schedules, env_steps = training.config, training.schedules, training.progress.env_steps
     # What the loop has done at this very step is not done twice.
     # Saved before the means are taken, so that a run that goes on from here logs what an unbroken one would.
-    if schedules.checkpoint.last_due != env_steps:
+    if training.saved_at != env_steps:
         save_snapshot(training)
-    if schedules.log.last_due != env_steps:
-        log_metrics(training)
-    if schedules.media.last_due != env_steps:
-        make_media(training)
-    if schedules.evaluation.last_due != env_steps:
-        evaluate_agent(training)
-    if training.latest_evaluation is None:
-        return []
-    training.tracker.artifact(latest_checkpoint(training.directory), "checkpoints")
-    baselines = play_baselines(config)
-    for baseline in baselines:
-        training.tracker.log({f"eval/baseline/{baseline.policy}": baseline.mean}, env_steps)
-    return [training.latest_evaluation, *baselines]
+    with training.signals.at_once():
+        if schedules.log.last_due != env_steps:
+            log_metrics(training)
+        if schedules.media.last_due != env_steps:
+            make_media(training)
+        if schedules.evaluation.last_due != env_steps:
+            evaluate_agent(training)
+        if training.latest_evaluation is None:
+            return []
+        training.tracker.artifact(latest_checkpoint(training.directory), "checkpoints")
+        baselines = play_baselines(config)
+        for baseline in baselines:
+            training.tracker.log({f"eval/baseline/{baseline.policy}": baseline.mean}, env_steps)
+        return [training.latest_evaluation, *baselines]
 
 
 def report(training: Training, results: list[Evaluation]) -> str:
@@ -138,10 +165,15 @@ def report(training: Training, results: list[Evaluation]) -> str:
     return "\n".join(lines)
 
 
-def _free_name(config: Config, files: list[str]) -> str:
-    """``<file>-<environment>-s<seed>``, with a number behind it when that is taken."""
+def plain_name(config: Config, files: list[str]) -> str:
+    """``<file>-<environment>-s<seed>``."""
     stem = re.sub(r"[^\w.+-]+", "-", Path(files[-1]).stem).strip("-.+") if files else ""
-    name = f"{stem or 'storm'}-{env_name(config.env)}-s{config.seed}"
+    return f"{stem or 'storm'}-{env_name(config.env)}-s{config.seed}"
+
+
+def _free_name(config: Config, files: list[str]) -> str:
+    """The plain name, with a number behind it when that is taken."""
+    name = plain_name(config, files)
     taken, number = name, 2
     while list_checkpoints(RunDirectory(Path(config.run.dir).expanduser() / taken)):
         taken, number = f"{name}-{number}", number + 1

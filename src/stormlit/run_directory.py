@@ -91,28 +91,55 @@ def exclusive(run: RunDirectory, otherwise: str = "choose another name") -> Iter
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
-                f"run.name={run.name}: another process is training that run in {run.root}; {otherwise}"
-            ) from None
+            raise _busy(run, otherwise) from None
         yield
+
+
+def refuse_if_training(run: RunDirectory) -> None:
+    """Raise ``ConfigError`` when a process trains the run at this moment; leaves no trace."""
+    with contextlib.suppress(FileNotFoundError), (run.path / "lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several processes may ask at once
+        except BlockingIOError:
+            raise _busy(run) from None
+
+
+def _busy(run: RunDirectory, otherwise: str = "choose another name") -> ConfigError:
+    return ConfigError(f"run.name={run.name}: another process is training that run in {run.root}; {otherwise}")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that replaces the one at ``path`` in one step once the block has succeeded.
 
-    A crash leaves the old content or the new, never a part.
+    A crash leaves the old content or the new, never a part; a block that fails leaves the old one and nothing else.
+    When it returns the new content is on the disk, under its name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk: a rename is durable only then."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Replace the content of the file at ``path`` in one step."""
     with replacing(path) as file:
         file.write(content)

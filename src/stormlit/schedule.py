@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +30,23 @@ class Every:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.last_due = state["last_due"]
+
+
+class EveryMinutes:
+    """Due when so many minutes of wall-clock time have passed since the last restart; never with 0.
+
+    It has no state to save: what it decides may not change what is computed.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes = minutes
+        self.restart()
+
+    def restart(self) -> None:
+        self.since = time.monotonic()
+
+    def due(self) -> bool:
+        return self.minutes > 0 and time.monotonic() - self.since >= 60 * self.minutes
 
 
 class Ratio:
@@ -65,6 +83,7 @@ class Progress:
     world_model_updates: int = 0
     agent_updates: int = 0
     episodes: int = 0
+    failed_checkpoints: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

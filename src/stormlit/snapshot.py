@@ -4,57 +4,118 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
 
 from stormlit.checkpoint import (
     CheckpointWriter,
-    checkpoint_folder,
     discard_later,
-    drop_segments_from,
-    drop_unneeded_segments,
-    latest_checkpoint,
-    load_replay,
+    list_checkpoints,
     load_weights,
+    newest_whole,
     read_tensors,
-    save_replay,
+    set_aside,
     verify,
 )
 from stormlit.compose import to_yaml
-from stormlit.errors import CheckpointError
-from stormlit.run_directory import find_run
+from stormlit.errors import CheckpointError, SaveError
+from stormlit.run_directory import find_run, read_json
 from stormlit.training import Training
 
 
 def save_snapshot(training: Training) -> Path:
-    """Write a checkpoint of every process at the current step; returns its folder."""
+    """Write a checkpoint of every process at the current step; returns its folder.
+
+    Raises ``SaveError``, in every process, when one of them cannot write; the checkpoints before are as they were.
+    """
     fabric, process = training.fabric, training.fabric.global_rank
     writer = CheckpointWriter(training.directory, training.progress.env_steps)
-    if training.is_main:
-        writer.begin()
-        writer.add("config.yaml", to_yaml(training.config).encode())
-        writer.add_tensors(
-            "weights.pt",
-            {"world_model": training.world_model.state_dict(), "agent": training.agent.state_dict()},
-        )
-    fabric.barrier()
-    save_replay(training.replay, training.directory.replay / str(process))
-    first_row = training.replay.total_rows - training.replay.rows
-    writer.add(f"replay-{process}.json", json.dumps({"first_row": first_row}).encode())
-    writer.add_tensors(f"training-{process}.pt", training.state_dict())
-    fabric.barrier()
-    if training.is_main:
-        training.tracker.flush()  # a checkpoint that survives a power failure must not be ahead of the metrics
-        writer.commit(training.config.checkpoint.keep)
-    fabric.barrier()
-    drop_unneeded_segments(training.directory, process)
-    return checkpoint_folder(training.directory, training.progress.env_steps)
+
+    def shared_files() -> None:
+        if training.is_main:
+            writer.begin()
+            writer.add("config.yaml", to_yaml(training.config).encode())
+            writer.add_tensors(
+                "weights.pt",
+                {"world_model": training.world_model.state_dict(), "agent": training.agent.state_dict()},
+            )
+
+    def own_files() -> None:
+        training.segments.save(training.replay)
+        first_row = training.replay.total_rows - training.replay.rows
+        writer.add(f"replay-{process}.json", json.dumps(training.segments.index(first_row)).encode())
+        writer.add_tensors(f"training-{process}.pt", training.state_dict())
+
+    def commit() -> None:
+        if training.is_main:
+            training.tracker.flush()  # a checkpoint that survives a power failure must not be ahead of the metrics
+            writer.commit(training.config.checkpoint.keep, training.run_id)
+
+    try:
+        for part in (shared_files, own_files, commit):
+            _in_every_process(fabric, part)
+    except OSError as error:
+        if training.is_main:
+            writer.abandon()
+        raise SaveError(
+            f"the checkpoint at step {training.progress.env_steps:,} could not be written to {training.directory.path} "
+            f"({error.strerror or error}); the last good one is kept"
+        ) from error
+    _drop_unneeded_segments(training)
+    training.clock.restart()
+    training.saved_at = training.progress.env_steps
+    return writer.final
+
+
+def save_or_go_on(training: Training) -> None:
+    """A checkpoint on the way: one that cannot be written is told and counted, and training goes on."""
+    try:
+        save_snapshot(training)
+    except SaveError as error:
+        training.progress.failed_checkpoints += 1
+        training.clock.restart()  # or every step would try again
+        if training.is_main:
+            print(f"stormlit: {error}, and training goes on", file=sys.stderr, flush=True)
+
+
+def _in_every_process(fabric: Fabric, work: Callable[[], None]) -> None:
+    """Do it in every process; raises ``OSError`` in all of them when it fails in one."""
+    failure = None
+    try:
+        work()
+    except OSError as error:
+        failure = error
+    failed = failure is not None
+    if fabric.world_size > 1:
+        flag = torch.tensor(float(failed), device=fabric.device)
+        failed = bool(fabric.all_reduce(flag, reduce_op="max"))
+    if failed:
+        raise failure or OSError("another process of the run could not write")
+
+
+def _drop_unneeded_segments(training: Training) -> None:
+    """Delete the segments of this process that no checkpoint still there needs."""
+    needed = []
+    for folder in list_checkpoints(training.directory):
+        try:
+            first_row = read_json(folder / f"replay-{training.fabric.global_rank}.json")["first_row"]
+        except (CheckpointError, KeyError):
+            return  # damaged: nobody knows what it needs
+        needed.append(first_row)
+    if needed and all(isinstance(row, int) for row in needed):
+        training.segments.drop_before(min(needed))
 
 
 def load_initial_weights(training: Training, reference: str) -> None:
     """Begin with the weights of another run, and nothing else of it; raises ``CheckpointError`` as ``load`` does."""
     directory, folder = find_run(reference, training.directory.root)
-    folder = folder or latest_checkpoint(directory)
-    verify(folder)
+    if folder is None:
+        folder, _ = newest_whole(directory)
+    else:
+        verify(folder)
     _load_modules(training, folder)
 
 
@@ -80,17 +141,22 @@ def restore_snapshot(training: Training, folder: Path) -> None:
         training.load_state_dict(state)
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{folder / name} does not fit this run: {' '.join(str(error).split())}") from error
-    load_replay(training.replay, training.directory.replay / str(process))
+    training.segments.load(training.replay, folder / f"replay-{process}.json")
+    training.saved_at = training.progress.env_steps
 
 
-def forget_other_futures(training: Training, folder: Path | None) -> None:
-    """Delete what would contradict the run from here on: checkpoints newer than the one it goes on from and their
+def forget_other_futures(training: Training, folder: Path | None, damaged: Sequence[Path] = ()) -> None:
+    """Remove what would contradict the run from here on: checkpoints newer than the one it goes on from and their
     replay rows, or, for a new run (``folder`` None), whatever one that died before its first checkpoint has left.
+
+    damaged: newer checkpoints that could not be used; they are kept aside, under another name.
     """
     directory = training.directory
     if training.is_main:
+        for unusable in damaged:
+            print(f"kept the damaged checkpoint {unusable.name} as {set_aside(unusable).name}", file=sys.stderr)
         dropped = discard_later(directory, folder)
         if dropped:
             print(f"dropped the later checkpoints {', '.join(dropped)}: this makes another future", file=sys.stderr)
     training.fabric.barrier()
-    drop_segments_from(directory.replay / str(training.fabric.global_rank), training.replay.total_rows)
+    training.segments.drop_from(training.replay.total_rows)

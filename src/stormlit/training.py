@@ -22,8 +22,10 @@ from stormlit.evaluate import Evaluation
 from stormlit.learner import Learner
 from stormlit.progress import ProgressBar
 from stormlit.replay import ReplayBuffer
+from stormlit.replay_segments import ReplaySegments
 from stormlit.run_directory import RunDirectory, write_atomically
-from stormlit.schedule import Every, Progress, Ratio
+from stormlit.schedule import Every, EveryMinutes, Progress, Ratio
+from stormlit.signals import StopSignals
 from stormlit.tracking import Tracker
 from stormlit.tracking.metrics import MetricBuffer
 from stormlit.types import Batch, Trajectory
@@ -50,6 +52,7 @@ class Training:
     warmup_steps: the random start, shortened for budgets too small for it.
     batch_size, imagined_rows: windows and contexts of real experience in an update, this process's share; with
     demonstrations ``demonstrated_windows`` and ``demonstrated_contexts`` of them are added.
+    segments: the replay rows on disk.  clock: for checkpoints by wall-clock time.  run_id: the tracker's.
     latest_return: of the last finished episode, None before the first.
     """
 
@@ -72,7 +75,12 @@ class Training:
     demonstrations: DemonstrationBuffer | None
     demonstrated_windows: int
     demonstrated_contexts: int
+    segments: ReplaySegments
+    clock: EveryMinutes
     bar: ProgressBar = field(init=False)  # shown while training
+    signals: StopSignals = field(default_factory=StopSignals)  # obeyed while training
+    run_id: str = ""
+    saved_at: int | None = None  # environment steps of the newest checkpoint
     progress: Progress = field(default_factory=Progress)
     metrics: MetricBuffer = field(default_factory=MetricBuffer)
     latest_return: float | None = None
@@ -170,6 +178,8 @@ def build_training(config: Config, fabric: Fabric, directory: RunDirectory, trac
         demonstrations=build_demonstrations(config, fabric, envs, replay.device),
         demonstrated_windows=share(demonstrated[0], fabric.world_size, "demonstrations.batch_size"),
         demonstrated_contexts=share(demonstrated[1], fabric.world_size, "demonstrations.imagination_batch_size"),
+        segments=ReplaySegments(directory.replay / str(fabric.global_rank)),
+        clock=EveryMinutes(config.checkpoint.every_minutes),
     )
 
 

@@ -1,0 +1,174 @@
+"""Disks that are full, read-only, or refuse large files: training goes on, the last good checkpoint stays, and a last
+checkpoint that cannot be written is an error. The errors are the kernel's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import stormlit.loop
+from stormlit.checkpoint import list_checkpoints, verify
+from stormlit.cli import main
+from stormlit.replay_segments import verify_replay
+from stormlit.run_directory import RunDirectory
+from stormlit.training import Training
+from test_resume import resume, rows
+from test_training_run import SMALL, differences, logged, newest, read, status, train
+
+WORDS = ("checkpoint.every=6", "checkpoint.keep=2")
+Disk = tuple[Path, Callable[[], object], Callable[[], object]]
+
+
+@pytest.fixture
+def limited(tmp_path: Path) -> Iterator[Disk]:
+    """A folder, and functions after which files may have at most 5 kB, and any size again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield (
+        tmp_path,
+        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard)),
+        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)),
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(params=["full", "read-only"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    """A small file system of its own, and functions that fill it (or make it read-only) and undo that."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("only root may mount file systems")
+    ballast = place / "ballast"
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            for size in (1 << 16, 1 << 10, 1):
+                with contextlib.suppress(OSError):
+                    while file.write(bytes(size)) == size:
+                        pass
+
+    def forbid() -> None:
+        # A second mount on top of the first, since one with files open for writing cannot be made read-only.
+        subprocess.run(["mount", "--bind", place, place], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+
+    try:
+        if request.param == "full":
+            yield place, fill, ballast.unlink
+        else:
+            yield place, forbid, lambda: subprocess.run(["umount", place], check=True)
+    finally:
+        subprocess.run(["umount", "--recursive", place], check=True)
+
+
+@contextlib.contextmanager
+def trouble(between: tuple[int, int], begin: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
+    """Begin it before the step after ``between[0]`` environment steps, and end it before that after ``between[1]``."""
+    collect = stormlit.loop.collect
+
+    def collect_in_trouble(training: Training) -> int:
+        if training.progress.env_steps == between[0]:
+            begin()
+        if training.progress.env_steps == between[1]:
+            end()
+        return collect(training)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stormlit.loop, "collect", collect_in_trouble)
+        yield
+
+
+def assert_whole(run: Path) -> None:
+    checkpoints = list_checkpoints(RunDirectory(run))
+    assert checkpoints
+    for folder in checkpoints:
+        verify_replay(folder, verify(folder), run / "replay")
+    left = [path for part in ("checkpoints", "replay") for path in (run / part).rglob("*.tmp")]
+    assert left == []
+
+
+def assert_same_weights_and_rows(first: Path, second: Path) -> None:
+    weights = [read(newest(run) / "weights.pt") for run in (first, second)]
+    assert list(differences(*weights)) == []
+    held, held_too = rows(first), rows(second)
+    assert all((held[name] == held_too[name]).all() for name in held)
+
+
+def test_training_goes_on_without_checkpoints_for_a_while(limited: Disk, capsys: pytest.CaptureFixture[str]) -> None:
+    place, begin, end = limited
+    unbroken = train(place / "a", "run", *WORDS)
+    capsys.readouterr()
+    with trouble((26, 40), begin, end):
+        run = train(place / "b", "run", *WORDS)
+    told = [line for line in capsys.readouterr().err.splitlines() if "could not be written" in line]
+    assert len(told) == 2 and all("File too large" in line and "training goes on" in line for line in told)
+    assert "step 30" in told[0] and "step 36" in told[1]
+    metrics = logged(run)
+    assert metrics[24, "progress/failed_checkpoints"] == 0 and metrics[40, "progress/failed_checkpoints"] == 2
+    assert_whole(run)
+    assert_same_weights_and_rows(unbroken, run)
+    resume(run, 52)
+    resume(unbroken, 52)
+    assert_same_weights_and_rows(unbroken, run)
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error(
+    limited: Disk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, begin, end = limited
+    capsys.readouterr()
+    with trouble((26, -1), begin, end):
+        assert main(["train", *SMALL, *WORDS, f"run.dir={place / 'b'}", "run.name=run"]) == 3
+    end()
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("stormlit: error: ")]
+    assert len(errors) == 1 and "step 48" in errors[0] and "File too large" in errors[0] and captured.out == ""
+    run = place / "b" / "run"
+    assert status(run) == "FAILED" and newest(run).name == "step-000000024"
+    assert_whole(run)
+    resume(run, 48)
+    assert_same_weights_and_rows(train(place / "a", "run", *WORDS), run)
+
+
+@pytest.mark.slow
+def test_a_disk_of_its_own_in_trouble(disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Metrics, videos and evaluations are on it too; what has been logged is there once it can be written again."""
+    place, begin, end = disk
+    words = (*WORDS, "loop.media_every_env_steps=16", "evaluation.every_env_steps=16")
+    unbroken = train(tmp_path / "a", "run", *words)
+    capsys.readouterr()
+    with trouble((26, 40), begin, end):
+        run = train(place, "run", *words)
+    told = [line for line in capsys.readouterr().err.splitlines() if "could not be written" in line]
+    assert sum("checkpoint" in line for line in told) == 2
+    assert all(any(what in line for line in told) for what in ("the pictures of step 32", "the evaluation of step 32"))
+    assert_whole(run)
+    assert_same_weights_and_rows(unbroken, run)
+    expected = {place for place in logged(unbroken) if place[1] != "dream/psnr_imagined"}
+    assert expected <= logged(run).keys()
+    with (run / "metrics.csv").open() as file:
+        places = [(row["step"], row["key"]) for row in csv.DictReader(file)]
+    assert len(places) == len(set(places))
+
+
+@pytest.mark.slow
+def test_a_full_disk_at_the_end(disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
+    place, begin, end = disk
+    capsys.readouterr()
+    with trouble((26, -1), begin, end):
+        assert main(["train", *SMALL, *WORDS, f"run.dir={place}", "run.name=run"]) == 3
+    end()
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stormlit: error: ")]
+    assert len(errors) == 1 and "step 48" in errors[0]
+    run = place / "run"
+    assert newest(run).name == "step-000000024"
+    assert_whole(run)
+    resume(run, 48)
+    assert_whole(run)
