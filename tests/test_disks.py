@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import stormlit.loop
@@ -73,12 +74,12 @@ def trouble(between: tuple[int, int], begin: Callable[[], object], end: Callable
     """Begin it before the step after ``between[0]`` environment steps, and end it before that after ``between[1]``."""
     collect = stormlit.loop.collect
 
-    def collect_in_trouble(training: Training) -> int:
+    def collect_in_trouble(training: Training, action: np.ndarray) -> None:
         if training.progress.env_steps == between[0]:
             begin()
         if training.progress.env_steps == between[1]:
             end()
-        return collect(training)
+        collect(training, action)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stormlit.loop, "collect", collect_in_trouble)

@@ -308,12 +308,12 @@ def test_a_run_survives_its_environments_being_killed_from_outside(
 ) -> None:
     collect, killed = stormlit.loop.collect, []
 
-    def kill_and_collect(training: Training) -> int:
+    def kill_and_collect(training: Training, action: np.ndarray) -> None:
         if training.progress.env_steps % 10 == 4:
             victim = pids(training.envs)[training.progress.env_steps % 2]
             os.kill(victim, signal.SIGKILL)
             killed.append(victim)
-        return collect(training)
+        collect(training, action)
 
     monkeypatch.setattr(stormlit.loop, "collect", kill_and_collect)
     run = train(tmp_path, "run", "env.num_envs=2", "env.isolation=process", "loop.env_steps=60")

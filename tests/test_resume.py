@@ -119,10 +119,10 @@ def interrupted(root: Path, at: int, words: tuple[str, ...] = ()) -> None:
     """Train until somebody presses Ctrl-C after ``at`` environment steps."""
     collect = stormlit.loop.collect
 
-    def collect_or_stop(training: Training) -> int:
+    def collect_or_stop(training: Training, action: np.ndarray) -> None:
         if training.progress.env_steps >= at:
             raise KeyboardInterrupt
-        return collect(training)
+        collect(training, action)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stormlit.loop, "collect", collect_or_stop)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import stormlit.loop
@@ -118,10 +119,10 @@ def at_steps(monkeypatch: pytest.MonkeyPatch, events: dict[int, Callable[[], Non
     """Do something before certain environment steps are taken."""
     collect = stormlit.loop.collect
 
-    def collect_and_more(training: Training) -> int:
+    def collect_and_more(training: Training, action: np.ndarray) -> None:
         if event := events.pop(training.progress.env_steps, None):
             event()
-        return collect(training)
+        collect(training, action)
 
     monkeypatch.setattr(stormlit.loop, "collect", collect_and_more)
 

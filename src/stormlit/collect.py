@@ -39,10 +39,16 @@ class Collector:
 
     def step(self, *, random: bool) -> list[Episode]:
         """Take one action in every environment.  Returns the episodes that ended."""
+        return self.take(self.choose(random=random))
+
+    def choose(self, *, random: bool) -> np.ndarray:
+        """The next action of every environment, (N,) int64."""
         if random:
-            action = self.random.integers(self.envs.num_actions, size=self.envs.num_envs)
-        else:
-            action = self.player.act(self.obs, self.is_first)
+            return self.random.integers(self.envs.num_actions, size=self.envs.num_envs)
+        return self.player.act(self.obs, self.is_first)
+
+    def take(self, action: np.ndarray) -> list[Episode]:
+        """Step the environments and store what happened.  Returns the episodes that ended."""
         outcome = self.envs.step(action)
         # After a crash the row says reward 0 and no end, which nobody knows: one false target a crash, and those are
         # counted and few. Leaving the row out would tear a hole in those of the other environments, and the next row is

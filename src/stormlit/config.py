@@ -169,6 +169,9 @@ class LoopSettings:
     # Updates for every environment step after the random start; fractions are carried over.
     world_model_updates_per_env_step: float = 1.0
     agent_updates_per_env_step: float = 1.0
+    # Step the environments while a GPU is busy with the updates that the steps before owe, which then do not know the
+    # newest step yet.
+    overlap: bool = False
     # Returns reported while training: complete, or with the last reward counted to the next episode.
     training_return: Literal["complete", "without_last_reward"] = "complete"
     log_every_env_steps: int = 500

@@ -5,6 +5,7 @@ Only weights flow back from learning to acting, through the player that the coll
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,33 +24,51 @@ def fit(training: Training) -> None:
     Raises ``TrainingError`` when losses stay non-finite, ``EnvironmentCrashError``, after a checkpoint, when
     environments crash more often than allowed, and ``Stopped``, after a checkpoint, when a signal asked for the end.
     """
+    overlap = training.config.loop.overlap
     while training.progress.env_steps < training.config.loop.env_steps:
-        stepped = collect(training)
-        if training.progress.env_steps > training.warmup_steps:
-            for _ in range(training.schedules.world_model.owed(stepped)):
-                fit_world_model(training)
-            for _ in range(training.schedules.agent.owed(stepped)):
-                improve_agent(training)
+        action = choose(training)
+        if overlap:  # a GPU works on these while the environments are stepped, and the newest step joins one step later
+            learn(training)
+        collect(training, action)
+        if not overlap:
+            learn(training)
         keep_house(training)
     check_updates(training)
 
 
-def collect(training: Training) -> int:
-    """Take one step in every environment; returns the environment steps taken over all processes."""
-    random = training.progress.env_steps < training.warmup_steps
+def choose(training: Training) -> np.ndarray:
+    """The next action of every environment, (N,) int64: random at first, then the agent's."""
     with training.fabric.autocast():
-        episodes = training.collector.step(random=random)
-    stepped = training.envs.num_envs * training.fabric.world_size
-    training.progress.env_steps += stepped
+        return training.collector.choose(random=in_warmup(training))
+
+
+def collect(training: Training, action: np.ndarray) -> None:
+    """Step every environment, and remember what happened."""
+    kind = "random" if in_warmup(training) else "train"
+    episodes = training.collector.take(action)
+    training.progress.env_steps += training.steps_at_once
     for episode in episodes:
         training.progress.episodes += 1
-        if episode.crashed:  # what was returned until then is the return of no episode
-            continue
-        training.latest_return = episode.episode_return
-        training.metrics.add("episode", {"return": episode.episode_return, "length": float(episode.length)})
-    training.bar.advance(stepped)
-    training.bar.show(training.latest_return, "random" if random else "train")
-    return stepped
+        if not episode.crashed:  # of the others nobody knows how they would have ended
+            training.latest_return = episode.episode_return
+            training.metrics.add("episode", {"return": episode.episode_return, "length": float(episode.length)})
+    training.bar.advance(training.steps_at_once)
+    training.bar.show(training.latest_return, kind)
+
+
+def in_warmup(training: Training) -> bool:
+    """Whether the next step still belongs to the random start."""
+    return training.progress.env_steps < training.warmup_steps
+
+
+def learn(training: Training) -> None:
+    """All the updates that one more step of every environment owes."""
+    if training.progress.env_steps <= training.warmup_steps:
+        return
+    for _ in range(training.schedules.world_model.owed(training.steps_at_once)):
+        fit_world_model(training)
+    for _ in range(training.schedules.agent.owed(training.steps_at_once)):
+        improve_agent(training)
 
 
 def fit_world_model(training: Training) -> None:

@@ -21,6 +21,10 @@ from stormlit.run_directory import RunDirectory, find_run, refuse_if_training
 MAY_CHANGE = (
     "resume",
     "accelerator",
+    "compile",
+    "env.isolation",
+    "env.step_timeout_seconds",
+    "env.max_restarts",
     "run.dir",
     "run.name",
     "replay.device",

@@ -91,6 +91,11 @@ class Training:
         """Whether this is the process that logs, evaluates and draws."""
         return self.fabric.is_global_zero
 
+    @property
+    def steps_at_once(self) -> int:
+        """Environment steps that one action in every environment makes, over all processes."""
+        return self.envs.num_envs * self.fabric.world_size
+
     def state_dict(self) -> dict[str, Any]:
         """All but the weights and the replay rows, in tensors and built-in types."""
         return {

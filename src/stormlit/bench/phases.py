@@ -119,13 +119,10 @@ class Phases:
 
     def _act(self) -> None:
         with self.training.fabric.autocast():
-            self._action = self._collector.player.act(self._collector.obs, self._collector.is_first)
+            self._action = self._collector.choose(random=False)
 
     def _step(self) -> None:
-        collector = self._collector
-        outcome = collector.envs.step(self._action)
-        collector.replay.append(collector.obs, self._action, outcome.reward, outcome.terminated, collector.is_first)
-        collector.obs, collector.is_first = outcome.obs, outcome.is_first
+        self._collector.take(self._action)
 
     def _sample_batch(self) -> None:
         self._batch = loop.sample_batch(self.training)

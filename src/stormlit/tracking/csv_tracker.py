@@ -77,10 +77,12 @@ class CsvTracker:
         return [f"metrics     {self._run_dir / 'metrics.csv'}"]
 
     def finish(self, status: RunStatus) -> None:
-        self.flush()
-        self._opened().close()
-        self._tags["status"] = status
-        self._write_json("tags.json", self._tags)
+        try:
+            self.flush()
+            self._opened().close()
+        finally:  # how it ended may fit on a disk that has no room for the last rows
+            self._tags["status"] = status
+            self._write_json("tags.json", self._tags)
 
     def _opened(self) -> TextIO:
         if self._file is None:
