@@ -85,7 +85,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Copy to ``device``; to a GPU through pinned memory, so that the host goes on while it copies."""
-        tensors = (self.obs, self.action, self.reward, self.terminated, self.is_first)
+        tensors: tuple[Tensor, ...] = (self.obs, self.action, self.reward, self.terminated, self.is_first)
         if device.type == "cuda":
             tensors = tuple(tensor if tensor.is_cuda else tensor.pin_memory() for tensor in tensors)
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
