@@ -113,7 +113,8 @@ class Protocol:
             options += ["--frames", frames, "--rounds", str(self.given.rounds)]
             words = ["--set", *self.given.set] if self.given.set else []
             arguments = [str(HERE / "against_official.py"), "--official", str(self.given.official), *options, *words]
-            settings = {"config": "storm", "overrides": without_paths(self.given.set), "options": options}
+            settings = {"size": size, "precision": name, "frames": int(frames), "rounds": self.given.rounds}
+            settings |= {"config": "storm", "overrides": without_paths(self.given.set)}
             jobs.append(Job("official", f"{size}-{name}", arguments, settings, lambda report: report["numbers"]))
         return jobs
 

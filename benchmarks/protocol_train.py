@@ -9,7 +9,6 @@ import csv
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from protocol_children import run_python
