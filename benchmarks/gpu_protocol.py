@@ -65,7 +65,8 @@ class Protocol:
     """What one call was asked to do, until when."""
 
     def __init__(self, given: argparse.Namespace) -> None:
-        self.given, self.end = given, time.monotonic() + given.seconds
+        _check(given)
+        self.given, self.end, self.steps = given, time.monotonic() + given.seconds, given.only or STEPS
         self.device = torch.device(given.device)
         self.config = "tiny" if given.quick else given.config
         game = [f"env.game={given.game}"] if given.game else []
@@ -77,7 +78,7 @@ class Protocol:
     def jobs(self) -> list[Job]:
         """All measurements but training, in order."""
         made = {"parity": self._parity, "bench": self._bench, "official": self._official, "processes": self._processes}
-        return [job for step in STEPS if step in self.given.only and step in made for job in made[step]()]
+        return [job for step in STEPS if step in self.steps and step in made for job in made[step]()]
 
     def _job(self, step: str, what: str | None, program: list[str], words: list[str], options: list[str]) -> Job:
         settings = {"config": Path(self.config).name, "overrides": without_paths([*self.overrides, *words])}
@@ -193,9 +194,20 @@ class Protocol:
         return code
 
 
+def _check(given: argparse.Namespace) -> None:
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this machine has no CUDA device; choose cpu")
+    if given.official is None and "official" in (given.only or ()):
+        raise ConfigError("--only official: expected --official with the path of a clone")
+    if given.official is not None and not (given.official / "train.py").is_file():
+        raise ConfigError(f"--official {given.official}: expected a checkout of github.com/weipu-zhang/STORM")
+    if min(given.processes) < 1:
+        raise ConfigError(f"--processes {min(given.processes)}: expected at least 1")
+
+
 def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help="default: all")
+    parser.add_argument("--only", nargs="+", choices=STEPS, metavar="STEP", help="default: all")
     parser.add_argument("--again", action="store_true", help="measure what is there already, too (never: train)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the protocol out, measures nothing")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -218,12 +230,10 @@ def main(words: list[str] | None = None) -> int:
     given = _arguments(words)
     exit_when_terminated()
     try:
-        if given.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device cuda: this machine has no CUDA device; choose cpu")
         protocol = Protocol(given)
         given.results.mkdir(parents=True, exist_ok=True)
         codes = [protocol.measure(job) for job in protocol.jobs()]
-        if "train" in given.only:
+        if "train" in protocol.steps:
             codes.append(protocol.train())
     except StormlitError as error:
         print(f"gpu_protocol: error: {error}", file=sys.stderr)
