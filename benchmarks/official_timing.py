@@ -151,6 +151,8 @@ class Official:
         actions, bf16 = training.envs.num_actions, arguments.precision == "bf16"
         if device.type == "cpu":
             torch.autocast = CpuAutocast  # type: ignore[misc]
+            if bf16:  # probabilities are rounded here, as they are not on a GPU, and do not sum up to one any more
+                torch.distributions.Distribution.set_default_validate_args(False)
         self.model = official.world_models.WorldModel(3, actions, 64, size.width, arguments.layers, arguments.heads)
         features = self.model.stoch_flattened_dim + size.width
         self.agent = official.agents.ActorCriticAgent(features, 2, size.width, actions, 0.985, 0.95, 3e-4)
