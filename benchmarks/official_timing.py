@@ -9,8 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import json
-import os
+import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from protocol_results import made_with, result, without_paths
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,7 +37,7 @@ from stormlit.bench.phases import (
 from stormlit.compose import compose
 from stormlit.config import Config
 from stormlit.official import agent_state, world_model_state
-from stormlit.tracking import run_tags
+from stormlit.run_directory import write_json
 
 SAMPLE_16X64 = "sample 16x64"
 STEP = (ACTING, SAMPLE_BATCH, WORLD_MODEL, SAMPLE_CONTEXTS, IMAGINATION, AGENT)
@@ -82,13 +82,30 @@ def compare_times(official: Any, arguments: argparse.Namespace) -> None:
         theirs = Official(official, phases, arguments, size)
         _fill(phases, theirs, arguments.frames)
         seconds = _alternate([theirs.runs(), _our_runs(phases)], arguments.rounds, device)
-    made_with = {**run_tags(device), "threads": str(torch.get_num_threads()), "cpu_cores": str(os.cpu_count())}
-    print(_table(seconds, arguments, size, made_with))
+    found = _result(seconds, arguments, made_with(device))
+    print(_table(seconds, arguments, size, found["made_with"]))
     if arguments.json:
-        given = ("layers", "heads", "precision", "rounds", "frames", "config", "set")
-        settings = {**dataclasses.asdict(size), **{key: getattr(arguments, key) for key in given}}
-        numbers = {"made_with": made_with, "settings": settings, "phases": _numbers(seconds)}
-        arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
+        write_json(arguments.json, found)
+
+
+def _result(seconds: dict[str, list[Rounds]], arguments: argparse.Namespace, made: dict[str, Any]) -> dict[str, Any]:
+    """What the JSON file holds, see ``protocol_results``."""
+    size = dataclasses.asdict(SIZES[arguments.size])
+    given = {key: getattr(arguments, key) for key in ("layers", "heads", "precision", "rounds", "frames")}
+    ours = {"config": Path(arguments.config).name, "overrides": without_paths(arguments.set)}
+    program = ["python", "benchmarks/against_official.py", "--official", "PATH_TO_A_CLONE", "--time"]
+    options = ["--size", arguments.size, "--precision", arguments.precision, "--device", arguments.device]
+    options += ["--rounds", str(arguments.rounds), "--frames", str(arguments.frames)]
+    options += ["--config", ours["config"], *(["--set", *ours["overrides"]] if arguments.set else [])]
+    return result(
+        "official",
+        f"{arguments.size}-{arguments.precision}",
+        quick=False,
+        made_with=made,
+        command=shlex.join([*program, *options]),
+        settings={"size": arguments.size, **size, **given, **ours},
+        numbers={"phases": _numbers(seconds)},
+    )
 
 
 def _fill(phases: Phases, theirs: Official, frames: int) -> None:
@@ -134,6 +151,8 @@ class Official:
         actions, bf16 = training.envs.num_actions, arguments.precision == "bf16"
         if device.type == "cpu":
             torch.autocast = CpuAutocast  # type: ignore[misc]
+            if bf16:  # probabilities are rounded here, as they are not on a GPU, and do not sum up to one any more
+                torch.distributions.Distribution.set_default_validate_args(False)
         self.model = official.world_models.WorldModel(3, actions, 64, size.width, arguments.layers, arguments.heads)
         features = self.model.stoch_flattened_dim + size.width
         self.agent = official.agents.ActorCriticAgent(features, 2, size.width, actions, 0.985, 0.95, 3e-4)
@@ -255,11 +274,9 @@ def _numbers(seconds: dict[str, list[Rounds]]) -> dict[str, Any]:
     }
 
 
-def _table(
-    seconds: dict[str, list[Rounds]], arguments: argparse.Namespace, size: Size, made_with: dict[str, str]
-) -> str:
+def _table(seconds: dict[str, list[Rounds]], arguments: argparse.Namespace, size: Size, made: dict[str, Any]) -> str:
     lines = [
-        f"{made_with['device']}, {made_with['threads']} threads, torch {torch.__version__}; world model "
+        f"{made['device']}, {made['threads']} threads, torch {torch.__version__}; world model "
         f"{size.batch}x{size.length}, imagination {size.rows}x({CONTEXT}+{HORIZON}), width {size.width}, "
         f"{arguments.precision}; {arguments.frames:,} frames; {arguments.rounds} rounds",
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def test_one_configuration_is_tabled_and_written(in_tmp_path: Path, capsys: pyte
 
     written: dict[str, Any] = json.loads((in_tmp_path / "bench-tiny.json").read_text())
     assert written["rounds"] == 2
+    assert written["command"] == shlex.join(["stormlit", "bench", *SMALL_CPU, "--rounds", "2"])
     assert written["ratios"] == {}
     assert written["made_with"]["version.torch"] == torch.__version__
     assert written["made_with"]["threads"] == torch.get_num_threads()

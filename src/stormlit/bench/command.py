@@ -35,10 +35,16 @@ def bench(
     results = measure(_settings(files, overrides, groups), rounds)
     text = report(results)
     try:
-        write_json(output, as_json(results, rounds))
+        write_json(output, as_json(results, rounds, _command(files, overrides, groups, rounds)))
     except OSError as error:
         return f"{text}\nnot written to {output}: {error.strerror}"
     return f"{text}\nwritten to {output}"
+
+
+def _command(files: Sequence[str], overrides: Sequence[str], groups: Sequence[str], rounds: int) -> str:
+    compared = ["--compare", *groups] if groups else []
+    words = ["stormlit", "bench", *(Path(file).name for file in files), *overrides, "--rounds", str(rounds), *compared]
+    return shlex.join(words)
 
 
 def _settings(files: Sequence[str], overrides: Sequence[str], groups: Sequence[str]) -> list[tuple[str, Config]]:

@@ -14,6 +14,8 @@ from stormlit.bench.phases import PHASES
 from stormlit.compose import to_tree
 from stormlit.tracking import run_tags
 
+# Of the JSON files, for those who read them.
+SCHEMA = 1
 HEADER = ("phase", "median", "quartiles", "share", "operations", "host syncs", "memory")
 
 
@@ -31,11 +33,17 @@ def report(results: Sequence[Measured]) -> str:
     return "\n".join([*lines, "", f"peak memory ({kind}): {_mebibytes(peak)}"])
 
 
-def as_json(results: Sequence[Measured], rounds: int) -> dict[str, Any]:
-    """Everything in the report, each setting's configuration, and the operations by name.  Times are in seconds."""
+def as_json(results: Sequence[Measured], rounds: int, command: str) -> dict[str, Any]:
+    """Everything in the report, each setting's configuration, and the operations by name.  Times are in seconds.
+
+    command: that measures the same again.
+    """
     device = results[0].device
     kind, peak = peak_memory(device)
     return {
+        "schema": SCHEMA,
+        "step": "bench",
+        "command": command,
         "made_with": {**run_tags(device), "threads": torch.get_num_threads(), "cpu_cores": os.cpu_count()},
         "rounds": rounds,
         "peak_memory": {"of": kind, "bytes": peak},
