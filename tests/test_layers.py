@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"registry"}),
     frozenset({"ops"}),
     frozenset({"nn"}),
-    frozenset({"optimizers", "normalize", "agent_state", "compilation"}),
+    frozenset({"optimizers", "normalize", "agent_state", "compilation", "memory"}),
     frozenset({"world_model", "agent"}),
     frozenset(
         {"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory", "signals", "yaml_limits"}

@@ -33,14 +33,6 @@ def test_pixels_by_hand() -> None:
     assert torch.equal(pixels(normalize_pixels(every)), every)
 
 
-def test_normalising_pixels_keeps_the_frames_and_moves_their_channels_first_on_the_cpu() -> None:
-    obs = random_batch().obs[0]
-    before = obs.clone()
-    assert obs.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(normalize_pixels(obs), before / 255.0) and normalize_pixels(obs).is_contiguous()
-    assert torch.equal(obs, before)
-
-
 @pytest.mark.parametrize("sequence_model", ["transformer", "gru"])
 def test_each_term_of_the_loss_is_what_the_paper_says(sequence_model: str) -> None:
     world_model, batch = small_world_model(sequence_model), random_batch(starts=STARTS)

@@ -18,6 +18,7 @@ from stormlit.demonstrations import DemonstrationBuffer
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
 from stormlit.imagine import imagine
+from stormlit.memory import keep_freed_memory
 from stormlit.player import Player
 from stormlit.replay import ReplayBuffer
 from stormlit.types import Batch, Trajectory
@@ -58,6 +59,8 @@ def make_fabric(config: Config) -> Fabric:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if on_gpu:
         torch.set_float32_matmul_precision("high")
+    else:
+        keep_freed_memory()
     return fabric
 
 

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from stormlit.nn.frozen import frozen
 from stormlit.nn.heads import TwoHot
-from stormlit.ops.categorical import entropy
 from stormlit.ops.kl import kl_balance
 from stormlit.optimizers import OptimizerSettings, adam
 from stormlit.registry import build
@@ -74,6 +73,9 @@ class WorldModel(L.LightningModule):
             "head", continuation_head, hidden_dim, 1, hidden_dim, key="world_model.continuation_head"
         )
         self.reward_encoding = TwoHot(reward_bins, reward_low, reward_high)
+        # As frames and feature maps are stored; convolutions are faster so on any device.
+        self.encoder.to(memory_format=torch.channels_last)
+        self.decoder.to(memory_format=torch.channels_last)
 
     def posterior(self, obs: Tensor) -> Tensor:
         """Distribution of the latents of frames.  obs: (..., C, Y, X) uint8.  Returns (..., G, K) float32."""
@@ -88,7 +90,9 @@ class WorldModel(L.LightningModule):
         encoder, frames = frozen(self.encoder), obs.flatten(0, -4)
         # A CPU is fastest while a chunk's feature maps stay in its cache.
         chunk = len(frames) if frames.is_cuda else FRAMES_AT_ONCE
-        drawn = [self.latent.draw_posterior(encoder(part / 255.0), sparse=sparse) for part in frames.split(chunk)]
+        drawn = [
+            self.latent.draw_posterior(encoder(normalize_pixels(part)), sparse=sparse) for part in frames.split(chunk)
+        ]
         return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).unflatten(0, obs.shape[:-3])
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -122,8 +126,8 @@ class WorldModel(L.LightningModule):
         with torch.no_grad():
             metrics = {
                 "kl": kl,
-                "posterior_entropy": entropy(posterior).sum(dim=-1).mean(),
-                "prior_entropy": entropy(prior).sum(dim=-1).mean(),
+                "posterior_entropy": -(posterior.exp() * posterior).sum(dim=(-2, -1)).mean(),
+                "prior_entropy": -(prior.exp() * prior).sum(dim=(-2, -1)).mean(),
             }
         terms = {
             "reconstruction": error / batch.action.numel(),
@@ -173,12 +177,8 @@ class WorldModel(L.LightningModule):
 
 
 def normalize_pixels(obs: Tensor) -> Tensor:
-    """uint8 frames to float32 in [0, 1], of the same shape.
-
-    On the CPU the channels are moved first: with the channels last, which is how frames are stored, PyTorch's BatchNorm
-    sums in plain float32 there, and its statistics are off by 1e-4 for large batches.
-    """
-    return (obs if obs.is_cuda else obs.contiguous()) / 255.0
+    """uint8 frames to float32 in [0, 1], of the same shape and memory order."""
+    return obs / 255.0
 
 
 def pixels(obs_hat: Tensor) -> Tensor:

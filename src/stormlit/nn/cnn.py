@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import torch
 from torch import Tensor, nn
 
 from stormlit.nn.frozen import Forward, fold_batch_norms
@@ -63,4 +64,5 @@ class ConvDecoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """latent: (M, Z).  Returns (M, C, Y, X)."""
-        return self.layers(self.project(latent).unflatten(1, self.map_shape))
+        first_map = self.project(latent).unflatten(1, self.map_shape)
+        return self.layers(first_map.contiguous(memory_format=torch.channels_last))

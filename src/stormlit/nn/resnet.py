@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -96,4 +97,5 @@ class ResidualDecoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """latent: (M, Z).  Returns (M, C, Y, X)."""
-        return self.layers(self.project(latent).unflatten(1, self.map_shape))
+        first_map = self.project(latent).unflatten(1, self.map_shape)
+        return self.layers(first_map.contiguous(memory_format=torch.channels_last))
