@@ -41,7 +41,7 @@ TARGETS = (
     ),
     Target(
         "the same in bf16 where the CPU has it",
-        *("3.5", "4", "cpu", "4x64", "bf16", WHOLE, f"{OFFICIAL} --size 4x64 --precision bf16"),
+        *("3.5", "4", "cpu", "4x64", "fp32-bf16", WHOLE, f"{OFFICIAL} --size 4x64 --precision fp32-bf16"),
     ),
     Target(
         "imagination alone, fp32",

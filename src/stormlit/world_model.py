@@ -17,7 +17,7 @@ from stormlit.optimizers import OptimizerSettings, adam
 from stormlit.registry import build
 from stormlit.types import Batch, Losses, PartNode, WorldState
 
-FRAMES_AT_ONCE = 64
+FRAMES_AT_ONCE = 128
 
 
 class WorldModel(L.LightningModule):
