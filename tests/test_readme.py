@@ -29,6 +29,7 @@ BEHIND = {
     "eval": SHORT_EPISODES,
     "dream": [],
     "demos": ["--steps", "20"],
+    "bench": ["--rounds", "1"],
     "components": [],
     "config": [],
 }
