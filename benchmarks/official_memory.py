@@ -5,20 +5,17 @@ from __future__ import annotations
 import ctypes
 import sys
 
-from stormlit.memory import M_MMAP_MAX, keep_freed_memory
+from stormlit.memory import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 
 M_MMAP_THRESHOLD = -3  # of glibc's mallopt, see malloc.h
 MIB = 2**20
 
 
 def for_released_code() -> None:
-    """glibc's defaults as they are once large tensors have been freed: 32 MiB and more is mapped anew each time.
-
-    Except that the heap, where the smaller ones are, is never given back: the next turn would find it gone.
-    """
+    """glibc's defaults as they are once large tensors have been freed: 32 MiB and more is mapped anew each time."""
     if sys.platform.startswith("linux"):
         mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in ((M_MMAP_MAX, 65536), (M_MMAP_THRESHOLD, 32 * MIB)):
+        for parameter, value in ((M_MMAP_MAX, 65536), (M_MMAP_THRESHOLD, 32 * MIB), (M_TRIM_THRESHOLD, 64 * MIB)):
             mallopt(parameter, value)
 
 

@@ -249,6 +249,7 @@ def _alternate(sides: Sequence[dict[str, Run]], rounds: int, device: torch.devic
                 for side, runs in enumerate(sides):
                     if device.type == "cpu":
                         (official_memory.for_released_code, official_memory.for_stormlit)[side]()
+                        runs[row]()  # the heap is as large as this side leaves it, and not as the other has
                     if number:
                         seconds[row][side].append(timed(runs[row], often[row, side], device))
                     else:
