@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from stormlit.nn.frozen import frozen
 from stormlit.nn.heads import TwoHot
+from stormlit.nn.norm import training_memory_format
 from stormlit.ops.kl import kl_balance
 from stormlit.optimizers import OptimizerSettings, adam
 from stormlit.registry import build
@@ -73,9 +74,6 @@ class WorldModel(L.LightningModule):
             "head", continuation_head, hidden_dim, 1, hidden_dim, key="world_model.continuation_head"
         )
         self.reward_encoding = TwoHot(reward_bins, reward_low, reward_high)
-        # As frames and feature maps are stored; convolutions are faster so on any device.
-        self.encoder.to(memory_format=torch.channels_last)
-        self.decoder.to(memory_format=torch.channels_last)
 
     def posterior(self, obs: Tensor) -> Tensor:
         """Distribution of the latents of frames.  obs: (..., C, Y, X) uint8.  Returns (..., G, K) float32."""
@@ -140,7 +138,8 @@ class WorldModel(L.LightningModule):
 
     def _posterior(self, obs: Tensor) -> Tensor:
         """obs: (..., C, Y, X) float in [0, 1].  Returns (..., G, K)."""
-        embed = self.encoder(obs.flatten(0, -4))
+        frames = obs.flatten(0, -4)
+        embed = self.encoder(frames.contiguous(memory_format=training_memory_format(frames)))
         return self.latent.posterior(embed.unflatten(0, obs.shape[:-3]))
 
     def begin(self, context: Batch, capacity: int, *, from_posterior: bool, sparse: bool = False) -> WorldState:
