@@ -23,7 +23,7 @@ from stormlit.errors import ConfigError
 from stormlit.imagine import imagine
 from stormlit.learner import Learner
 from stormlit.player import Player
-from stormlit.types import Batch, Trajectory
+from stormlit.types import Batch, Losses, Trajectory
 from stormlit.world_model import WorldModel
 
 CPU = torch.device("cpu")
@@ -111,6 +111,43 @@ def test_what_cannot_be_compiled_runs_uncompiled_after_one_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert function(torch.full((2,), 2.0)) == 4.0
+
+
+class Unrecordable(torch.autograd.Function):
+    """The identity, without a backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("capture failed")
+
+
+def test_a_backward_pass_that_cannot_be_recorded_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it is recorded after the forward pass, outside of what was compiled."""
+
+    def compile(step: Callable[[Any], Losses], **_: Any) -> Callable[[Any], Losses]:
+        def compiled(batch: Any) -> Losses:
+            losses = step(batch)
+            losses.terms["reward"] = Unrecordable.apply(losses.terms["reward"])
+            return losses
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile)
+    world_model = small_world_model()
+    before = copy.deepcopy(world_model.state_dict())
+    learner = Learner(
+        Fabric(accelerator="cpu", devices=1), world_model, name="world_model", max_nonfinite=2, compile=True
+    )
+    with pytest.warns(UserWarning, match="update could not be compiled and runs uncompiled: capture failed"):
+        assert learner.update(random_batch()).finite
+    assert not torch.equal(world_model.reward_head.output.weight, before["reward_head.output.weight"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert learner.update(random_batch()).finite
 
 
 def test_a_mistake_in_the_function_itself_is_not_hidden() -> None:

@@ -49,10 +49,17 @@ class Compiled(Generic[Arguments, Result]):
             try:
                 return self.compiled(*args, **kwargs)
             except Exception as error:  # of the compiler; one of the function itself comes again below
-                self.compiled = None
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                warnings.warn(f"{self.what} could not be compiled and runs uncompiled: {reason}", stacklevel=2)
+                self.give_up(error)
         return self.function(*args, **kwargs)
+
+    def give_up(self, error: Exception) -> bool:
+        """Run uncompiled from now on, after a warning.  Returns False, and does nothing, if that is so already."""
+        if self.compiled is None:
+            return False
+        self.compiled = None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"{self.what} could not be compiled and runs uncompiled: {reason}", stacklevel=3)
+        return True
 
 
 def full_windows(length: int) -> Callable[[Batch], bool]:

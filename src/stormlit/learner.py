@@ -71,10 +71,13 @@ class Learner:
         """Take one step on a ``Batch`` or ``Trajectory``; no host sync, but the loss scaler's own with float16."""
         self.module.train()
         before = self._statistics()
-        with self.fabric.autocast():
-            losses: Losses = self.losses(batch)
-        total = losses.total
-        self.fabric.backward(total)
+        try:
+            losses, total = self._differentiate(batch)
+        except Exception as error:  # a GPU compiles and records the backward pass apart, when it first comes
+            if not (isinstance(self.losses, Compiled) and self.losses.give_up(error)):
+                raise
+            self.optimizer.zero_grad(set_to_none=True)
+            losses, total = self._differentiate(batch)
         norm = self.fabric.clip_gradients(
             self.module, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
         )
@@ -92,6 +95,14 @@ class Learner:
         self.module.eval()
         self._count(skipped)
         return Update({**losses.log(total), "gradient_norm": norm}, finite)
+
+    def _differentiate(self, batch: Any) -> tuple[Losses, Tensor]:
+        """Losses and their total, whose gradients are then the parameters' ``grad``."""
+        with self.fabric.autocast():
+            losses = self.losses(batch)
+        total = losses.total
+        self.fabric.backward(total)
+        return losses, total
 
     @property
     def skipped(self) -> int:
