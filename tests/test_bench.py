@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stormlit.bench.measure import WHOLE, Measured, Spread, measure
-from stormlit.bench.phases import AGENT, IMAGINATION, PHASES, STEPPING, WORLD_MODEL, Phases, prepared
+from stormlit.bench.phases import ACTING, AGENT, IMAGINATION, PHASES, STEPPING, WORLD_MODEL, Phases, prepared
 from stormlit.cli import main
 from stormlit.compose import compose
 from test_cli_errors import refusal
@@ -151,6 +151,16 @@ def test_a_whole_step_is_what_the_loop_does() -> None:
         assert training.replay.total_rows - rows == phases.whole_env_steps // 2
         assert done == (0.75 * phases.whole_env_steps, 0.1 * phases.whole_env_steps)
         assert [phases.times_per_env_step(phase) for phase in (STEPPING, WORLD_MODEL, AGENT)] == [0.5, 0.75, 0.1]
+
+
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_a_whole_step_has_the_loop_s_order(overlap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with prepared(compose(SMALL[:1], [*SMALL_CPU[1:], f"loop.overlap={overlap}"])) as phases:
+        run: list[str] = []
+        monkeypatch.setattr(phases, "run", run.append)
+        phases.run_whole()
+    assert run.index(ACTING) == 0 and len(run) == len(PHASES)
+    assert run.index(STEPPING) == (len(PHASES) - 1 if overlap == "true" else 1)
 
 
 def test_the_buffer_holds_the_random_start_and_whole_windows() -> None:

@@ -6,19 +6,24 @@ import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
+from omegaconf import OmegaConf
 
 from small import dense, random_batch, random_trajectory, small_agent, small_world_model
 from stormlit.agent import ActorCritic
+from stormlit.bench.counting import OperationCounter
 from stormlit.compilation import Compiled, should_compile
+from stormlit.compose import compose, from_tree, to_yaml
 from stormlit.errors import ConfigError
 from stormlit.imagine import imagine
 from stormlit.learner import Learner
-from stormlit.types import Batch, Trajectory
+from stormlit.player import Player
+from stormlit.types import Batch, Losses, Trajectory
 from stormlit.world_model import WorldModel
 
 CPU = torch.device("cpu")
@@ -73,6 +78,28 @@ def test_a_compiled_rollout_is_the_plain_one(sparse: bool) -> None:
             torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("context", ["latents", "frames"])
+def test_compiled_acting_is_the_plain_one(context: Literal["latents", "frames"]) -> None:
+    """Over two episodes, the second of which begins while the context is full; counting does not disturb it."""
+    world_model, frames = small_world_model(), np.random.default_rng(0).integers(256, size=(8, 2, 16, 16, 3))
+    played = []
+    for compiled in (False, True):
+        agent = small_agent(world_model)
+        player = Player(world_model, agent, num_envs=2, context_length=3, context=context, compile=compiled)
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*could not be compiled")
+            actions = [player.act(obs, np.full(2, t in (0, 5))) for t, obs in enumerate(frames.astype(np.uint8))]
+            with OperationCounter() as counter:
+                actions.append(player.act(frames[0].astype(np.uint8), np.zeros(2, dtype=bool)))
+            actions.append(player.act(frames[1].astype(np.uint8), np.zeros(2, dtype=bool)))
+        assert counter.operations.total() > 50
+        played.append((np.stack(actions).tolist(), player.state_dict()))
+    assert played[1][0] == played[0][0]
+    torch.testing.assert_close(played[1][1], played[0][1])
+
+
 def test_what_cannot_be_compiled_runs_uncompiled_after_one_warning() -> None:
     def depends_on_values(x: torch.Tensor) -> float:
         return float(x.sum()) if float(x.max()) > 0 else 0.0
@@ -86,6 +113,43 @@ def test_what_cannot_be_compiled_runs_uncompiled_after_one_warning() -> None:
         assert function(torch.full((2,), 2.0)) == 4.0
 
 
+class Unrecordable(torch.autograd.Function):
+    """The identity, without a backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("capture failed")
+
+
+def test_a_backward_pass_that_cannot_be_recorded_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it is recorded after the forward pass, outside of what was compiled."""
+
+    def compile(step: Callable[[Any], Losses], **_: Any) -> Callable[[Any], Losses]:
+        def compiled(batch: Any) -> Losses:
+            losses = step(batch)
+            losses.terms["reward"] = Unrecordable.apply(losses.terms["reward"])
+            return losses
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile)
+    world_model = small_world_model()
+    before = copy.deepcopy(world_model.state_dict())
+    learner = Learner(
+        Fabric(accelerator="cpu", devices=1), world_model, name="world_model", max_nonfinite=2, compile=True
+    )
+    with pytest.warns(UserWarning, match="update could not be compiled and runs uncompiled: capture failed"):
+        assert learner.update(random_batch()).finite
+    assert not torch.equal(world_model.reward_head.output.weight, before["reward_head.output.weight"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert learner.update(random_batch()).finite
+
+
 def test_a_mistake_in_the_function_itself_is_not_hidden() -> None:
     def mistaken(x: torch.Tensor) -> torch.Tensor:
         return x @ torch.ones(7)
@@ -96,12 +160,21 @@ def test_a_mistake_in_the_function_itself_is_not_hidden() -> None:
 
 def test_compiling_is_left_to_gpus_unless_asked_for() -> None:
     fabric = Fabric(accelerator="cpu", devices=1)
-    assert not should_compile("auto", fabric) and not should_compile("off", fabric) and should_compile("on", fabric)
+    assert not should_compile("auto", fabric) and not should_compile(False, fabric) and should_compile(True, fabric)
+
+
+@pytest.mark.parametrize(
+    ("word", "setting"), [("auto", "auto"), ("true", True), ("on", True), ("false", False), ("off", False)]
+)
+def test_every_way_to_say_it_can_be_said(word: str, setting: Literal["auto", True, False]) -> None:
+    """YAML takes on and off for true and false."""
+    config = compose(["storm"], [f"compile={word}"])
+    assert config.compile == setting and from_tree(OmegaConf.to_container(OmegaConf.create(to_yaml(config)))) == config
 
 
 def test_several_processes_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     fabric = Fabric(accelerator="cpu", devices=1)
     monkeypatch.setattr(Fabric, "world_size", 2)
     assert not should_compile("auto", fabric)
-    with pytest.raises(ConfigError, match=r"compile=on works with one process, not with 2"):
-        should_compile("on", fabric)
+    with pytest.raises(ConfigError, match=r"compile=true works with one process, not with 2"):
+        should_compile(True, fabric)

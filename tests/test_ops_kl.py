@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from stormlit.ops.categorical import kl_divergence, unimix_log_probs
+from stormlit.ops.categorical import unimix_log_probs
 from stormlit.ops.kl import kl_balance
 
 EVERY = torch.ones(1, 2, dtype=torch.bool)
@@ -21,14 +21,6 @@ def _two_steps() -> tuple[Tensor, Tensor]:
     almost_zero = 1e-30
     posterior = torch.tensor([[[[0.5, 0.5]], [[1.0, almost_zero]]]]).log()
     return posterior, torch.full((1, 2, 1, 2), 0.5).log()
-
-
-def test_kl_by_hand() -> None:
-    # KL((0.5, 0.5) || (0.25, 0.75)) = 0.5 ln 2 + 0.5 ln(2/3) = 0.143841; the other way round 0.130812; not symmetric.
-    p, q = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
-    torch.testing.assert_close(kl_divergence(p, q), torch.tensor(0.1438410))
-    torch.testing.assert_close(kl_divergence(q, p), torch.tensor(0.1308120))
-    torch.testing.assert_close(kl_divergence(p, p), torch.tensor(0.0))
 
 
 def test_free_bits_clip_each_step_and_not_their_mean() -> None:
@@ -70,7 +62,7 @@ def test_gradients_reach_only_the_prior_in_dyn_and_only_the_posterior_in_rep() -
 def test_steps_below_the_free_bits_get_no_gradient() -> None:
     post_logits, prior_logits = _random(0), _random(1)
     posterior, prior = unimix_log_probs(post_logits, 0.01), unimix_log_probs(prior_logits, 0.01)
-    step_kl = kl_divergence(posterior, prior).sum(-1).detach()
+    step_kl = (posterior.exp() * (posterior - prior)).sum(dim=(-2, -1)).detach()
     middle = float(step_kl.median())
     dyn, _, _ = kl_balance(posterior, prior, torch.ones(3, 5, dtype=torch.bool), middle)
     dyn.backward()

@@ -36,6 +36,7 @@ VARIANTS = {
         "imagination.start=prior",
     ),
     "bfloat16": ("precision=bf16-mixed",),
+    "overlapping": ("loop.overlap=true",),
     "looked at while training": ("evaluation.every_env_steps=16", "loop.media_every_env_steps=16"),
 }
 
@@ -83,7 +84,8 @@ def resume(run: Path, env_steps: int, *words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", [pytest.param(name, marks=[] if "ring" in name else pytest.mark.slow) for name in VARIANTS]
+    "variant",
+    [pytest.param(name, marks=[] if name.startswith(("ring", "over")) else pytest.mark.slow) for name in VARIANTS],
 )
 def test_two_halves_are_one_whole(variant: str, tmp_path: Path) -> None:
     words = VARIANTS[variant]

@@ -92,6 +92,17 @@ def test_buffer_state_survives_a_checkpoint(tmp_path: Path) -> None:
     assert restored.drain() == {"x/a": 1.5, "x/b": 5.5}
 
 
+def test_sums_from_a_checkpoint_go_on_where_the_values_are() -> None:
+    """Or a resumed run would add in another order than an unbroken one, and forget a part of the skipped calls."""
+    buffer, valid = MetricBuffer(), torch.tensor(True)
+    buffer.add("x", {"a": torch.tensor(1.0)}, valid=valid)
+    restored = MetricBuffer()
+    restored.load_state_dict(buffer.state_dict())
+    restored.add("x", {"a": torch.empty((), device="meta")}, valid=valid.to("meta"))
+    [(keys, sums, calls)] = restored.state_dict()["on_device"]
+    assert keys == ["x/a", "x/skipped"] and sums.device.type == "meta" and calls == 2
+
+
 # --- csv and none ---
 
 

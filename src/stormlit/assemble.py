@@ -12,7 +12,7 @@ import torch
 from lightning.fabric import Fabric
 
 from stormlit.agent import ActorCritic
-from stormlit.compilation import Compiled
+from stormlit.compilation import Compiled, full_windows
 from stormlit.config import Config
 from stormlit.demonstrations import DemonstrationBuffer
 from stormlit.envs import VectorEnv
@@ -101,7 +101,11 @@ def imagination(
             hard_ends=settings.ends == "hard",
         )
 
-    return Compiled(rollouts, "imagination", device) if compile else rollouts
+    if not compile:
+        return rollouts
+    compiled = Compiled(rollouts, "imagination", device, full_windows(settings.context_length))
+    # What a CUDA graph returns is gone with the next one, and the agent's update is one.
+    return (lambda context: compiled(context).clone()) if device.type == "cuda" else compiled
 
 
 def build_replay(config: Config, fabric: Fabric, obs_shape: tuple[int, ...]) -> ReplayBuffer:

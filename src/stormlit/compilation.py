@@ -8,8 +8,10 @@ from typing import Generic, Literal, ParamSpec, TypeVar
 
 import torch
 from lightning.fabric import Fabric
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from stormlit.errors import ConfigError
+from stormlit.types import Batch
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -18,38 +20,61 @@ Result = TypeVar("Result")
 class Compiled(Generic[Arguments, Result]):
     """A function that is compiled at its first call, for the shapes of its arguments; the same numbers, sooner.
 
-    On a GPU each compiled part is recorded as a CUDA graph. If compiling fails, the function runs as it is from then
-    on, after one warning.
+    On a GPU each compiled part is recorded as a CUDA graph: what it returns is overwritten when any compiled function
+    is called again, unless it is copied before. If compiling fails, the function runs as it is from then on, after one
+    warning. It also does inside dispatch modes, which count operations: the compiler would refuse it there, for good.
 
     function: without data-dependent control flow.  what: the function in the warning.
+    worth_it: whether to compile for the shapes of these arguments, by default always; what is not runs as it is.
     """
 
-    def __init__(self, function: Callable[Arguments, Result], what: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        function: Callable[Arguments, Result],
+        what: str,
+        device: torch.device,
+        worth_it: Callable[..., bool] | None = None,
+    ) -> None:
         # The same random numbers as without compiling, or runs with and without could not be compared.
         torch._inductor.config.fallback_random = True
-        self.function, self.what = function, what
+        self.function, self.what, self.worth_it = function, what, worth_it
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         self.compiled: Callable[Arguments, Result] | None = torch.compile(
             function, fullgraph=True, dynamic=False, mode=mode
         )
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        if self.compiled is not None:
+        worth_it = self.worth_it is None or self.worth_it(*args, **kwargs)
+        if self.compiled is not None and worth_it and not is_in_torch_dispatch_mode():
             try:
                 return self.compiled(*args, **kwargs)
             except Exception as error:  # of the compiler; one of the function itself comes again below
-                self.compiled = None
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                warnings.warn(f"{self.what} could not be compiled and runs uncompiled: {reason}", stacklevel=2)
+                self.give_up(error)
         return self.function(*args, **kwargs)
 
+    def give_up(self, error: Exception) -> bool:
+        """Run uncompiled from now on, after a warning.  Returns False, and does nothing, if that is so already."""
+        if self.compiled is None:
+            return False
+        self.compiled = None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"{self.what} could not be compiled and runs uncompiled: {reason}", stacklevel=3)
+        return True
 
-def should_compile(setting: Literal["auto", "on", "off"], fabric: Fabric) -> bool:
+
+def full_windows(length: int) -> Callable[[Batch], bool]:
+    """Whether a batch's windows have ``length`` steps: those of a buffer that is still filling are shorter, grow with
+    every step, and would be compiled anew each time.
+    """
+    return lambda batch: batch.action.shape[1] == length
+
+
+def should_compile(setting: Literal["auto", True, False], fabric: Fabric) -> bool:
     """Whether to compile: by default on a GPU, where it saves launches; on a CPU it takes minutes and saves little.
 
-    Raises ``ConfigError`` for ``on`` with several processes, whose gradients are exchanged by hooks that would be
+    Raises ``ConfigError`` for True with several processes, whose gradients are exchanged by hooks that would be
     compiled away.
     """
-    if setting == "on" and fabric.world_size > 1:
-        raise ConfigError(f"compile=on works with one process, not with {fabric.world_size}; choose auto or off")
-    return setting == "on" or (setting == "auto" and fabric.device.type == "cuda" and fabric.world_size == 1)
+    if setting is True and fabric.world_size > 1:
+        raise ConfigError(f"compile=true works with one process, not with {fabric.world_size}; choose auto or false")
+    return setting is True or (setting == "auto" and fabric.device.type == "cuda" and fabric.world_size == 1)

@@ -214,8 +214,8 @@ class Config:
     # auto: bf16-mixed on a GPU that has it, 16-mixed on one that does not, 32-true on the CPU.
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    # Compile updates and imagination, as CUDA graphs on a GPU. auto: on a GPU, with one process.
-    compile: Literal["auto", "on", "off"] = "auto"
+    # Compile updates, imagination and acting, as CUDA graphs on a GPU. auto: on a GPU, with one process.
+    compile: Literal["auto", True, False] = "auto"  # YAML reads on and off as true and false
     # Whether only algorithms that give the same bits every time are used on a GPU.
     deterministic: bool = False
     # auto: `train` goes on with the run of this name if there is one, and has nothing to do if that is finished.

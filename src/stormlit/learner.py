@@ -24,12 +24,10 @@ class Update:
 
     metrics: detached scalars.  finite: bool scalar, False where the loss or its gradient was not finite, so that
     weights, optimiser and running statistics are what they were and the metrics mean nothing.
-    skipped: the opposite as 1 or 0.
     """
 
     metrics: dict[str, Tensor]
     finite: Tensor
-    skipped: Tensor
 
 
 class Learner:
@@ -38,7 +36,7 @@ class Learner:
     Whether it is, the device decides and remembers: ``update`` never waits for it, ``check`` does.
 
     name: the prefix of its metrics.  max_nonfinite: skipped steps in a row after which ``check`` raises.
-    compile: whether losses and their derivatives are computed by a compiled function.
+    compile: whether losses and their derivatives are computed by a compiled function; ``worth_it`` see ``Compiled``.
     """
 
     def __init__(
@@ -49,6 +47,7 @@ class Learner:
         name: str,
         max_nonfinite: int,
         compile: bool = False,
+        worth_it: Callable[[Any], bool] | None = None,
     ) -> None:
         self.fabric, self.name, self.max_nonfinite = fabric, name, max_nonfinite
         self.clip_norm = module.optimizer_settings.clip_norm
@@ -60,20 +59,25 @@ class Learner:
         self.module, self.optimizer = fabric.setup(module, optimizer)
         step: Callable[[Any], Losses] = module.training_step
         # With several processes the wrapped module's own is needed, which exchanges gradients.
-        self.losses = Compiled(step, f"the {name}'s update", fabric.device) if compile else self.module.training_step
+        self.losses: Callable[[Any], Losses] = self.module.training_step
+        if compile:
+            self.losses = Compiled(step, f"the {name}'s update", fabric.device, worth_it)
         # Running statistics and return scales, which move in the forward pass.
         self._moving = [buffer for buffer in module.buffers() if buffer.dtype in (torch.float32, torch.bool)]
         # Steps skipped: in a row until now, the most there were in a row, and all there were.
         self.in_a_row, self.longest, self.total_skipped = torch.zeros(3, 1, device=fabric.device).unbind()
 
     def update(self, batch: Any) -> Update:
-        """Take one step on a ``Batch`` or ``Trajectory``; no host sync."""
+        """Take one step on a ``Batch`` or ``Trajectory``; no host sync, but the loss scaler's own with float16."""
         self.module.train()
         before = self._statistics()
-        with self.fabric.autocast():
-            losses: Losses = self.losses(batch)
-        total = losses.total
-        self.fabric.backward(total)
+        try:
+            losses, total = self._differentiate(batch)
+        except Exception as error:  # a GPU compiles and records the backward pass apart, when it first comes
+            if not (isinstance(self.losses, Compiled) and self.losses.give_up(error)):
+                raise
+            self.optimizer.zero_grad(set_to_none=True)
+            losses, total = self._differentiate(batch)
         norm = self.fabric.clip_gradients(
             self.module, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
         )
@@ -90,7 +94,15 @@ class Learner:
             self._restore_unless(finite, before)
         self.module.eval()
         self._count(skipped)
-        return Update({**losses.log(total), "gradient_norm": norm}, finite, skipped)
+        return Update({**losses.log(total), "gradient_norm": norm}, finite)
+
+    def _differentiate(self, batch: Any) -> tuple[Losses, Tensor]:
+        """Losses and their total, whose gradients are then the parameters' ``grad``."""
+        with self.fabric.autocast():
+            losses = self.losses(batch)
+        total = losses.total
+        self.fabric.backward(total)
+        return losses, total
 
     @property
     def skipped(self) -> int:
@@ -118,11 +130,12 @@ class Learner:
         torch._foreach_copy_(self._moving, [p.view_as(b) for p, b in zip(parts, self._moving, strict=True)])
 
     def _on_all_processes(self, finite: Tensor) -> Tensor:
-        if self.fabric.world_size > 1:
-            mean = self.fabric.all_reduce(finite.float(), reduce_op="mean")
-            assert isinstance(mean, Tensor)
-            return mean == 1.0
-        return finite
+        if self.fabric.world_size == 1:
+            return finite
+        everywhere = finite.float()
+        # Fabric's own all_reduce begins with a barrier, which makes the host wait.
+        torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN)
+        return everywhere == 1.0
 
     def _count(self, skipped: Tensor) -> None:
         self.in_a_row.add_(1).mul_(skipped)
@@ -139,5 +152,9 @@ class Learner:
         # Moments are restored; learning rate and the like are the configuration's, which may have changed.
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        # The fused kernel takes for granted that moments lie in memory as their weights do.
+        for weight, entry in self.optimizer.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                entry[name] = torch.empty_like(weight, requires_grad=False).copy_(entry[name])
         for count, restored in zip((self.in_a_row, self.longest, self.total_skipped), state["skipped"], strict=True):
             count.fill_(restored)

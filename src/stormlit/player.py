@@ -11,6 +11,7 @@ from torch import Tensor
 from stormlit.agent import ActorCritic
 from stormlit.compilation import Compiled
 from stormlit.errors import CheckpointError
+from stormlit.types import to_device
 from stormlit.world_model import WorldModel
 
 
@@ -62,8 +63,8 @@ class Player:
     def act(self, obs: np.ndarray, is_first: np.ndarray, *, greedy: bool = False) -> np.ndarray:
         """obs: (N, Y, X, C) uint8.  is_first: (N,) bool.  Returns actions (N,) int64."""
         device = self.past.device
-        frame = torch.from_numpy(obs).to(device).permute(0, 3, 1, 2)
-        chosen, *moved_on = self._step(frame, torch.from_numpy(is_first).to(device), greedy)
+        frame = to_device(torch.from_numpy(obs), device).permute(0, 3, 1, 2)
+        chosen, *moved_on = self._step(frame, to_device(torch.from_numpy(is_first), device), greedy)
         torch._foreach_copy_([self.past, self.action, self.length], moved_on)
         return chosen.cpu().numpy()
 

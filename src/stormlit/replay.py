@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stormlit.types import Batch
+from stormlit.types import Batch, to_device
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class ReplayBuffer:
         """Store one step of every environment: arrays (N, Y, X, C) uint8 and (N,) each."""
         row = self.total_rows % self.row_capacity
         for stored, value in zip(self._tensors(), (obs, action, reward, terminated, is_first), strict=True):
-            stored[row] = torch.as_tensor(value)
+            stored[row] = to_device(torch.as_tensor(value), self.device)
         self.total_rows += 1
 
     def sample(self, batch_size: int, length: int, generator: torch.Generator | None = None) -> Batch:
@@ -97,7 +97,7 @@ class ReplayBuffer:
         age = (choice // self.num_envs).unsqueeze(1) + torch.arange(length)
         first = self.total_rows - self.rows if self.order == "age" else 0
         row = (first + age) % self.row_capacity
-        index = (row * self.num_envs + (choice % self.num_envs).unsqueeze(1)).flatten().to(self.device)
+        index = to_device((row * self.num_envs + (choice % self.num_envs).unsqueeze(1)).flatten(), self.device)
         obs, action, reward, terminated, is_first = (
             stored.flatten(0, 1).index_select(0, index).unflatten(0, (batch_size, length)) for stored in self._tensors()
         )

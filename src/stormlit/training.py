@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 from stormlit.agent import ActorCritic
 from stormlit.assemble import build_demonstrations, build_modules, build_replay, imagination, player_factory, share
 from stormlit.collect import Collector
-from stormlit.compilation import should_compile
+from stormlit.compilation import full_windows, should_compile
 from stormlit.compose import to_yaml
 from stormlit.config import Config
 from stormlit.demonstrations import DemonstrationBuffer
@@ -145,8 +145,11 @@ def build_training(config: Config, fabric: Fabric, directory: RunDirectory, trac
     world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)
     loop, compile = config.loop, should_compile(config.compile, fabric)
     learners = [
-        Learner(fabric, module, name=name, max_nonfinite=loop.max_nonfinite_updates, compile=compile)
-        for name, module in (("world_model", world_model), ("agent", agent))
+        Learner(fabric, module, name=name, max_nonfinite=loop.max_nonfinite_updates, compile=compile, worth_it=worth_it)
+        for name, module, worth_it in (
+            ("world_model", world_model, full_windows(loop.batch_length)),
+            ("agent", agent, None),
+        )
     ]
     world_model.eval()
     agent.eval()

@@ -84,11 +84,9 @@ class Batch:
     is_first: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """Copy to ``device``; to a GPU through pinned memory, so that the host goes on while it copies."""
-        tensors: tuple[Tensor, ...] = (self.obs, self.action, self.reward, self.terminated, self.is_first)
-        if device.type == "cuda":
-            tensors = tuple(tensor if tensor.is_cuda else tensor.pin_memory() for tensor in tensors)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        """Copy to ``device``, see ``to_device``."""
+        tensors = (self.obs, self.action, self.reward, self.terminated, self.is_first)
+        return Batch(*(to_device(tensor, device) for tensor in tensors))
 
     @staticmethod
     def cat(first: Batch, second: Batch) -> Batch:
@@ -117,6 +115,11 @@ class Trajectory:
     reward: Tensor
     continuation: Tensor
     weight: Tensor
+
+    def clone(self) -> Trajectory:
+        """The same in memory of its own."""
+        tensors = (self.latent, self.hidden, self.action, self.reward, self.continuation, self.weight)
+        return Trajectory(*(tensor.clone() for tensor in tensors))
 
 
 @dataclass(slots=True)
@@ -156,3 +159,10 @@ class Losses:
         """Every term as ``loss/<name>``, the total (what ``total`` has returned), and the metrics; all detached."""
         logged = {f"loss/{name}": term.detach() for name, term in self.terms.items()}
         return {**logged, "loss/total": total.detach(), **self.metrics}
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to ``device``; from the host to a GPU through pinned memory, so that the host goes on while it copies."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -108,14 +108,9 @@ class Phases:
             (IMPROVE_AGENT, Ratio(settings.agent_updates_per_env_step)),
         ]
         for _ in range(self.whole_env_steps // num_envs):
-            self._run_all(COLLECT)
-            for phases, ratio in owed:
-                for _ in range(ratio.owed(num_envs)):
-                    self._run_all(phases)
-
-    def _run_all(self, phases: tuple[str, ...]) -> None:
-        for phase in phases:
-            self.run(phase)
+            updates = [phase for phases, ratio in owed for phase in phases * ratio.owed(num_envs)]
+            for phase in (ACTING, *updates, STEPPING) if settings.overlap else (*COLLECT, *updates):
+                self.run(phase)
 
     def _act(self) -> None:
         with self.training.fabric.autocast():

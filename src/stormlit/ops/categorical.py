@@ -55,12 +55,6 @@ def one_hot(index: Tensor, classes: int) -> Tensor:
     return torch.zeros(*index.shape, classes, device=index.device).scatter_(-1, index.unsqueeze(-1), 1.0)
 
 
-def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) in nats over the last axis.  log_p, log_q: (..., K) float32.  Returns (...,)."""
-    log_p, log_q = log_p.float(), log_q.float()
-    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
-
-
 def entropy(log_probs: Tensor) -> Tensor:
     """Entropy in nats over the last axis.  log_probs: (..., K) float32.  Returns (...,).
 
