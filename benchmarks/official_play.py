@@ -54,14 +54,25 @@ def print_streams(official_train: Any, games: list[str]) -> None:
 
 
 class _Forced:
-    """Draws of latents that depend on the step and the number of logits alone, so that both sides draw the same."""
+    """Draws of latents that depend on the step, the environment and the place in the context alone.
+
+    Both sides then draw the same, though theirs encodes the frames there are and ours always a whole context.
+    """
 
     step = 0
 
+    def __init__(self, num_envs: int, context: int) -> None:
+        self.num_envs, self.context = num_envs, context
+
     def __call__(self, logits: Tensor) -> Tensor:
-        """logits: (..., G, K), normalised or not.  Returns one-hot groups of the same shape."""
+        """logits: (N, L, G, K), (N * context, G, K) or (N, G, K), normalised or not.  Returns one-hot groups."""
         random = torch.Generator().manual_seed(self.step)
-        uniform = torch.rand(logits.numel(), generator=random).to(logits.device).view(logits.shape)
+        shape = (self.num_envs, self.context, *logits.shape[-2:])
+        uniform = torch.rand(shape, generator=random).to(logits.device)
+        if logits.ndim == 4:
+            uniform = uniform[:, : logits.shape[1]]
+        else:
+            uniform = uniform.flatten(0, 1) if len(logits) == self.num_envs * self.context else uniform[:, 0]
         gumbel = -(-uniform.clamp(1e-9, 1 - 1e-7).log()).log()
         return nn.functional.one_hot((logits.float() + gumbel).argmax(-1), logits.shape[-1]).float()
 
@@ -75,9 +86,11 @@ def acting(
     Frames are random. The clone is given what its training loop gives it, the last 16 frames and the actions taken at
     them, which are ours here; the first action, which is drawn without a look at anything, is left out.
     """
-    draw, seen = _Forced(), []
+    options = compose(["official"]).player
+    draw, seen = _Forced(2, options.context_length), []
     their_model.stright_throught_gradient = lambda logits, sample_mode="": draw(logits)
-    model.latent.sample = lambda logits: draw(logits).flatten(-2)
+    model.latent.draw_posterior = lambda embed, sparse: draw(model.latent.posterior(embed)).flatten(-2)
+    model.latent.draw_prior = lambda hidden, sparse: draw(model.latent.prior(hidden)).flatten(-2)
     act = agent.act
 
     def noted(latent: Tensor, hidden: Tensor, *, greedy: bool = False) -> Tensor:
@@ -85,7 +98,6 @@ def acting(
         return act(latent, hidden, greedy=greedy)
 
     agent.act = noted  # type: ignore[method-assign]
-    options = compose(["official"]).player
     player = Player(model.eval(), agent.eval(), num_envs=2, **vars(options))
     their_model.eval(), their_agent.eval()
     device = player.past.device
