@@ -132,10 +132,23 @@ def test_a_step_that_another_process_cannot_take_is_skipped_here_too(monkeypatch
     learner, peer = learner_of(world_model, "world_model"), 1.0
     monkeypatch.setattr(Fabric, "world_size", 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: tensor.clamp_(max=peer))
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: None)
     assert learner.update(random_batch()).finite
     before, peer = state_of(world_model), 0.0
     assert not learner.update(random_batch()).finite
     assert list(differences(before, state_of(world_model))) == []
+
+
+def test_running_statistics_are_the_first_process_s_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only its own are in a checkpoint, so that a resumed process would act otherwise."""
+    world_model = small_world_model()
+    learner = learner_of(world_model, "world_model")
+    monkeypatch.setattr(Fabric, "world_size", 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: None)
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: tensor.fill_(0.25))
+    assert learner.update(random_batch()).finite
+    statistics = [tensor for name, tensor in world_model.named_buffers() if "running" in name]
+    assert statistics and all((tensor == 0.25).all() for tensor in statistics)
 
 
 def test_too_many_in_a_row_stop_training() -> None:

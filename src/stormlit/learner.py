@@ -126,7 +126,10 @@ class Learner:
     def _restore_unless(self, finite: Tensor, before: Tensor) -> None:
         after = self._statistics()
         assert after is not None
-        parts = torch.where(finite, after, before).split([buffer.numel() for buffer in self._moving])
+        statistics = torch.where(finite, after, before)
+        if self.fabric.world_size > 1:  # or all but the first would act with their own until a resume gives them its
+            torch.distributed.broadcast(statistics, src=0)
+        parts = statistics.split([buffer.numel() for buffer in self._moving])
         torch._foreach_copy_(self._moving, [p.view_as(b) for p, b in zip(parts, self._moving, strict=True)])
 
     def _on_all_processes(self, finite: Tensor) -> Tensor:
