@@ -39,8 +39,8 @@ test-fast: $(INSTALLED_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED_DEV)
-	@echo "==> slow tests, one after the other"
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	@echo "==> slow tests, in $(WORKERS) processes"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
 
 lint: $(INSTALLED_DEV)
 	@echo "==> ruff and mypy"
