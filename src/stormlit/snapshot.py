@@ -44,10 +44,11 @@ def save_snapshot(training: Training) -> Path:
             )
 
     def own_files() -> None:
+        writer.add_tensors(f"training-{process}.pt", training.state_dict())
         training.segments.save(training.replay)
         first_row = training.replay.total_rows - training.replay.rows
         writer.add(f"replay-{process}.json", json.dumps(training.segments.index(first_row)).encode())
-        writer.add_tensors(f"training-{process}.pt", training.state_dict())
+        writer.settle()
 
     def commit() -> None:
         if training.is_main:
