@@ -357,6 +357,11 @@ def test_the_manifest_has_the_sizes_and_checksums_of_what_is_on_the_disk(tmp_pat
     assert set(verify(folder)["files"]) == {"config.yaml", "weights.pt", "training-1.pt"}
 
 
+def test_saving_leaves_the_users_checksums_alone(tmp_path: Path) -> None:
+    write(RunDirectory(tmp_path), 10, 1.0, 1)
+    assert torch.serialization.get_crc32_options()
+
+
 def test_what_the_disk_refuses_is_told_when_it_settles(tmp_path: Path) -> None:
     writer = CheckpointWriter(RunDirectory(tmp_path), 10)
     writer.add("config.yaml", b"")  # without a folder

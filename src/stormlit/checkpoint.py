@@ -25,7 +25,7 @@ import shutil
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,8 @@ class CheckpointWriter:
     def add_tensors(self, name: str, state: Mapping[str, Any]) -> None:
         """state: nested mappings of tensors and built-in types."""
         buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
+        with _without_crc32():
+            torch.save(dict(state), buffer)
         self.add(name, buffer.getbuffer())
 
     def settle(self) -> None:
@@ -153,6 +154,17 @@ class CheckpointWriter:
             size, digest = self._added[path.name]
             return {"bytes": size, "sha256": digest.result()}
         return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+@contextlib.contextmanager
+def _without_crc32() -> Iterator[None]:
+    """Let ``torch.save`` leave out checksums that ``torch.load`` does not look at: SHA-256 stands for them here."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
