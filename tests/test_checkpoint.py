@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stormlit
-from stormlit.checkpoint import CheckpointWriter, latest_checkpoint, newest_whole, read_tensors, verify
+from stormlit.checkpoint import latest_checkpoint, newest_whole, read_tensors, verify
+from stormlit.checkpoint_writer import CheckpointWriter
 from stormlit.cli import main
 from stormlit.errors import CheckpointError
 from stormlit.run_directory import RunDirectory

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder per step, written beside and then renamed, so that it exists whole or not at all.
+"""Checkpoints: a folder per step, which ``checkpoint_writer`` writes beside and then renames: it is there whole or not.
 
     step-000002500/manifest.json    format, step, tracker's run id, size and SHA-256 of every other file of the folder,
                                     and its own SHA-256
@@ -18,15 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import shutil
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,7 @@ import torch
 from torch import nn
 
 from stormlit.errors import CheckpointError
-from stormlit.run_directory import RunDirectory, read_json, sync_folder, write_json
+from stormlit.run_directory import RunDirectory, read_json
 
 FORMAT = 2  # 1: no checksums of the manifest itself and of replay segments
 
@@ -80,103 +78,6 @@ def newest_whole(run: RunDirectory, check: Callable[[Path], object] | None = Non
 
 def _none_yet(run: RunDirectory) -> CheckpointError:
     return CheckpointError(f"run '{run.name}' in {run.root} has no checkpoint yet")
-
-
-class CheckpointWriter:
-    """Assembles one checkpoint in a temporary folder; ``commit`` makes it real.
-
-    With several processes each adds its own files, and the first one commits after all have settled. Files are hashed
-    and written to the disk by threads, while what comes next is put together.
-    """
-
-    def __init__(self, run: RunDirectory, env_steps: int) -> None:
-        self.run, self.env_steps = run, env_steps
-        self.final = checkpoint_folder(run, env_steps)
-        self.temporary = self.final.with_name(f".{self.final.name}.tmp")
-        self._threads = ThreadPoolExecutor(max_workers=4)
-        self._written: list[Future[None]] = []
-        self._added: dict[str, tuple[int, Future[str]]] = {}  # the size and SHA-256 of what this process added
-
-    def begin(self) -> None:
-        """Make the temporary folder anew."""
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        self.temporary.mkdir(parents=True)
-
-    def abandon(self) -> None:
-        """Remove what has been written."""
-        self._threads.shutdown()
-        shutil.rmtree(self.temporary, ignore_errors=True)
-
-    def add(self, name: str, content: bytes | memoryview) -> None:
-        """Begin to write a file; ``settle`` tells whether that went well."""
-        self._written.append(self._threads.submit(_write, self.temporary / name, content))
-        self._added[name] = len(content), self._threads.submit(lambda: hashlib.sha256(content).hexdigest())
-
-    def add_tensors(self, name: str, state: Mapping[str, Any]) -> None:
-        """state: nested mappings of tensors and built-in types."""
-        buffer = io.BytesIO()
-        with _without_crc32():
-            torch.save(dict(state), buffer)
-        self.add(name, buffer.getbuffer())
-
-    def settle(self) -> None:
-        """Wait until everything that this process added is on the disk; raises ``OSError``."""
-        self._threads.shutdown()
-        for written in self._written:
-            written.result()
-
-    def commit(self, keep: int, run_id: str = "") -> Path:
-        """Write the manifest, move the folder into place, and delete all but the newest ``keep`` checkpoints.
-
-        run_id: the tracker's.
-        """
-        self.settle()
-        files = {path.name: self._listed(path) for path in sorted(self.temporary.iterdir())}
-        manifest = {"format": FORMAT, "env_steps": self.env_steps, "run_id": run_id, "files": files}
-        write_json(self.temporary / "manifest.json", {**manifest, "sha256": _digest(manifest)})
-        # One of this very step stays a checkpoint, under another name, until the new one is there.
-        replaced = self.final.with_name(f"{self.final.name}.replaced")
-        if (self.final / "manifest.json").is_file():
-            discard(replaced)
-            os.replace(self.final, replaced)
-        else:
-            discard(self.final)
-        os.replace(self.temporary, self.final)
-        sync_folder(self.run.checkpoints)
-        discard(replaced)
-        for stale in list_checkpoints(self.run)[:-keep]:
-            discard(stale)
-        return self.final
-
-    def _listed(self, path: Path) -> dict[str, Any]:
-        """A file as the manifest has it; those of other processes are read again."""
-        if path.name in self._added:
-            size, digest = self._added[path.name]
-            return {"bytes": size, "sha256": digest.result()}
-        return {"bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
-@contextlib.contextmanager
-def _without_crc32() -> Iterator[None]:
-    """Let ``torch.save`` leave out checksums that ``torch.load`` does not look at: SHA-256 stands for them here."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
-
-
-def _write(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that nobody looks for yet, and wait until the disk has it; its name is synced with the manifest's.
-
-    Raises ``OSError``.
-    """
-    with path.open("wb", buffering=0) as file:
-        rest = memoryview(content)
-        while rest:  # the kernel takes 2 GiB at a time at most
-            rest = rest[file.write(rest) :]
-        os.fsync(file.fileno())
 
 
 def discard(folder: Path) -> None:
@@ -236,7 +137,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has checkpoint format {manifest['format']}, this stormlit reads up to {FORMAT}: upgrade stormlit"
         )
     digest = manifest.pop("sha256", None)
-    if digest != (None if manifest["format"] == 1 else _digest(manifest)):
+    if digest != (None if manifest["format"] == 1 else manifest_digest(manifest)):
         raise CheckpointError(f"{file} is damaged: it does not have the SHA-256 that it names")
     return manifest
 
@@ -309,5 +210,5 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

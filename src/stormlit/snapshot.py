@@ -11,7 +11,6 @@ import torch
 from lightning.fabric import Fabric
 
 from stormlit.checkpoint import (
-    CheckpointWriter,
     discard_later,
     list_checkpoints,
     load_weights,
@@ -20,6 +19,7 @@ from stormlit.checkpoint import (
     set_aside,
     verify,
 )
+from stormlit.checkpoint_writer import CheckpointWriter
 from stormlit.compose import to_yaml
 from stormlit.errors import CheckpointError, SaveError
 from stormlit.run_directory import find_run, read_json
