@@ -134,7 +134,7 @@ class Training:
         version, internal, gauss = state["random"]["python"]
         random.setstate((version, tuple(internal), gauss))
         if "numpy" in state["random"]:
-            np.random.set_state(state["random"]["numpy"])
+            set_numpy_random_state(state["random"]["numpy"])
         torch.set_rng_state(state["random"]["torch"])
         if torch.cuda.is_available() and state["random"]["cuda"]:
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
@@ -197,6 +197,13 @@ def numpy_random_state() -> dict[str, Any]:
     """NumPy's global random state, in built-in types."""
     state: dict[str, Any] = np.random.get_state(legacy=False)
     return {**state, "state": {**state["state"], "key": state["state"]["key"].tolist()}}
+
+
+def set_numpy_random_state(state: dict[str, Any]) -> None:
+    """Raises ``ValueError`` for a position outside the state, which NumPy would follow."""
+    if not 0 <= state["state"]["pos"] <= len(state["state"]["key"]) == 624:
+        raise ValueError("NumPy's random state makes no sense")
+    np.random.set_state(state)
 
 
 def save_config(directory: RunDirectory, config: Config) -> None:
