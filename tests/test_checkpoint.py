@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stormlit
-from stormlit.checkpoint import CheckpointWriter, latest_checkpoint, newest_whole, read_tensors, verify
+from stormlit.checkpoint import latest_checkpoint, newest_whole, read_tensors, verify
+from stormlit.checkpoint_writer import CheckpointWriter
 from stormlit.cli import main
 from stormlit.errors import CheckpointError
 from stormlit.run_directory import RunDirectory
@@ -332,16 +333,42 @@ def test_names_are_on_the_disk_only_after_what_they_name(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "replace", note_replace)
     run = RunDirectory(tmp_path)
     write(run, 10, 1.0, 1)
-    temporary = str(run.checkpoints / ".step-000000010.tmp")
-    for name in ("config.yaml", "weights.pt", "manifest.json"):
-        (renamed,) = (index for index, (_, what) in enumerate(seen) if what.endswith(f"/{name}"))
-        written, parent = seen[renamed - 1], seen[renamed + 1]
-        assert written[0] == "sync" and f"/.{name}." in written[1]
-        assert parent == ("sync", temporary)
-    assert [entry for entry in seen if ".old.tmp" not in entry[1]][-2:] == [
-        ("name", f"{temporary} -> {run.checkpoints / 'step-000000010'}"),
+    temporary, final = run.checkpoints / ".step-000000010.tmp", run.checkpoints / "step-000000010"
+    manifest = next(index for index, (_, what) in enumerate(seen) if what.endswith("/manifest.json"))
+    written = {("sync", str(temporary / name)) for name in ("config.yaml", "weights.pt")}
+    assert written <= set(seen[:manifest])
+    assert seen[manifest - 1][0] == "sync" and "/.manifest.json." in seen[manifest - 1][1]
+    assert [entry for entry in seen[manifest + 1 :] if ".old.tmp" not in entry[1]] == [
+        ("sync", str(temporary)),
+        ("name", f"{temporary} -> {final}"),
         ("sync", str(run.checkpoints)),
     ]
+
+
+def test_the_manifest_has_the_sizes_and_checksums_of_what_is_on_the_disk(tmp_path: Path) -> None:
+    """Those of this process are of what was to be written, another process's are of the file."""
+    run = RunDirectory(tmp_path)
+    writer, other = CheckpointWriter(run, 10), CheckpointWriter(run, 10)
+    writer.begin()
+    for name in ("config.yaml", "weights.pt"):
+        writer.add(name, name.encode() * 100_000)
+    other.add("training-1.pt", b"other")
+    other.settle()
+    folder = writer.commit(keep=1)
+    assert set(verify(folder)["files"]) == {"config.yaml", "weights.pt", "training-1.pt"}
+
+
+def test_saving_leaves_the_users_checksums_alone(tmp_path: Path) -> None:
+    write(RunDirectory(tmp_path), 10, 1.0, 1)
+    assert torch.serialization.get_crc32_options()
+
+
+def test_what_the_disk_refuses_is_told_when_it_settles(tmp_path: Path) -> None:
+    writer = CheckpointWriter(RunDirectory(tmp_path), 10)
+    writer.add("config.yaml", b"")  # without a folder
+    with pytest.raises(FileNotFoundError):
+        writer.settle()
+    writer.abandon()
 
 
 def test_a_half_written_checkpoint_is_not_seen(run: Path) -> None:

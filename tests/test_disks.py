@@ -19,6 +19,7 @@ from stormlit.checkpoint import list_checkpoints, verify
 from stormlit.cli import main
 from stormlit.replay_segments import verify_replay
 from stormlit.run_directory import RunDirectory
+from stormlit.tracking import CsvTracker
 from stormlit.training import Training
 from test_resume import resume, rows
 from test_training_run import SMALL, differences, logged, newest, read, status, train
@@ -118,6 +119,33 @@ def test_training_goes_on_without_checkpoints_for_a_while(limited: Disk, capsys:
     resume(run, 52)
     resume(unbroken, 52)
     assert_same_weights_and_rows(unbroken, run)
+
+
+def test_metrics_that_cannot_be_written_end_no_training(limited: Disk, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor are they lost: they are in the file once it can grow again, and there once."""
+    place, begin, end = limited
+    words = (*WORDS, "loop.log_every_env_steps=2", "evaluation.every_env_steps=16", "evaluation.baselines=[random]")
+    unbroken = train(place / "a", "run", *words)
+    capsys.readouterr()
+    with trouble((26, 40), begin, end):
+        run = train(place / "b", "run", *words)
+    told = capsys.readouterr().err
+    assert "the metrics of step 30 could not be written" in told
+    assert "the returns of step 32 could not be written" in told
+    assert logged(unbroken).keys() == logged(run).keys()
+
+
+def test_flushing_a_file_brings_what_a_disk_had_refused(limited: Disk) -> None:
+    place, begin, end = limited
+    tracker = CsvTracker(place / "run", place)
+    tracker.start(name="run", params={}, tags={})
+    begin()
+    with pytest.raises(OSError, match="File too large"):
+        for step in range(1000):
+            tracker.log({"loss": 1.0}, step)
+    end()
+    tracker.flush()
+    assert list(logged(place / "run")) == [(number, "loss") for number in range(step + 1)]
 
 
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error(

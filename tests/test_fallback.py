@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 import stormlit
+import stormlit.snapshot
 from stormlit.cli import main
 from test_cli_errors import refusal
 from test_resume import assert_same_run
@@ -56,6 +59,20 @@ def test_resume_falls_back_and_ends_as_if_nothing_had_happened(
     assert f"kept the damaged checkpoint {broken.name} as damaged-{broken.name}" in told
     assert (broken.parent / f"damaged-{broken.name}" / name).is_file()
     assert_same_run(trained, run)
+
+
+def test_a_run_that_cannot_be_written_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(newest(run) / "weights.pt")
+
+    def refuse(folder: Path) -> Path:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(stormlit.snapshot, "set_aside", refuse)
+    assert main(["resume", "run", f"run.dir={run.parent}"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == f"stormlit: error: run.dir={run.parent}: cannot write there (Read-only file system)"
 
 
 def test_a_damaged_segment_takes_the_checkpoints_that_need_it(

@@ -137,6 +137,15 @@ def test_a_process_that_ends_before_its_first_answer_is_no_environment(
         VectorEnv(EnvSettings(game=None, id="ends_at_once:X-v0", isolation="process"), seed=0)
 
 
+def test_a_signal_without_a_name_is_a_crash_like_any_other(caplog: pytest.LogCaptureFixture) -> None:
+    envs = VectorEnv(EnvSettings(**CATCH, isolation="process"), seed=0)
+    envs.reset()
+    os.kill(pids(envs)[0], signal.SIGRTMIN + 3)
+    assert envs.step(np.array([1])).truncated.all()
+    assert f"killed by signal {signal.SIGRTMIN + 3}" in caplog.text
+    envs.close()
+
+
 @pytest.mark.parametrize(
     ("word", "told"),
     [

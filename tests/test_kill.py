@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from recorded import catch
 from stormlit.cli import main
+from stormlit.demonstrations import write_npz
 from test_resume import assert_same_run
-from test_training_run import SMALL, newest, train
+from test_training_run import SMALL, newest, read, train
 
 KILLS_PER_RUN = 4
 BUDGET = ("loop.env_steps=96", "loop.warmup_steps=20")
@@ -41,11 +43,20 @@ VARIANTS = {
 }
 
 
-def attempt(root: Path, words: tuple[str, ...], killed_after: float | None) -> int:
-    """``train ... resume=auto`` in a forked process; returns its exit code, the negative signal if it was killed.
+EVERYTHING = (
+    "env.num_envs=2",
+    "env.isolation=process",
+    "replay.capacity=40",
+    "loop.overlap=true",
+    "player.context=frames",
+    "demonstrations.batch_size=2",
+    "demonstrations.imagination_batch_size=3",
+    "checkpoint.every=10",
+)
 
-    killed_after: seconds; None lets it end.
-    """
+
+def start(root: Path, words: tuple[str, ...]) -> int:
+    """``train ... resume=auto`` in a forked process; returns its number."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -56,6 +67,15 @@ def attempt(root: Path, words: tuple[str, ...], killed_after: float | None) -> i
             code = main(["train", *SMALL, *BUDGET, *words, "resume=auto", f"run.dir={root}", "run.name=run"])
         finally:
             os._exit(code)
+    return child
+
+
+def attempt(root: Path, words: tuple[str, ...], killed_after: float | None) -> int:
+    """``start`` and wait; returns the exit code, the negative signal if it was killed.
+
+    killed_after: seconds; None lets it end.
+    """
+    child = start(root, words)
     if killed_after is not None:
         time.sleep(killed_after)
         os.kill(child, signal.SIGKILL)
@@ -83,3 +103,26 @@ def test_killed_again_and_again_is_as_never_killed(variant: str, tmp_path: Path)
     resumed = tmp_path / "b" / "runs" / "run"
     assert newest(resumed).name == "step-000000096"
     assert_same_run(unbroken, resumed)
+
+
+@pytest.mark.slow
+def test_killed_with_everything_on_at_once_is_as_never_killed(tmp_path: Path) -> None:
+    """Three times, each behind another checkpoint, with demonstrations, processes, a wrapped ring and overlap."""
+    write_npz(catch(40), tmp_path / "a.npz")
+    words = (*EVERYTHING, f"demonstrations.path={tmp_path / 'a.npz'}")
+    unbroken = train(tmp_path / "a", "run", *BUDGET, *words, "resume=auto")
+    root = tmp_path / "b" / "runs"
+    root.mkdir(parents=True)
+    chance = random.Random(0)
+    for steps in (30, 50, 70):
+        child = start(root, words)
+        while not (root / "run" / "checkpoints" / f"step-{steps:09d}" / "manifest.json").exists():
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), (root.parent / "log").read_text()
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.1))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert attempt(root, words, None) == 0, (root.parent / "log").read_text()
+    assert_same_run(unbroken, root / "run")
+    state = read(newest(root / "run") / "training-0.pt")
+    assert state["replay"]["total_rows"] == 48 and state["demonstrations"] and "frames" in state["collector"]["player"]

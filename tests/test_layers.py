@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"imagine", "player", "dream"}),
     frozenset({"parts", "config", "collect", "evaluate", "learner", "checkpoint", "dream_media"}),
-    frozenset({"official", "demonstrations", "replay_segments"}),
+    frozenset({"official", "demonstrations", "replay_segments", "checkpoint_writer"}),
     frozenset({"config_checks"}),
     frozenset({"compose"}),
     frozenset({"assemble"}),

@@ -131,6 +131,22 @@ def interrupted(root: Path, at: int, words: tuple[str, ...] = ()) -> None:
         assert main(["train", *SMALL, f"run.dir={root}", "run.name=run", *words]) == 130
 
 
+def test_what_others_draw_from_numpy_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collect = stormlit.loop.collect
+
+    def collect_and_draw(training: Training, action: np.ndarray) -> None:
+        collect(training, action)
+        training.metrics.add("test", {"drawn": np.random.random()})
+
+    monkeypatch.setattr(stormlit.loop, "collect", collect_and_draw)
+    unbroken = train(tmp_path / "a", "run", "loop.env_steps=40")
+    resumed = train(tmp_path / "b", "run", "loop.env_steps=27")
+    np.random.seed(17)  # another process would stand elsewhere
+    resume(resumed, 40)
+    assert_same_run(unbroken, resumed)
+    assert len({value for (_, key), value in logged(unbroken).items() if key == "test/drawn"}) == 5
+
+
 def test_an_interrupted_run_goes_on_from_its_newest_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

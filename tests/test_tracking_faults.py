@@ -204,6 +204,33 @@ def test_the_first_value_stays_unless_the_configuration_changed(
     assert (run.status, run.params["seed"], run.tags["resumed.seed"]) == ("FINISHED", "1", "2")
 
 
+def test_each_configurations_values_are_kept_apart(
+    new_tracker: Callable[[], MlflowTracker],
+    server: FakeServer,
+) -> None:
+    """Behind the point where the second one died, the first one's values are still another future's."""
+    first = new_tracker()
+    run_id = first.start(name="x", params=PARAMS, tags={})
+    log_steps(first, range(0, 50, 10))
+    killed(first)
+    other = {**PARAMS, "seed": 2}
+    for begun, ended in ((20, 30), (20, 60)):
+        tracker = new_tracker()
+        tracker.start(name="x", params=other, tags={}, run_id=run_id, from_step=begun)
+        log_steps(tracker, range(begun + 10, ended + 10, 10), offset=0.5)
+        killed(tracker)
+    last = new_tracker()
+    # Moved and given more steps, it is the same run: a value that differs was measured.
+    moved = {**other, "run": {"dir": "/elsewhere"}, "loop": {"env_steps": 9}}
+    last.start(name="x", params=moved, tags={}, run_id=run_id, from_step=50)
+    log_steps(last, range(60, 80, 10), offset=0.7)
+    last.finish("FINISHED")
+    values = [(step, round(value - step / 7, 6)) for key, step, value in server.points(run_id) if key == "loss"]
+    assert sorted(values) == sorted(
+        [(step, 0.0) for step in range(0, 50, 10)] + [(step, 0.5) for step in range(30, 70, 10)] + [(70, 0.7)]
+    )
+
+
 def test_a_run_goes_on_without_the_server_and_comes_back_to_it(
     new_tracker: Callable[[], MlflowTracker],
     server: FakeServer,

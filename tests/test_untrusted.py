@@ -288,3 +288,15 @@ def test_a_counter_beyond_all_rows(where: str, subject: Subject) -> None:
     reseal(checkpoint)
     with pytest.raises(CheckpointError):
         subject.load()
+
+
+@pytest.mark.parametrize("position", [-1, 625, 2**40])
+def test_a_random_state_that_points_elsewhere(position: int, subject: Subject) -> None:
+    """NumPy would read there."""
+    checkpoint = newest(subject.run)
+    state = read_tensors(checkpoint / "training-0.pt")
+    state["random"]["numpy"]["state"]["pos"] = position
+    torch.save(state, checkpoint / "training-0.pt")
+    reseal(checkpoint)
+    with pytest.raises(CheckpointError, match="NumPy's random state makes no sense"):
+        subject.load()

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder per step, written beside and then renamed, so that it exists whole or not at all.
+"""Checkpoints: a folder per step, which ``checkpoint_writer`` writes beside and then renames: it is there whole or not.
 
     step-000002500/manifest.json    format, step, tracker's run id, size and SHA-256 of every other file of the folder,
                                     and its own SHA-256
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -33,7 +32,7 @@ import torch
 from torch import nn
 
 from stormlit.errors import CheckpointError
-from stormlit.run_directory import RunDirectory, read_json, sync_folder, write_atomically, write_json
+from stormlit.run_directory import RunDirectory, read_json
 
 FORMAT = 2  # 1: no checksums of the manifest itself and of replay segments
 
@@ -79,61 +78,6 @@ def newest_whole(run: RunDirectory, check: Callable[[Path], object] | None = Non
 
 def _none_yet(run: RunDirectory) -> CheckpointError:
     return CheckpointError(f"run '{run.name}' in {run.root} has no checkpoint yet")
-
-
-class CheckpointWriter:
-    """Assembles one checkpoint in a temporary folder; ``commit`` makes it real.
-
-    With several processes each adds its own files, and the first one commits after all are done.
-    """
-
-    def __init__(self, run: RunDirectory, env_steps: int) -> None:
-        self.run, self.env_steps = run, env_steps
-        self.final = checkpoint_folder(run, env_steps)
-        self.temporary = self.final.with_name(f".{self.final.name}.tmp")
-
-    def begin(self) -> None:
-        """Make the temporary folder anew."""
-        self.abandon()
-        self.temporary.mkdir(parents=True)
-
-    def abandon(self) -> None:
-        """Remove what has been written."""
-        shutil.rmtree(self.temporary, ignore_errors=True)
-
-    def add(self, name: str, content: bytes | memoryview) -> None:
-        write_atomically(self.temporary / name, content)
-
-    def add_tensors(self, name: str, state: Mapping[str, Any]) -> None:
-        """state: nested mappings of tensors and built-in types."""
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        self.add(name, buffer.getbuffer())
-
-    def commit(self, keep: int, run_id: str = "") -> Path:
-        """Write the manifest, move the folder into place, and delete all but the newest ``keep`` checkpoints.
-
-        run_id: the tracker's.
-        """
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in sorted(self.temporary.iterdir())
-        }
-        manifest = {"format": FORMAT, "env_steps": self.env_steps, "run_id": run_id, "files": files}
-        write_json(self.temporary / "manifest.json", {**manifest, "sha256": _digest(manifest)})
-        # One of this very step stays a checkpoint, under another name, until the new one is there.
-        replaced = self.final.with_name(f"{self.final.name}.replaced")
-        if (self.final / "manifest.json").is_file():
-            discard(replaced)
-            os.replace(self.final, replaced)
-        else:
-            discard(self.final)
-        os.replace(self.temporary, self.final)
-        sync_folder(self.run.checkpoints)
-        discard(replaced)
-        for stale in list_checkpoints(self.run)[:-keep]:
-            discard(stale)
-        return self.final
 
 
 def discard(folder: Path) -> None:
@@ -193,7 +137,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has checkpoint format {manifest['format']}, this stormlit reads up to {FORMAT}: upgrade stormlit"
         )
     digest = manifest.pop("sha256", None)
-    if digest != (None if manifest["format"] == 1 else _digest(manifest)):
+    if digest != (None if manifest["format"] == 1 else manifest_digest(manifest)):
         raise CheckpointError(f"{file} is damaged: it does not have the SHA-256 that it names")
     return manifest
 
@@ -266,5 +210,5 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -35,8 +35,7 @@ def log_metrics(training: Training) -> None:
         "replay/env_steps": training.replay.steps,
         "throughput/env_steps_per_second": training.bar.steps_per_second(),
     }
-    with told_if_unwritten(f"the metrics of step {progress.env_steps:,}"):
-        training.tracker.log(values, progress.env_steps)
+    record(training, values, "metrics")
 
 
 def make_media(training: Training) -> None:
@@ -59,7 +58,7 @@ def make_media(training: Training) -> None:
     if len(seen.real) > seen.context_length:
         dreamt = slice(seen.context_length, None)
         metrics["dream/psnr_imagined"] = _psnr(seen.imagined[dreamt], seen.real[dreamt])
-    training.tracker.log(metrics, env_steps)
+    record(training, metrics, "metrics of the dream")
 
 
 def evaluate_agent(training: Training) -> None:
@@ -77,12 +76,19 @@ def evaluate_agent(training: Training) -> None:
     metrics = {"eval/return": result.mean, "eval/return_std": result.std}
     if result.human_normalized is not None:
         metrics["eval/human_normalized"] = result.human_normalized
-    training.tracker.log(metrics, env_steps)
+    record(training, metrics, "returns")
     training.latest_evaluation = result
     file = training.directory.evaluation / f"step-{env_steps:09d}.json"
     with told_if_unwritten(f"the evaluation of step {env_steps:,}"):
         write_json(file, result.as_dict())
         training.tracker.artifact(file, "evaluation")
+
+
+def record(training: Training, values: Mapping[str, float], what: str) -> None:
+    """Hand metrics to the tracker, with ``env_steps`` as the step; a tracker that cannot write ends no training."""
+    env_steps = training.progress.env_steps
+    with told_if_unwritten(f"the {what} of step {env_steps:,}"):
+        training.tracker.log(values, env_steps)
 
 
 @contextlib.contextmanager

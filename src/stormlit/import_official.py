@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stormlit.assemble import build_modules
-from stormlit.checkpoint import CheckpointWriter, list_checkpoints, load_weights
+from stormlit.checkpoint import list_checkpoints, load_weights
+from stormlit.checkpoint_writer import CheckpointWriter
 from stormlit.compose import compose, to_yaml
 from stormlit.envs import VectorEnv, env_name
 from stormlit.errors import CheckpointError

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stormlit.errors import EnvironmentCrashError
+from stormlit.errors import EnvironmentCrashError, SaveError
 from stormlit.housekeeping import evaluate_agent, log_metrics, make_media
 from stormlit.learner import Learner
 from stormlit.signals import Stopped
@@ -147,16 +147,18 @@ def keep_house(training: Training) -> None:
     if not (stopped_by or failed or save):
         return
     check_updates(training)
-    if stopped_by or failed:
-        save_snapshot(training)
-    else:
-        save_or_go_on(training)
     go_on = f"go on with `stormlit resume {training.directory.name}"
     if failed:
         what = failure or "the environments of another process failed"
+        try:
+            save_snapshot(training)
+        except SaveError as error:
+            raise EnvironmentCrashError(f"{what}; besides, {error}") from failure
         raise EnvironmentCrashError(f"{what}; the run is saved: {go_on} env.max_restarts=N`") from failure
-    if stopped_by:
-        raise Stopped(stopped_by, f"after step {env_steps:,}; {go_on}`")
+    if not stopped_by:
+        return save_or_go_on(training)
+    save_snapshot(training)
+    raise Stopped(stopped_by, f"after step {env_steps:,}; {go_on}`")
 
 
 def asked(training: Training, failed: bool) -> tuple[int, bool, bool]:

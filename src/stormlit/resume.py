@@ -74,7 +74,8 @@ def _go_on(config: Config, directory: RunDirectory, checkpoint: Path, damaged: S
     run = dataclasses.replace(config.run, dir=str(directory.root), name=directory.name)
     config = dataclasses.replace(config, run=run)
     taken = read_manifest(checkpoint)["env_steps"]
-    if taken >= config.loop.env_steps and (directory.evaluation / f"step-{taken:09d}.json").exists():
+    evaluated = (directory.evaluation / f"step-{taken:09d}.json").exists()  # deleted, it is made again
+    if taken >= config.loop.env_steps and evaluated and directory.finished_at() == taken:
         print(f"{directory.name} has taken all its {taken:,} environment steps; go on with loop.env_steps=N, N larger")
         return
     train_run(config, make_fabric(config), directory, checkpoint, damaged)

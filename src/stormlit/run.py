@@ -6,8 +6,8 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from stormlit.config import Config
 from stormlit.envs import env_name
 from stormlit.errors import ConfigError
 from stormlit.evaluate import Evaluation
-from stormlit.housekeeping import evaluate_agent, log_metrics, make_media, told_if_unwritten
+from stormlit.housekeeping import evaluate_agent, log_metrics, make_media, record, told_if_unwritten
 from stormlit.loop import fit
 from stormlit.play import play_baselines
 from stormlit.progress import ProgressBar
@@ -63,6 +63,8 @@ def train_run(
     damaged: newer checkpoints that cannot be used and are to be kept aside.
     Raises ``Stopped`` when a signal has ended it, ``SaveError`` when the last checkpoint could not be written.
     """
+    # What this process decided upon: between that and the lock another one may train the run.
+    known = [] if checkpoint is None else list_checkpoints(directory)
     node = config.tracking if fabric.is_global_zero else {"name": "none"}
     tracker: Tracker = build("tracker", node, directory.path, directory.root, key="tracking")
     # Everything that can be wrong with the input is found before the first trace of the run is left.
@@ -73,9 +75,14 @@ def train_run(
         load_initial_weights(training, config.run.init_from)
     with exclusive(directory) if fabric.is_global_zero else nullcontext():
         if fabric.is_global_zero:
+            _refuse_if_changed(directory, known)
             _begin(training, run_id=_run_id(directory, checkpoint))
-        forget_other_futures(training, checkpoint, damaged)
+        with _writable(directory):
+            forget_other_futures(training, checkpoint, damaged)
         results = _train_to_the_end(training)
+        if fabric.is_global_zero:
+            with told_if_unwritten("that the run is finished"):
+                directory.write_finished(training.progress.env_steps)
     if results:
         print(report(training, results), flush=True)
 
@@ -107,20 +114,35 @@ def _run_id(directory: RunDirectory, checkpoint: Path | None) -> str | None:
     return read_manifest(checkpoint).get("run_id") or directory.run_id()
 
 
+def _refuse_if_changed(directory: RunDirectory, known: list[Path]) -> None:
+    if list_checkpoints(directory) != known:
+        raise ConfigError(
+            f"run.name={directory.name}: another process has trained that run in {directory.root} meanwhile; "
+            f"go on with `stormlit resume {directory.name}` or choose another name"
+        )
+
+
+@contextmanager
+def _writable(directory: RunDirectory) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"run.dir={directory.root}: cannot write there ({error.strerror or error})") from error
+
+
 def _begin(training: Training, run_id: str | None) -> None:
     """Leave the first traces of a run, or go on with the tracker's run ``run_id``."""
     config, directory, tracker = training.config, training.directory, training.tracker
     tags = _tags(config, training.fabric)
     from_step = None if run_id is None else training.progress.env_steps
-    try:
+    with _writable(directory):
         training.run_id = tracker.start(
             name=directory.name, params=to_tree(config), tags=tags, run_id=run_id, from_step=from_step
         )
+        directory.forget_finished()
         save_config(directory, config)
         directory.write_identity(training.run_id)
         tracker.artifact(directory.config_file)
-    except OSError as error:
-        raise ConfigError(f"run.dir={directory.root}: cannot write there ({error.strerror or error})") from error
     print(_headline(training), file=sys.stderr, flush=True)
 
 
@@ -136,14 +158,15 @@ def finish(training: Training) -> list[Evaluation]:
             log_metrics(training)
         if schedules.media.last_due != env_steps:
             make_media(training)
-        if schedules.evaluation.last_due != env_steps:
+        # A process that died after evaluating on the way, at the last step, has left none to this one.
+        if schedules.evaluation.last_due != env_steps or training.latest_evaluation is None:
             evaluate_agent(training)
         if training.latest_evaluation is None:
             return []
         training.tracker.artifact(latest_checkpoint(training.directory), "checkpoints")
         baselines = play_baselines(config)
         for baseline in baselines:
-            training.tracker.log({f"eval/baseline/{baseline.policy}": baseline.mean}, env_steps)
+            record(training, {f"eval/baseline/{baseline.policy}": baseline.mean}, "baselines")
         return [training.latest_evaluation, *baselines]
 
 
@@ -151,7 +174,7 @@ def report(training: Training, results: list[Evaluation]) -> str:
     """What came out and where it is, for a person."""
     directory = training.directory
     width = max(len(result.policy) for result in results)
-    videos = sorted(directory.media.glob("dream-*"))
+    videos = sorted(directory.media.glob("dream-[0-9]*"))
     lines = [
         "",
         f"{results[0].game}, {training.progress.env_steps:,} environment steps: returns",

@@ -3,6 +3,7 @@
 <run.dir>/mlflow.db               every run's metrics (with the default tracker)
 <run.dir>/<run.name>/run.json     name and MLflow run id
 <run.dir>/<run.name>/config.yaml  the resolved configuration
+<run.dir>/<run.name>/finished.json  at how many steps the run was done to its last evaluation; only while that holds
 <run.dir>/<run.name>/checkpoints/ step-000002500/ ...
 <run.dir>/<run.name>/replay/      the replay buffer, in segments
 <run.dir>/<run.name>/media/       dream videos and reconstruction grids
@@ -74,6 +75,19 @@ class RunDirectory:
         identity = read_json(file)
         return str(identity["run_id"]) if identity.get("run_id") else None
 
+    def finished_at(self) -> int | None:
+        """The environment steps at which the run was done to its last evaluation, None if it is not."""
+        with contextlib.suppress(CheckpointError):  # a damaged file: the end is made once more
+            env_steps = read_json(self.path / "finished.json").get("env_steps")
+            return env_steps if isinstance(env_steps, int) else None
+        return None
+
+    def write_finished(self, env_steps: int) -> None:
+        write_json(self.path / "finished.json", {"env_steps": env_steps})
+
+    def forget_finished(self) -> None:
+        (self.path / "finished.json").unlink(missing_ok=True)
+
 
 @contextlib.contextmanager
 def exclusive(run: RunDirectory, otherwise: str = "choose another name") -> Iterator[None]:
@@ -97,11 +111,15 @@ def exclusive(run: RunDirectory, otherwise: str = "choose another name") -> Iter
 
 def refuse_if_training(run: RunDirectory) -> None:
     """Raise ``ConfigError`` when a process trains the run at this moment; leaves no trace."""
-    with contextlib.suppress(FileNotFoundError), (run.path / "lock").open("rb") as lock:
-        try:
+    try:
+        with (run.path / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several processes may ask at once
-        except BlockingIOError:
-            raise _busy(run) from None
+    except FileNotFoundError:
+        return
+    except BlockingIOError:
+        raise _busy(run) from None
+    except OSError as error:
+        raise ConfigError(f"run.dir={run.root}: cannot read {run.path / 'lock'} ({error.strerror})") from error
 
 
 def _busy(run: RunDirectory, otherwise: str = "choose another name") -> ConfigError:

@@ -11,7 +11,6 @@ import torch
 from lightning.fabric import Fabric
 
 from stormlit.checkpoint import (
-    CheckpointWriter,
     discard_later,
     list_checkpoints,
     load_weights,
@@ -20,6 +19,7 @@ from stormlit.checkpoint import (
     set_aside,
     verify,
 )
+from stormlit.checkpoint_writer import CheckpointWriter
 from stormlit.compose import to_yaml
 from stormlit.errors import CheckpointError, SaveError
 from stormlit.run_directory import find_run, read_json
@@ -44,10 +44,11 @@ def save_snapshot(training: Training) -> Path:
             )
 
     def own_files() -> None:
+        writer.add_tensors(f"training-{process}.pt", training.state_dict())
         training.segments.save(training.replay)
         first_row = training.replay.total_rows - training.replay.rows
         writer.add(f"replay-{process}.json", json.dumps(training.segments.index(first_row)).encode())
-        writer.add_tensors(f"training-{process}.pt", training.state_dict())
+        writer.settle()
 
     def commit() -> None:
         if training.is_main:

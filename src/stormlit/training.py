@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 
@@ -112,6 +113,7 @@ class Training:
             "precision": self.fabric._precision.state_dict(),
             "random": {
                 "python": random.getstate(),
+                "numpy": numpy_random_state(),
                 "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
@@ -131,6 +133,8 @@ class Training:
         self.fabric._precision.load_state_dict(state["precision"])
         version, internal, gauss = state["random"]["python"]
         random.setstate((version, tuple(internal), gauss))
+        if "numpy" in state["random"]:
+            set_numpy_random_state(state["random"]["numpy"])
         torch.set_rng_state(state["random"]["torch"])
         if torch.cuda.is_available() and state["random"]["cuda"]:
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
@@ -140,6 +144,7 @@ def build_training(config: Config, fabric: Fabric, directory: RunDirectory, trac
     """Build every object of a run. Weights are the same in every process, experience and sampling differ."""
     torch.manual_seed(config.seed)
     random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)  # nothing here draws from it, but environments and parts of others may
     # Each process has environments of its own, with seeds of their own.
     envs = VectorEnv(config.env, seed=config.seed, env_index_offset=fabric.global_rank * config.env.num_envs)
     world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)
@@ -189,6 +194,19 @@ def build_training(config: Config, fabric: Fabric, directory: RunDirectory, trac
         segments=ReplaySegments(directory.replay / str(fabric.global_rank)),
         clock=EveryMinutes(config.checkpoint.every_minutes),
     )
+
+
+def numpy_random_state() -> dict[str, Any]:
+    """NumPy's global random state, in built-in types."""
+    state: dict[str, Any] = np.random.get_state(legacy=False)
+    return {**state, "state": {**state["state"], "key": state["state"]["key"].tolist()}}
+
+
+def set_numpy_random_state(state: dict[str, Any]) -> None:
+    """Raises ``ValueError`` for a position outside the state, which NumPy would follow."""
+    if not 0 <= state["state"]["pos"] <= len(state["state"]["key"]) == 624:
+        raise ValueError("NumPy's random state makes no sense")
+    np.random.set_state(state)
 
 
 def save_config(directory: RunDirectory, config: Config) -> None:

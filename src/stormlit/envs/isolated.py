@@ -103,4 +103,7 @@ class IsolatedEnv:
             code = self._process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
             return "its process closed the connection"
-        return f"its process was killed by {signal.Signals(-code).name}" if code < 0 else f"its process exited ({code})"
+        if code >= 0:
+            return f"its process exited ({code})"
+        names = {number.value: number.name for number in signal.Signals}  # most real-time signals have none
+        return f"its process was killed by {names.get(-code, f'signal {-code}')}"

@@ -10,7 +10,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from stormlit.registry import register
 from stormlit.tracking.base import RunStatus
@@ -27,7 +27,8 @@ class CsvTracker:
     def __init__(self, run_dir: Path, root: Path) -> None:
         self._run_dir = run_dir
         self._tags: dict[str, str] = {}
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
+        self._unwritten = b""  # what a full disk has refused so far
         self._logged: set[tuple[int, str]] = set()  # before a resume, at the step the run goes on from
 
     def start(
@@ -47,17 +48,14 @@ class CsvTracker:
         file = self._run_dir / "metrics.csv"
         if run_id is not None and from_step is not None and file.exists():
             self._forget_after(from_step, file)
-        self._file = open(file, "a" if run_id else "w", newline="", encoding="utf-8")  # noqa: SIM115 - open all run long
+        self._file = open(file, "ab" if run_id else "wb", buffering=0)  # noqa: SIM115 - open all run long
         if self._file.tell() == 0:
-            csv.writer(self._file).writerow(["step", "key", "value"])
+            self._write([["step", "key", "value"]])
         return self._tags["run_id"]
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        file = self._opened()
         new = ((key, value) for key, value in metrics.items() if (step, key) not in self._logged)
-        csv.writer(file).writerows([step, key, float(value)] for key, value in new)
-        # Whole rows reach the operating system here, so that a killed process leaves no half-written row behind.
-        file.flush()
+        self._write([[step, key, float(value)] for key, value in new])
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Copy a file or folder to ``artifacts/<folder>/``; what lies in the run's folder already stays where it is."""
@@ -71,6 +69,7 @@ class CsvTracker:
             shutil.copy2(path, target)
 
     def flush(self) -> None:
+        self._write([])
         os.fsync(self._opened().fileno())
 
     def where_to_look(self) -> list[str]:
@@ -84,7 +83,19 @@ class CsvTracker:
             self._tags["status"] = status
             self._write_json("tags.json", self._tags)
 
-    def _opened(self) -> TextIO:
+    def _write(self, rows: list[list[Any]]) -> None:
+        """Hand rows to the operating system, so that a killed process loses none.
+
+        Raises ``OSError``; what the disk refuses is kept, and written by a later call.
+        """
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows)
+        self._unwritten += text.getvalue().encode()
+        file = self._opened()
+        while self._unwritten:
+            self._unwritten = self._unwritten[file.write(self._unwritten) :]
+
+    def _opened(self) -> BinaryIO:
         if self._file is None:
             raise RuntimeError("the tracker has not been started")
         return self._file

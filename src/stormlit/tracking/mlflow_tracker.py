@@ -21,6 +21,9 @@ from stormlit.tracking.spool import Backlog, Spool
 
 LONGEST_NAME = 250  # MLflow's limit
 
+# Where a run is, how long it is, and who watches it changes no value that it logs.
+CHANGES_NO_VALUE = ("resume", "run.", "loop.env_steps", "checkpoint.", "tracking.")
+
 # MLflow refuses a whole batch for one name with anything else in it.
 _NOT_IN_NAMES = re.compile(r"[^\w\-./ :]")
 
@@ -66,8 +69,9 @@ class MlflowTracker:
         self._spool: Spool | None = None
         self._sender: Sender | None = None
         self._load: MachineLoad | None = None
-        self._logged: dict[tuple[str, int], float] = {}  # before a resume, at the steps that come again
-        self._another_future = False
+        # Before a resume, at the steps that come again: the value, and under which configuration it was logged.
+        self._logged: dict[tuple[str, int], tuple[float, int]] = {}
+        self._future = 0  # how often the configuration has changed
 
     def start(
         self,
@@ -187,32 +191,40 @@ class MlflowTracker:
         return self._run_dir / "spool"
 
     def _remember(self, params: Mapping[str, str], from_step: int | None) -> int:
-        """Read from the spool what was logged at steps that come again, and whether with these parameters.
+        """Read from the spool what was logged at steps that come again, and with which parameters.
 
         Returns the number of the next sample of the machine's load.
         """
-        before: Mapping[str, str] | None = None
-        next_sample = 0
+        before: Mapping[str, str] = {}
+        next_sample = future = 0
         for entry in self._started().entries():
-            before = entry.get("begin", entry.get("resume", before))
+            now: Mapping[str, str] = entry.get("begin") or entry.get("resume") or before
+            future += _differ(now, before)
+            before = now
             for key, value in entry.get("points", {}).items():
                 if key.startswith("system/"):
                     next_sample = max(next_sample, entry["step"] + 1)
                 elif from_step is not None and entry["step"] >= from_step:
-                    self._logged[key, entry["step"]] = value
-        self._another_future = before != params
+                    self._logged[key, entry["step"]] = value, future
+        self._future = future + _differ(params, before)
         return next_sample
 
     def _is_repeated(self, key: str, step: int, value: float) -> bool:
-        before = self._logged.get((key, step))
-        if before is None or not self._another_future:
-            return before is not None
-        return before == value or (math.isnan(before) and math.isnan(value))
+        if (key, step) not in self._logged:
+            return False
+        before, future = self._logged[key, step]
+        return future == self._future or before == value or (math.isnan(before) and math.isnan(value))
 
     def _started(self) -> Spool:
         if self._spool is None:
             raise RuntimeError("the tracker has not been started")
         return self._spool
+
+
+def _differ(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
+    """Whether two configurations make different futures."""
+    keys = first.keys() | second.keys()
+    return any(first.get(key) != second.get(key) for key in keys if not key.startswith(CHANGES_NO_VALUE))
 
 
 def _name(key: str) -> str:
