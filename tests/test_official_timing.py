@@ -52,8 +52,8 @@ def test_sides_take_turns_and_the_ratio_is_theirs_to_ours(timing: ModuleType) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stormlit.bench.measure.MOST_RUNS_A_ROUND", 1)
         seconds = timing._alternate(sides, 2, torch.device("cpu"))
-    # Alone and within the whole step, in the warm-up and in two rounds.
-    assert seen == ["official", "stormlit"] * 6
+    # Alone and within the whole step, in the warm-up and in two rounds; once untimed in each turn, and once timed.
+    assert seen == ["official", "official", "stormlit", "stormlit"] * 6
     numbers = timing._numbers(seconds)
     assert list(numbers) == list(timing.ROWS)
     assert all(row["ratio"]["median"] > 2 for row in numbers.values())  # 20, but for what a busy machine adds
