@@ -198,7 +198,7 @@ def record(cls, names):
     cls.training_step = training_step
 
 record(WorldModel, ["reward"])
-record(ActorCritic, ["latent", "reward", "continuation", "weight"])
+record(ActorCritic, ["reward", "continuation", "weight"])
 code = main(sys.argv[2:])
 with open(f"{sys.argv[1]}/seen-{os.environ['LOCAL_RANK']}.json", "w") as file:
     json.dump(sorted(seen), file)
