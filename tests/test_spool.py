@@ -7,6 +7,7 @@ import math
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -275,13 +276,15 @@ def test_a_store_that_fails_is_asked_ever_less_often_and_for_less(
     pauses = []
     for _ in range(9):
         sender._serve(sender._lanes[0])
-        pauses.append(sender._lanes[0].next_try - clock[0])
+        pauses.append(sender._next_try(sender._lanes[0]) - clock[0])
         clock[0] += 1000.0
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
     assert sizes == [250, 124, 62, 50, 50, 50, 50, 50, 50]
+    sender._lanes[0].failures = 10_000  # a week of them
+    assert sender._next_try(sender._lanes[0]) - sender._lanes[0].last_try == 60.0
     store.send = lambda entries: None  # type: ignore[method-assign]
     sender._serve(sender._lanes[0])
-    assert sender._lanes[0].next_try - clock[0] == 10.0 and sender._lanes[0].failures == 0
+    assert sender._next_try(sender._lanes[0]) - clock[0] == 10.0 and sender._lanes[0].failures == 0
 
 
 def test_nothing_that_a_store_raises_ends_the_thread(spool: Spool) -> None:
@@ -300,6 +303,27 @@ def test_nothing_that_a_store_raises_ends_the_thread(spool: Spool) -> None:
     assert sender.drain()
     sender.stop()
     assert store.taken == [points(0)]
+
+
+def test_draining_does_not_wait_for_the_interval_when_it_comes_during_a_call(spool: Spool) -> None:
+    """What is appended while a batch is on its way must follow it at once, not an hour later."""
+    store = Store()
+    take, called, released = store.send, threading.Event(), threading.Event()
+
+    def send(entries: list[Entry]) -> None:
+        called.set()
+        released.wait(timeout=10)
+        take(entries)
+
+    store.send = send  # type: ignore[method-assign]
+    spool.append(points(0))
+    sender = Sender(spool, store, interval=3600.0)
+    assert called.wait(timeout=10)
+    spool.append(points(1))
+    threading.Timer(0.2, released.set).start()
+    assert sender.drain()
+    sender.stop()
+    assert store.taken == [points(0), points(1)]
 
 
 def test_draining_gives_up_on_a_dead_store(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,8 +194,9 @@ def mlflow_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def new_tracker(mlflow_root: Path) -> Callable[..., MlflowTracker]:
-    return lambda **options: MlflowTracker(mlflow_root / "run", mlflow_root, **options)
+def new_tracker(mlflow_root: Path, request: pytest.FixtureRequest) -> Callable[..., MlflowTracker]:
+    run_dir = mlflow_root / request.node.name  # one for each test, or one that leaves a backlog fails others
+    return lambda **options: MlflowTracker(run_dir, mlflow_root, **options)
 
 
 @pytest.fixture

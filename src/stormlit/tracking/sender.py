@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def send_all(spool: Spool, store: Store, sent: Backlog) -> None:
 class _Lane:
     name: str
     failures: int = 0  # in a row
-    next_try: float = 0.0  # on the monotonic clock
+    last_try: float = -math.inf  # on the monotonic clock
 
 
 class Sender:
@@ -57,7 +58,8 @@ class Sender:
         self._interval = max(interval, MOMENT)
         self._lanes = [_Lane(name) for name in LANES]
         self._wake = threading.Event()
-        self._draining = self._stopped = self._uploading = False
+        self._stopped = self._uploading = False
+        self._draining_since: float | None = None
         self._answered = 0.0
         self._thread = threading.Thread(target=self._run, name="stormlit-sender", daemon=True)
         self._thread.start()
@@ -67,10 +69,7 @@ class Sender:
 
         Gives up when the store has not answered for a few seconds, or after ``at_most`` seconds.
         """
-        began = self._answered = time.monotonic()
-        self._draining = True
-        for lane in self._lanes:
-            lane.next_try = 0.0
+        began = self._answered = self._draining_since = time.monotonic()
         self._wake.set()
         while not self._spool.all_sent():
             patience = UPLOAD_PATIENCE if self._uploading else PATIENCE
@@ -78,7 +77,7 @@ class Sender:
             if now - self._answered > patience or now - began > at_most:
                 break
             time.sleep(MOMENT / 5)
-        self._draining = False
+        self._draining_since = None
         return self._spool.all_sent()
 
     def stop(self) -> None:
@@ -89,17 +88,27 @@ class Sender:
 
     def _run(self) -> None:
         while not self._stopped:
-            self._wake.wait(max(0.0, min(lane.next_try for lane in self._lanes) - time.monotonic()))
+            self._wake.wait(max(0.0, min(self._next_try(lane) for lane in self._lanes) - time.monotonic()))
             self._wake.clear()
             for lane in self._lanes:
-                if time.monotonic() >= lane.next_try and not self._stopped:
+                if time.monotonic() >= self._next_try(lane) and not self._stopped:
                     self._serve(lane)
 
+    def _next_try(self, lane: _Lane) -> float:
+        # Asked for each time, never kept: ``drain`` may come while a lane is served, and must not find it asleep after.
+        since = self._draining_since
+        if since is None:
+            pause = min(LONGEST_PAUSE, 2.0 ** min(lane.failures - 1, 10)) if lane.failures else self._interval
+        elif lane.last_try < since:
+            return since
+        else:
+            pause = 0.5 if lane.failures else MOMENT
+        return lane.last_try + pause
+
     def _serve(self, lane: _Lane) -> None:
-        """Send what is pending on a lane, and decide when to look again."""
+        """Send what is pending on a lane."""
         # To a store so slow that a large batch outlasts the time limit, smaller ones get through.
         points_at_most = max(FEWEST_POINTS_PER_BATCH, POINTS_PER_BATCH >> lane.failures)
-        pause = MOMENT if self._draining else self._interval
         try:
             for entries, position in self._spool.pending(lane.name, points_at_most):
                 if self._stopped:
@@ -118,10 +127,9 @@ class Sender:
                     "%s does not take %s, they are kept for later: %s", self._store.where, lane.name, first_line(error)
                 )
             lane.failures += 1
-            pause = 0.5 if self._draining else min(LONGEST_PAUSE, 2.0 ** (lane.failures - 1))
         finally:
             self._uploading = False
-        lane.next_try = time.monotonic() + pause
+            lane.last_try = time.monotonic()
 
 
 def first_line(error: Exception) -> str:
