@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import torch
 from torch import Tensor, nn
 
 from stormlit.nn.frozen import Forward, fold_batch_norms
 from stormlit.nn.image import stage_channels
-from stormlit.nn.norm import BatchNorm, training_memory_format
+from stormlit.nn.norm import BatchNorm
 from stormlit.registry import register
 
 
@@ -64,4 +65,4 @@ class ConvDecoder(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         """latent: (M, Z).  Returns (M, C, Y, X)."""
         first_map = self.project(latent).unflatten(1, self.map_shape)
-        return self.layers(first_map.contiguous(memory_format=training_memory_format(first_map)))
+        return self.layers(first_map.contiguous(memory_format=torch.channels_last))

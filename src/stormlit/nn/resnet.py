@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stormlit.errors import check_option
 from stormlit.nn.frozen import Forward, fold_batch_norms
 from stormlit.nn.image import stage_channels
-from stormlit.nn.norm import BatchNorm, training_memory_format
+from stormlit.nn.norm import BatchNorm
 from stormlit.registry import register
 
 
@@ -97,4 +98,4 @@ class ResidualDecoder(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         """latent: (M, Z).  Returns (M, C, Y, X)."""
         first_map = self.project(latent).unflatten(1, self.map_shape)
-        return self.layers(first_map.contiguous(memory_format=training_memory_format(first_map)))
+        return self.layers(first_map.contiguous(memory_format=torch.channels_last))
