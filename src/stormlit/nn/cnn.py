@@ -27,7 +27,7 @@ class ConvEncoder(nn.Module):
         for fan_in, fan_out in zip([obs_shape[0], *channels], channels, strict=False):
             # BatchNorm brings the bias.
             layers += [nn.Conv2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False), BatchNorm(fan_out)]
-            layers += [nn.ReLU(inplace=True)]
+            layers += [nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.embed_dim = channels[-1] * final_width**2
 
@@ -55,10 +55,10 @@ class ConvDecoder(nn.Module):
         channels = stage_channels(obs_shape, stem_channels, final_width)[::-1]
         self.map_shape = (channels[0], final_width, final_width)
         self.project = nn.Linear(latent_dim, channels[0] * final_width**2, bias=False)
-        layers: list[nn.Module] = [BatchNorm(channels[0]), nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [BatchNorm(channels[0]), nn.ReLU()]
         for fan_in, fan_out in itertools.pairwise(channels):
             layers += [nn.ConvTranspose2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False)]
-            layers += [BatchNorm(fan_out), nn.ReLU(inplace=True)]
+            layers += [BatchNorm(fan_out), nn.ReLU()]
         layers += [nn.ConvTranspose2d(channels[-1], obs_shape[0], 4, stride=2, padding=1)]
         self.layers = nn.Sequential(*layers)
 

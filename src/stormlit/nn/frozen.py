@@ -29,13 +29,14 @@ def frozen(module: nn.Module) -> Forward:
 @torch.no_grad()
 def fold_batch_norms(layers: nn.Sequential) -> Forward:
     """The layers in evaluation mode, each BatchNorm that follows a convolution multiplied into its weights."""
-    modules: list[nn.Module] = list(layers)
     steps: list[Forward] = []
-    for layer, following in zip(modules, [*modules[1:], None], strict=True):
-        if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
-            steps.append(_fold(layer, following))
-        elif not (steps and isinstance(layer, nn.BatchNorm2d)) or not isinstance(steps[-1], _FoldedConvolution):
+    previous: nn.Module | None = None
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d) and isinstance(previous, nn.Conv2d):
+            steps[-1] = _fold(previous, layer)
+        else:
             steps.append(frozen(layer))
+        previous = layer
 
     def forward(x: Tensor) -> Tensor:
         for step in steps:
@@ -45,20 +46,10 @@ def fold_batch_norms(layers: nn.Sequential) -> Forward:
     return forward
 
 
-class _FoldedConvolution:
-    """A convolution with the weights of another."""
-
-    def __init__(self, layer: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
-        self.layer, self.weight, self.bias = layer, weight, bias
-
-    def __call__(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        return F.conv2d(x, self.weight, self.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-
-
-def _fold(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> _FoldedConvolution:
+def _fold(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> Forward:
     """w x + b, then (y - mean) / sqrt(var + eps) * scale + shift, as one convolution."""
     assert norm.running_mean is not None and norm.running_var is not None
     factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     start = norm.running_mean if layer.bias is None else norm.running_mean - layer.bias
-    return _FoldedConvolution(layer, layer.weight * factor.view(-1, 1, 1, 1), norm.bias - start * factor)
+    weight, bias = layer.weight * factor.view(-1, 1, 1, 1), norm.bias - start * factor
+    return lambda x: F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
