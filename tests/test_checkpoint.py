@@ -304,7 +304,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(env_steps: int
         killed = killed_at(survived, lambda run=run: write(run, env_steps, 2.0, keep))
         whole = latest_checkpoint(run)
         verify(whole)
-        assert newest_whole(run)[0] == whole
+        assert newest_whole(run, verify)[0].folder == whole
         found = read_tensors(whole / "weights.pt")["value"].item()
         assert found in (1.0, 2.0)
         write(run, 30, 3.0, keep)  # and the next one does not mind what the kill left
@@ -355,7 +355,7 @@ def test_the_manifest_has_the_sizes_and_checksums_of_what_is_on_the_disk(tmp_pat
     other.add("training-1.pt", b"other")
     other.settle()
     folder = writer.commit(keep=1)
-    assert set(verify(folder)["files"]) == {"config.yaml", "weights.pt", "training-1.pt"}
+    assert set(verify(folder).manifest["files"]) == {"config.yaml", "weights.pt", "training-1.pt"}
 
 
 def test_saving_leaves_the_users_checksums_alone(tmp_path: Path) -> None:
