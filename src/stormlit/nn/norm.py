@@ -21,8 +21,8 @@ def training_memory_format(x: Tensor) -> torch.memory_format:
     """How feature maps should lie in memory while BatchNorm takes its statistics of them.
 
     Channels last is faster, and how frames are stored. But on the CPU PyTorch then sums over the batch one number after
-    the other: in float32 statistics are off by 1e-5 for hundreds of frames, by 1e-4 for thousands, and gradients of the
-    convolutions, in which large numbers cancel, by 1e-3. What autocast rounds away anyway is not worth the time.
+    the other, and the more frames there are, the more digits float32 statistics lose (tests/test_fast_paths.py shows
+    it). What autocast rounds away anyway is not worth the time.
     """
     exact = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     return torch.contiguous_format if exact else torch.channels_last
