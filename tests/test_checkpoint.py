@@ -34,12 +34,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("trained"), "run")
 
 
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return Path(shutil.copytree(trained, tmp_path / "runs" / "run"))
-
-
 def refused(capsys: pytest.CaptureFixture[str], run: Path, *verbs: str) -> list[str]:
     """The sentence each of the verbs refuses the run's newest checkpoint with."""
     newest_folder = max((run / "checkpoints").glob("step-*"))

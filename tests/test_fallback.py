@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -25,12 +24,6 @@ WORDS = ("loop.warmup_steps=8", "loop.env_steps=30", "checkpoint.every=8", "chec
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("trained"), "run", *WORDS)
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return Path(shutil.copytree(trained, tmp_path / "runs" / "run"))
 
 
 def damage(file: Path) -> None:

@@ -9,7 +9,6 @@ import io
 import json
 import random
 import resource
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -77,8 +76,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def subject(trained: Path, tmp_path: Path) -> Iterator[Subject]:
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
+def subject(run: Path) -> Iterator[Subject]:
     config = compose([str(run / "config.yaml")])
     directory = RunDirectory(run)
     training = build_training(config, make_fabric(config), directory, NoneTracker(run, run.parent))
