@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,3 +38,9 @@ def run_stormlit(tmp_path: Path) -> RunStormlit:
         )
 
     return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the module's ``trained`` for a test to change; not where it was trained, like a run that was moved."""
+    return Path(shutil.copytree(trained, tmp_path / "runs" / "run"))

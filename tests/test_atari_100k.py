@@ -22,6 +22,6 @@ def test_the_paper_s_settings_start_train_and_save(game: str, tmp_path: Path) ->
     assert main(words) == 0
 
     run = RunDirectory(tmp_path / "game")
-    assert verify(latest_checkpoint(run))["env_steps"] == 6
+    assert verify(latest_checkpoint(run)).manifest["env_steps"] == 6
     assert list(run.media.glob("dream-*")) and list(run.evaluation.glob("*.json"))
     shutil.rmtree(tmp_path / "game")  # 220 MB each

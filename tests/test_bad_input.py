@@ -25,12 +25,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("trained"), "run", *words)
 
 
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A run that a test may damage."""
-    return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -34,12 +34,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("trained"), "run")
 
 
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return Path(shutil.copytree(trained, tmp_path / "runs" / "run"))
-
-
 def refused(capsys: pytest.CaptureFixture[str], run: Path, *verbs: str) -> list[str]:
     """The sentence each of the verbs refuses the run's newest checkpoint with."""
     newest_folder = max((run / "checkpoints").glob("step-*"))
@@ -304,7 +298,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(env_steps: int
         killed = killed_at(survived, lambda run=run: write(run, env_steps, 2.0, keep))
         whole = latest_checkpoint(run)
         verify(whole)
-        assert newest_whole(run)[0] == whole
+        assert newest_whole(run, verify)[0].folder == whole
         found = read_tensors(whole / "weights.pt")["value"].item()
         assert found in (1.0, 2.0)
         write(run, 30, 3.0, keep)  # and the next one does not mind what the kill left
@@ -355,7 +349,7 @@ def test_the_manifest_has_the_sizes_and_checksums_of_what_is_on_the_disk(tmp_pat
     other.add("training-1.pt", b"other")
     other.settle()
     folder = writer.commit(keep=1)
-    assert set(verify(folder)["files"]) == {"config.yaml", "weights.pt", "training-1.pt"}
+    assert set(verify(folder).manifest["files"]) == {"config.yaml", "weights.pt", "training-1.pt"}
 
 
 def test_saving_leaves_the_users_checksums_alone(tmp_path: Path) -> None:

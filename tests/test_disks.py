@@ -91,7 +91,7 @@ def assert_whole(run: Path) -> None:
     checkpoints = list_checkpoints(RunDirectory(run))
     assert checkpoints
     for folder in checkpoints:
-        verify_replay(folder, verify(folder), run / "replay")
+        verify_replay(verify(folder), run / "replay")
     left = [path for part in ("checkpoints", "replay") for path in (run / part).rglob("*.tmp")]
     assert left == []
 

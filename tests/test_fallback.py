@@ -5,17 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import stormlit
+import stormlit.checkpoint
 import stormlit.snapshot
 from stormlit.cli import main
 from test_cli_errors import refusal
 from test_resume import assert_same_run
-from test_training_run import newest, train
+from test_training_run import newest, reseal, train
 
 WORDS = ("loop.warmup_steps=8", "loop.env_steps=30", "checkpoint.every=8", "checkpoint.keep=3", "evaluation.episodes=1")
 
@@ -23,12 +24,6 @@ WORDS = ("loop.warmup_steps=8", "loop.env_steps=30", "checkpoint.every=8", "chec
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("trained"), "run", *WORDS)
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return Path(shutil.copytree(trained, tmp_path / "runs" / "run"))
 
 
 def damage(file: Path) -> None:
@@ -112,6 +107,31 @@ def test_playing_falls_back_and_leaves_the_run_as_it_is(
     assert stormlit.load("run", run_dir=str(run.parent)).checkpoint.name == "step-000000024"
     for verb in ("eval", "dream", "resume"):
         assert str(broken) in refusal(capsys, verb, str(broken))  # this one was asked for, and no other
+
+
+def test_resume_hashes_every_file_it_needs_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = [path for path in newest(run).iterdir() if path.name != "manifest.json"]
+    needed += (run / "replay" / "0").iterdir()
+    hashed: Counter[Path] = Counter()
+    sha256 = stormlit.checkpoint.sha256
+
+    def count(path: Path) -> str:
+        hashed[path] += 1
+        return sha256(path)
+
+    monkeypatch.setattr(stormlit.checkpoint, "sha256", count)
+    assert main(["resume", "run", f"run.dir={run.parent}", "loop.env_steps=31"]) == 0
+    assert hashed == dict.fromkeys(needed, 1)
+
+
+def test_what_the_manifest_does_not_list_is_not_read(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = newest(run) / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["files"]["replay-0.json"]
+    file.write_text(json.dumps(manifest))
+    reseal(newest(run))
+    sentence = refusal(capsys, "resume", "run", f"run.dir={run.parent}", "loop.env_steps=40")
+    assert f"{file} is damaged: it does not list replay-0.json" in sentence
 
 
 def test_when_none_is_left_there_is_one_sentence(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,12 +30,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("trained"), "run", *SHORT)
 
 
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A run that a test may change; not where it was trained, like one that was moved."""
-    return Path(shutil.copytree(trained, tmp_path / "here" / "run"))
-
-
 def kept(run: Path) -> dict[Path, bytes]:
     """Everything a run can go on from."""
     return {path: path.read_bytes() for part in ("checkpoints", "replay") for path in (run / part).rglob("*.*[a-z]")}

@@ -24,6 +24,7 @@ from stormlit.training import Training
 from test_training_run import SMALL, train
 
 pytestmark = pytest.mark.usefixtures("server")
+NewTracker = Callable[[], MlflowTracker]
 PARAMS = {"agent": {"gamma": 0.9}, "seed": 1}
 
 
@@ -36,7 +37,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
 
 
 @pytest.fixture
-def new_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], MlflowTracker]:
+def new_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NewTracker:
     monkeypatch.setattr(sender_module, "PATIENCE", 0.3)
     return lambda: MlflowTracker(tmp_path / "run", tmp_path, uri="http://fake", flush_seconds=0.0)
 
@@ -59,11 +60,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("fault", ["hanging", "down"])
 def test_no_call_waits_for_the_server(
-    fault: str,
-    new_tracker: Callable[[], MlflowTracker],
-    server: FakeServer,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    fault: str, new_tracker: NewTracker, server: FakeServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = new_tracker()
     run_id = tracker.start(name="x", params=PARAMS, tags={})
@@ -92,10 +89,7 @@ def test_no_call_waits_for_the_server(
     assert not new_tracker().send_backlog()
 
 
-def test_points_whose_answer_was_lost_are_there_once(
-    new_tracker: Callable[[], MlflowTracker],
-    server: FakeServer,
-) -> None:
+def test_points_whose_answer_was_lost_are_there_once(new_tracker: NewTracker, server: FakeServer) -> None:
     tracker = new_tracker()
     run_id = tracker.start(name="x", params=PARAMS, tags={})
     server.loses_answers = True
@@ -110,10 +104,7 @@ def test_points_whose_answer_was_lost_are_there_once(
 
 
 def test_a_file_that_has_gone_is_left_out_by_name(
-    new_tracker: Callable[[], MlflowTracker],
-    server: FakeServer,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    new_tracker: NewTracker, server: FakeServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = new_tracker()
     run_id = tracker.start(name="x", params=PARAMS, tags={})
@@ -126,10 +117,7 @@ def test_a_file_that_has_gone_is_left_out_by_name(
     assert server.runs[run_id].artifacts == [("inputs/config", "a.yaml")]
 
 
-def test_names_are_made_such_that_no_batch_is_refused(
-    new_tracker: Callable[[], MlflowTracker],
-    server: FakeServer,
-) -> None:
+def test_names_are_made_such_that_no_batch_is_refused(new_tracker: NewTracker, server: FakeServer) -> None:
     tracker = new_tracker()
     run_id = tracker.start(name="x", params=PARAMS, tags={})
     tracker.log({"/a//b!/../c/": 1.0, "": 2.0, "x" * 300: 3.0}, 0)
@@ -152,11 +140,7 @@ def killed(tracker: MlflowTracker) -> None:
 
 
 @pytest.mark.parametrize("sent", ["all sent", "part sent", "none sent"])
-def test_a_resumed_run_has_each_point_once(
-    sent: str,
-    new_tracker: Callable[[], MlflowTracker],
-    server: FakeServer,
-) -> None:
+def test_a_resumed_run_has_each_point_once(sent: str, new_tracker: NewTracker, server: FakeServer) -> None:
     first = new_tracker()
     run_id = first.start(name="x", params=PARAMS, tags={})
     server.down = sent == "none sent"
@@ -181,10 +165,7 @@ def test_a_resumed_run_has_each_point_once(
     assert server.runs[run_id].tags["host"] == "b"
 
 
-def test_the_first_value_stays_unless_the_configuration_changed(
-    new_tracker: Callable[[], MlflowTracker],
-    server: FakeServer,
-) -> None:
+def test_the_first_value_stays_unless_the_configuration_changed(new_tracker: NewTracker, server: FakeServer) -> None:
     first = new_tracker()
     run_id = first.start(name="x", params=PARAMS, tags={})
     first.log({"loss": 1.0, "same": 2.0, "nothing": math.nan}, 20)
@@ -204,10 +185,7 @@ def test_the_first_value_stays_unless_the_configuration_changed(
     assert (run.status, run.params["seed"], run.tags["resumed.seed"]) == ("FINISHED", "1", "2")
 
 
-def test_each_configurations_values_are_kept_apart(
-    new_tracker: Callable[[], MlflowTracker],
-    server: FakeServer,
-) -> None:
+def test_each_configurations_values_are_kept_apart(new_tracker: NewTracker, server: FakeServer) -> None:
     """Behind the point where the second one died, the first one's values are still another future's."""
     first = new_tracker()
     run_id = first.start(name="x", params=PARAMS, tags={})
@@ -232,9 +210,7 @@ def test_each_configurations_values_are_kept_apart(
 
 
 def test_a_run_goes_on_without_the_server_and_comes_back_to_it(
-    new_tracker: Callable[[], MlflowTracker],
-    server: FakeServer,
-    caplog: pytest.LogCaptureFixture,
+    new_tracker: NewTracker, server: FakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = new_tracker()
     run_id = first.start(name="x", params=PARAMS, tags={})
@@ -254,16 +230,12 @@ def test_a_run_goes_on_without_the_server_and_comes_back_to_it(
     assert server.points(run_id) == [("loss", 10, 1.0), ("loss", 20, 2.0)] and run.status == "FINISHED"
 
 
-def test_a_store_that_does_not_know_the_run_is_an_error(new_tracker: Callable[[], MlflowTracker]) -> None:
+def test_a_store_that_does_not_know_the_run_is_an_error(new_tracker: NewTracker) -> None:
     with pytest.raises(ConfigError, match=r"could not continue run abc there \(Run with id=abc not found\)"):
         new_tracker().start(name="x", params=PARAMS, tags={}, run_id="abc", from_step=10)
 
 
-def test_a_new_run_needs_its_store(
-    new_tracker: Callable[[], MlflowTracker],
-    server: FakeServer,
-    tmp_path: Path,
-) -> None:
+def test_a_new_run_needs_its_store(new_tracker: NewTracker, server: FakeServer, tmp_path: Path) -> None:
     server.down = True
     with pytest.raises(ConfigError, match=r"tracking\.uri=http://fake: MLflow could not start a run there"):
         new_tracker().start(name="x", params=PARAMS, tags={})
@@ -298,10 +270,7 @@ def mlflow_run(tmp_path: Path, *words: str) -> tuple[Path, str]:
 
 
 def test_sync_sends_what_a_run_left(
-    server: FakeServer,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender_module, "PATIENCE", 0.2)
     create = MlflowTracker.start
@@ -342,9 +311,7 @@ def test_sync_of_a_run_with_another_tracker_is_an_error(tmp_path: Path, capsys: 
 
 @pytest.mark.slow
 def test_a_run_killed_while_training_is_tracked_once(
-    server: FakeServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped behind its checkpoint and resumed, it has the points of an unbroken run."""
     words = (*SMALL, "tracking=mlflow", "tracking.uri=http://fake", "loop.log_every_env_steps=2")

@@ -9,7 +9,6 @@ import io
 import json
 import random
 import resource
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,10 +23,9 @@ from stormlit.assemble import make_fabric
 from stormlit.checkpoint import read_tensors
 from stormlit.compose import compose, to_tree
 from stormlit.errors import CheckpointError, StormlitError
-from stormlit.resume import verify_all
 from stormlit.run import _run_id
 from stormlit.run_directory import RunDirectory, find_run
-from stormlit.snapshot import restore_snapshot
+from stormlit.snapshot import restore_snapshot, verify_snapshot
 from stormlit.tracking.none_tracker import NoneTracker
 from stormlit.training import Training, build_training
 from test_training_run import differences, newest, reseal, train
@@ -57,15 +55,15 @@ class Subject:
                 tensor.zero_()
         training.replay.total_rows = training.progress.env_steps = training.progress.episodes = 0
         checkpoint = newest(self.run)
-        verify_all(directory, checkpoint)
+        snapshot = verify_snapshot(directory, checkpoint)
         text = (checkpoint / "config.yaml").read_bytes()
         if text not in self.configurations:
             self.configurations[text] = to_tree(compose([str(checkpoint / "config.yaml")]))
-        restore_snapshot(training, checkpoint)
+        restore_snapshot(training, snapshot)
         rows = training.replay.read(0, training.replay.total_rows)
         return {
             "config": self.configurations[text],
-            "run_id": _run_id(directory, checkpoint),
+            "run_id": _run_id(directory, snapshot),
             "weights": [module.state_dict() for module in (training.world_model, training.agent)],
             "state": training.state_dict(),
             "rows": {name: getattr(rows, name).clone() for name in rows.__slots__},
@@ -78,8 +76,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def subject(trained: Path, tmp_path: Path) -> Iterator[Subject]:
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
+def subject(run: Path) -> Iterator[Subject]:
     config = compose([str(run / "config.yaml")])
     directory = RunDirectory(run)
     training = build_training(config, make_fabric(config), directory, NoneTracker(run, run.parent))

@@ -49,9 +49,10 @@ def load(
     """
     directory, folder = find_run(reference, Path(run_dir).expanduser())
     if folder is None:
-        folder, _ = newest_whole(directory)
+        checkpoint, _ = newest_whole(directory, verify)
     else:
-        verify(folder)
+        checkpoint = verify(folder)
+    folder = checkpoint.folder
     config = compose([str(folder / "config.yaml")], overrides)
     envs = VectorEnv(dataclasses.replace(config.env, num_envs=1), seed=config.seed)
     world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)

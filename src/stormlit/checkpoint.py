@@ -25,8 +25,9 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -35,6 +36,16 @@ from stormlit.errors import CheckpointError
 from stormlit.run_directory import RunDirectory, read_json
 
 FORMAT = 2  # 1: no checksums of the manifest itself and of replay segments
+
+Checked = TypeVar("Checked")
+
+
+@dataclass(frozen=True, slots=True)
+class WholeCheckpoint:
+    """A checkpoint that ``verify`` has found whole: what loads from one takes it as this, and need not look again."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
 
 
 def checkpoint_folder(run: RunDirectory, env_steps: int) -> Path:
@@ -54,8 +65,8 @@ def latest_checkpoint(run: RunDirectory) -> Path:
     return found[-1]
 
 
-def newest_whole(run: RunDirectory, check: Callable[[Path], object] | None = None) -> tuple[Path, list[Path]]:
-    """The newest checkpoint that passes ``check`` (``verify`` by default), and the newer ones that do not.
+def newest_whole(run: RunDirectory, check: Callable[[Path], Checked]) -> tuple[Checked, list[Path]]:
+    """What ``check`` makes of the newest checkpoint that it does not refuse, and the newer ones, which it does.
 
     Says on stderr why it passes over a checkpoint. Raises ``CheckpointError`` when none is left.
     """
@@ -63,14 +74,14 @@ def newest_whole(run: RunDirectory, check: Callable[[Path], object] | None = Non
     reasons: list[str] = []
     for folder in sorted(run.checkpoints.glob("step-*"), reverse=True):
         try:
-            (check or verify)(folder)
+            checked = check(folder)
         except CheckpointError as error:
             refused.append(folder)
             reasons.append(str(error))
             continue
         for reason in reasons:
             print(f"stormlit: {reason}; falling back to the checkpoint before it", file=sys.stderr)
-        return folder, refused
+        return checked, refused
     if not refused:
         raise _none_yet(run)
     raise CheckpointError(f"run '{run.name}' in {run.root} has no usable checkpoint: {reasons[0]}")
@@ -107,8 +118,8 @@ def discard_later(run: RunDirectory, newest_kept: Path | None) -> list[str]:
     return sorted(folder.name for folder in later)
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """Check a checkpoint against its manifest and return the manifest.
+def verify(folder: Path) -> WholeCheckpoint:
+    """Check every file of a checkpoint against its manifest.
 
     Raises ``CheckpointError`` naming the file that is missing, truncated or changed, or a format newer than this code.
     """
@@ -122,7 +133,7 @@ def verify(folder: Path) -> dict[str, Any]:
         if Path(name).name != name:
             raise CheckpointError(f"{folder / 'manifest.json'} is damaged: {name} is not a file of the folder")
         verify_file(folder / name, expected["bytes"], expected["sha256"])
-    return manifest
+    return WholeCheckpoint(folder, manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

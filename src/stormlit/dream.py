@@ -54,7 +54,8 @@ def dream(world_model: WorldModel, window: Batch, context_length: int) -> Dream:
         latent[:, :context_length], window.action[:, :context_length], window.is_first[:, :context_length], length
     )
     latents, hiddens = [latent[:, :context_length]], [hidden]
-    state = WorldState(world_model.latent.sample(world_model.latent.prior(hidden[:, -1])), hidden[:, -1], memory)
+    last = hidden[:, -1]
+    state = WorldState(world_model.latent.draw_prior(last, sparse=False), last, memory)
     for t in range(context_length, length):
         latents.append(state.latent.unsqueeze(1))
         state = world_model.step(state, window.action[:, t])

@@ -12,9 +12,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> bool:
     """Let glibc keep what is freed for what is allocated next, instead of giving it back to the system.
 
-    Training on a CPU allocates and frees the same large tensors at every update. By default each is mapped anew, and
-    all its pages are cleared and mapped one by one: a fifth of a world-model update at the paper's sizes. The process
-    then stays as large as it ever was. Returns False, and does nothing, where there is no glibc.
+    Training on a CPU allocates and frees the same large tensors at every update. By default each is mapped anew every
+    time, and all its pages are cleared and mapped one by one. The process then stays as large as it ever was. Returns
+    False, and does nothing, where there is no glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

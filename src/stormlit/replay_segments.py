@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stormlit.checkpoint import check_claims, sha256, verify_file
+from stormlit.checkpoint import WholeCheckpoint, check_claims, sha256, verify_file
 from stormlit.errors import CheckpointError
 from stormlit.replay import ReplayBuffer, ReplayRows
 from stormlit.run_directory import read_json, replacing
@@ -64,18 +64,18 @@ class ReplaySegments:
         """What a checkpoint that needs the rows from ``first_row`` on has to know, for JSON."""
         return {"first_row": first_row, "segments": [asdict(item) for item in self.segments if item.end > first_row]}
 
-    def load(self, replay: ReplayBuffer, index_file: Path) -> None:
+    def load(self, replay: ReplayBuffer, segments: Sequence[Segment]) -> None:
         """Fill the buffer with the rows its restored counters say it held; later rows on disk are left alone.
 
-        Raises ``CheckpointError`` when a segment is missing, damaged, or does not fit.
+        segments: those of a checkpoint, in order, as ``verify_replay`` has found them.
+        Raises ``CheckpointError`` when one is missing or does not fit.
         """
-        self.segments = read_index(index_file, self.folder)
+        self.segments = list(segments)
         end_row = replay.total_rows
         next_row = end_row - replay.rows
         for segment in self.segments:
             if segment.end <= next_row or segment.first > next_row:
                 continue
-            verify_file(self.folder / segment.name, segment.bytes, segment.sha256)
             rows = _read(self.folder / segment.name, segment.end - segment.first, replay)
             first, last = next_row - segment.first, min(segment.end, end_row) - segment.first
             kept = ReplayRows(*(getattr(rows, name)[first:last] for name in ReplayRows.__slots__))
@@ -116,16 +116,19 @@ def read_index(index_file: Path, folder: Path) -> list[Segment]:
     raise CheckpointError(f"{index_file} is damaged: its list of replay segments makes no sense")
 
 
-def verify_replay(checkpoint: Path, manifest: Mapping[str, Any], folder: Path) -> None:
-    """Check every process's segments that a checkpoint lists.
+def verify_replay(checkpoint: WholeCheckpoint, folder: Path) -> dict[str, list[Segment]]:
+    """Check every process's segments that a checkpoint lists, and return them, in order, by the file that lists them.
 
     folder: the run's ``replay``.  Raises ``CheckpointError`` naming the file that is missing, truncated or changed.
     """
-    for name in manifest["files"]:
+    listed = {}
+    for name in checkpoint.manifest["files"]:
         if name.startswith("replay-"):
             own = folder / name.removeprefix("replay-").removesuffix(".json")
-            for segment in read_index(checkpoint / name, own):
+            listed[name] = read_index(checkpoint.folder / name, own)
+            for segment in listed[name]:
                 verify_file(own / segment.name, segment.bytes, segment.sha256)
+    return listed
 
 
 def _found(folder: Path) -> list[tuple[int, int, Path]]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from stormlit.assemble import make_fabric
-from stormlit.checkpoint import list_checkpoints, newest_whole, read_manifest, verify
+from stormlit.checkpoint import list_checkpoints, newest_whole
 from stormlit.compose import compose, to_tree
 from stormlit.config import Config
 from stormlit.errors import ConfigError
-from stormlit.replay_segments import verify_replay
 from stormlit.run import new_run, plain_name, train_run
 from stormlit.run_directory import RunDirectory, find_run, refuse_if_training
+from stormlit.snapshot import WholeSnapshot, verify_snapshot
 
 # What ``resume=auto`` lets a job script change on the way: where things are, how often something is shown or saved,
 # and the budget, which may grow. Everything else changes what is learned.
@@ -43,12 +43,11 @@ def resume_run(reference: str, root: Path, overrides: Sequence[str]) -> None:
     directory, named = find_run(reference, root)
     refuse_if_training(directory)
     if named is None:
-        checkpoint, damaged = newest_whole(directory, lambda folder: verify_all(directory, folder))
+        snapshot, damaged = newest_whole(directory, lambda folder: verify_snapshot(directory, folder))
     else:
-        verify_all(directory, named)
-        checkpoint, damaged = named, []
-    config = compose([str(checkpoint / "config.yaml")], overrides)
-    _go_on(config, directory, checkpoint, damaged)
+        snapshot, damaged = verify_snapshot(directory, named), []
+    config = compose([str(snapshot.checkpoint.folder / "config.yaml")], overrides)
+    _go_on(config, directory, snapshot, damaged)
 
 
 def train_or_resume(config: Config, files: list[str]) -> None:
@@ -60,29 +59,26 @@ def train_or_resume(config: Config, files: list[str]) -> None:
     if config.resume == "auto":
         refuse_if_training(directory)
         if list_checkpoints(directory):
-            checkpoint, damaged = newest_whole(directory, lambda folder: verify_all(directory, folder))
-            _refuse_other_configuration(compose([str(checkpoint / "config.yaml")]), config, directory)
-            _go_on(config, directory, checkpoint, damaged)
+            snapshot, damaged = newest_whole(directory, lambda folder: verify_snapshot(directory, folder))
+            saved = compose([str(snapshot.checkpoint.folder / "config.yaml")])
+            _refuse_other_configuration(saved, config, directory)
+            _go_on(config, directory, snapshot, damaged)
             return
     fabric = make_fabric(config)
     config, directory = new_run(config, files, fabric)
     train_run(config, fabric, directory)
 
 
-def _go_on(config: Config, directory: RunDirectory, checkpoint: Path, damaged: Sequence[Path]) -> None:
+def _go_on(config: Config, directory: RunDirectory, snapshot: WholeSnapshot, damaged: Sequence[Path]) -> None:
     # The run may have been moved since, and belongs where it is now.
     run = dataclasses.replace(config.run, dir=str(directory.root), name=directory.name)
     config = dataclasses.replace(config, run=run)
-    taken = read_manifest(checkpoint)["env_steps"]
+    taken = snapshot.checkpoint.manifest["env_steps"]
     evaluated = (directory.evaluation / f"step-{taken:09d}.json").exists()  # deleted, it is made again
     if taken >= config.loop.env_steps and evaluated and directory.finished_at() == taken:
         print(f"{directory.name} has taken all its {taken:,} environment steps; go on with loop.env_steps=N, N larger")
         return
-    train_run(config, make_fabric(config), directory, checkpoint, damaged)
-
-
-def verify_all(directory: RunDirectory, checkpoint: Path) -> None:
-    verify_replay(checkpoint, verify(checkpoint), directory.replay)
+    train_run(config, make_fabric(config), directory, snapshot, damaged)
 
 
 def _refuse_other_configuration(saved: Config, given: Config, directory: RunDirectory) -> None:

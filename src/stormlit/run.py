@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from lightning.fabric import Fabric
 
-from stormlit.checkpoint import latest_checkpoint, list_checkpoints, read_manifest
+from stormlit.checkpoint import latest_checkpoint, list_checkpoints
 from stormlit.compose import to_tree
 from stormlit.config import Config
 from stormlit.envs import env_name
@@ -26,7 +26,13 @@ from stormlit.progress import ProgressBar
 from stormlit.registry import build
 from stormlit.run_directory import RunDirectory, exclusive
 from stormlit.signals import Stopped, StopSignals
-from stormlit.snapshot import forget_other_futures, load_initial_weights, restore_snapshot, save_snapshot
+from stormlit.snapshot import (
+    WholeSnapshot,
+    forget_other_futures,
+    load_initial_weights,
+    restore_snapshot,
+    save_snapshot,
+)
 from stormlit.tracking import RunStatus, Tracker, run_tags
 from stormlit.training import Training, build_training, save_config
 
@@ -55,7 +61,7 @@ def train_run(
     config: Config,
     fabric: Fabric,
     directory: RunDirectory,
-    checkpoint: Path | None = None,
+    snapshot: WholeSnapshot | None = None,
     damaged: Sequence[Path] = (),
 ) -> None:
     """Train from scratch, or from a checkpoint of the same run, to the end of the budget, and report.
@@ -64,21 +70,21 @@ def train_run(
     Raises ``Stopped`` when a signal has ended it, ``SaveError`` when the last checkpoint could not be written.
     """
     # What this process decided upon: between that and the lock another one may train the run.
-    known = [] if checkpoint is None else list_checkpoints(directory)
+    known = [] if snapshot is None else list_checkpoints(directory)
     node = config.tracking if fabric.is_global_zero else {"name": "none"}
     tracker: Tracker = build("tracker", node, directory.path, directory.root, key="tracking")
     # Everything that can be wrong with the input is found before the first trace of the run is left.
     training = build_training(config, fabric, directory, tracker)
-    if checkpoint is not None:
-        restore_snapshot(training, checkpoint)
+    if snapshot is not None:
+        restore_snapshot(training, snapshot)
     elif config.run.init_from is not None:
         load_initial_weights(training, config.run.init_from)
     with exclusive(directory) if fabric.is_global_zero else nullcontext():
         if fabric.is_global_zero:
             _refuse_if_changed(directory, known)
-            _begin(training, run_id=_run_id(directory, checkpoint))
+            _begin(training, run_id=_run_id(directory, snapshot))
         with _writable(directory):
-            forget_other_futures(training, checkpoint, damaged)
+            forget_other_futures(training, None if snapshot is None else snapshot.checkpoint.folder, damaged)
         results = _train_to_the_end(training)
         if fabric.is_global_zero:
             with told_if_unwritten("that the run is finished"):
@@ -107,11 +113,11 @@ def _train_to_the_end(training: Training) -> list[Evaluation]:
     return results
 
 
-def _run_id(directory: RunDirectory, checkpoint: Path | None) -> str | None:
+def _run_id(directory: RunDirectory, snapshot: WholeSnapshot | None) -> str | None:
     """The tracker's run to go on with, None for a new one."""
-    if checkpoint is None:
+    if snapshot is None:
         return None
-    return read_manifest(checkpoint).get("run_id") or directory.run_id()
+    return snapshot.checkpoint.manifest.get("run_id") or directory.run_id()
 
 
 def _refuse_if_changed(directory: RunDirectory, known: list[Path]) -> None:

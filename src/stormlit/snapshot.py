@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from lightning.fabric import Fabric
 
 from stormlit.checkpoint import (
+    WholeCheckpoint,
     discard_later,
     list_checkpoints,
     load_weights,
@@ -22,8 +24,26 @@ from stormlit.checkpoint import (
 from stormlit.checkpoint_writer import CheckpointWriter
 from stormlit.compose import to_yaml
 from stormlit.errors import CheckpointError, SaveError
-from stormlit.run_directory import find_run, read_json
+from stormlit.replay_segments import Segment, verify_replay
+from stormlit.run_directory import RunDirectory, find_run, read_json
 from stormlit.training import Training
+
+
+@dataclass(frozen=True, slots=True)
+class WholeSnapshot:
+    """A checkpoint and the replay rows it needs, all of which ``verify_snapshot`` has found whole.
+
+    segments: the files of rows, by the name of the checkpoint's file that lists them.
+    """
+
+    checkpoint: WholeCheckpoint
+    segments: Mapping[str, Sequence[Segment]]
+
+
+def verify_snapshot(run: RunDirectory, folder: Path) -> WholeSnapshot:
+    """Check all that going on from a checkpoint reads; raises ``CheckpointError`` naming the file that is not whole."""
+    checkpoint = verify(folder)
+    return WholeSnapshot(checkpoint, verify_replay(checkpoint, run.replay))
 
 
 def save_snapshot(training: Training) -> Path:
@@ -113,36 +133,36 @@ def _drop_unneeded_segments(training: Training) -> None:
 def load_initial_weights(training: Training, reference: str) -> None:
     """Begin with the weights of another run, and nothing else of it; raises ``CheckpointError`` as ``load`` does."""
     directory, folder = find_run(reference, training.directory.root)
-    if folder is None:
-        folder, _ = newest_whole(directory)
-    else:
-        verify(folder)
-    _load_modules(training, folder)
+    checkpoint = newest_whole(directory, verify)[0] if folder is None else verify(folder)
+    _load_modules(training, checkpoint)
 
 
-def _load_modules(training: Training, folder: Path) -> None:
-    weights = read_tensors(folder / "weights.pt")
+def _load_modules(training: Training, checkpoint: WholeCheckpoint) -> None:
+    weights = read_tensors(checkpoint.folder / "weights.pt")
     load_weights(training.world_model, weights.get("world_model", {}), "world_model")
     load_weights(training.agent, weights.get("agent", {}), "agent")
 
 
-def restore_snapshot(training: Training, folder: Path) -> None:
+def restore_snapshot(training: Training, snapshot: WholeSnapshot) -> None:
     """Put a run back where a checkpoint left it. Raises ``CheckpointError`` naming the file that does not fit."""
-    manifest = verify(folder)
+    folder, files = snapshot.checkpoint.folder, snapshot.checkpoint.manifest["files"]
     process = training.fabric.global_rank
-    name = f"training-{process}.pt"
-    processes = sum(file.startswith("training-") for file in manifest["files"])
+    name, rows = f"training-{process}.pt", f"replay-{process}.json"
+    processes = sum(file.startswith("training-") for file in files)
     if processes != training.fabric.world_size:
         raise CheckpointError(
             f"{folder} was written by {processes} processes and cannot go on with {training.fabric.world_size}"
         )
-    _load_modules(training, folder)
+    for needed in (name, rows):
+        if needed not in files:  # such a file was not verified either
+            raise CheckpointError(f"{folder / 'manifest.json'} is damaged: it does not list {needed}")
+    _load_modules(training, snapshot.checkpoint)
     state = read_tensors(folder / name)
     try:
         training.load_state_dict(state)
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{folder / name} does not fit this run: {' '.join(str(error).split())}") from error
-    training.segments.load(training.replay, folder / f"replay-{process}.json")
+    training.segments.load(training.replay, snapshot.segments[rows])
     training.saved_at = training.progress.env_steps
 
 
