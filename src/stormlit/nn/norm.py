@@ -49,7 +49,8 @@ class _ChannelsLastBatchNorm(torch.autograd.Function):
         pixels = _pixels(x)
         count = pixels.shape[0] * pixels.shape[1]
         mean = _sum(pixels) / count
-        variance = sum(_sum((part - mean).square_()) for (part,) in _parts(pixels)) / count
+        squares = torch.stack([_sum((part - mean).square_()) for (part,) in _parts(pixels)])
+        variance = squares.sum(0) / count
         deviation = torch.rsqrt(variance + eps)
         scale = weight * deviation
         out = torch.empty_like(x)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import sys
 
+import torch.distributed
+
 from stormlit.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+    finally:
+        # Fabric leaves it open, and a process that ends so while others go on is aborted now and then.
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    sys.exit(status)
