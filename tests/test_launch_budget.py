@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
-import stormlit.nn.norm
+from stormlit import learner, world_model
 from stormlit.bench.phases import AGENT, IMAGINATION, WORLD_MODEL, Phases, prepared
 from stormlit.compose import compose
+from stormlit.nn import cnn
 
 # The number of operations does not depend on how many rows there are, nor on the size of the buffer.
 FEW_ROWS = ("imagination.batch_size=8", "loop.batch_size=2", "loop.warmup_steps=64", "replay.capacity=200")
@@ -17,15 +19,13 @@ BUDGETS = {IMAGINATION: 1300, WORLD_MODEL: 400, AGENT: 350}
 
 @pytest.fixture(scope="module")
 def phases() -> Iterator[Phases]:
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        prepared(compose(["storm"], ["precision=32-true", "accelerator=cpu", *FEW_ROWS])) as prepared_phases,
-    ):
-        # A GPU normalises maps in one operation, as this CPU would with less exact sums.
-        patch.setattr(stormlit.nn.norm, "adds_in_a_row", lambda x: False)
-        for phase in BUDGETS:  # an optimiser's first step also sets its state up
-            prepared_phases.run(phase)
-        yield prepared_phases
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (cnn, learner, world_model):  # feature maps lie as on a GPU
+            patch.setattr(module, "training_memory_format", lambda device: torch.channels_last)
+        with prepared(compose(["storm"], ["precision=32-true", "accelerator=cpu", *FEW_ROWS])) as prepared_phases:
+            for phase in BUDGETS:  # an optimiser's first step also sets its state up
+                prepared_phases.run(phase)
+            yield prepared_phases
 
 
 @pytest.mark.parametrize("phase", BUDGETS)

@@ -205,6 +205,24 @@ def test_moments_from_a_checkpoint_lie_in_memory_as_their_weights_do() -> None:
     assert list(differences(*states)) == []
 
 
+@pytest.mark.parametrize(
+    ("precision", "order"), [("32-true", torch.contiguous_format), ("bf16-mixed", torch.channels_last)]
+)
+def test_weights_and_their_gradients_lie_in_memory_as_feature_maps_do(
+    precision: str, order: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or every use and every gradient of a weight would begin with a copy."""
+    world_model = small_world_model()
+    learner = learner_of(world_model, "world_model", precision=precision)
+    monkeypatch.setattr(learner.optimizer, "zero_grad", lambda set_to_none: None)
+    learner.update(random_batch())
+    weights = [parameter for parameter in world_model.parameters() if parameter.dim() == 4 and parameter.shape[1] > 1]
+    assert len(weights) >= 4
+    for weight in weights:
+        assert weight.grad is not None
+        assert weight.is_contiguous(memory_format=order) and weight.grad.is_contiguous(memory_format=order)
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_losses_and_weights_stay_in_float32(precision: str) -> None:
     agent = small_agent()

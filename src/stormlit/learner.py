@@ -14,6 +14,7 @@ from torch import Tensor
 from stormlit.agent import ActorCritic
 from stormlit.compilation import Compiled
 from stormlit.errors import TrainingError
+from stormlit.nn.norm import training_memory_format
 from stormlit.types import Losses
 from stormlit.world_model import WorldModel
 
@@ -54,6 +55,9 @@ class Learner:
         # With float16 the loss scale is divided out before clipping, which Adam's fused kernel would do inside.
         self.scales_loss = getattr(fabric._precision, "scaler", None) is not None
         optimizer = module.configure_optimizers(fused=not self.scales_loss)
+        with fabric.autocast():
+            # Or each use of a convolution's weight, and each of its gradients, would begin with a copy.
+            module.to(memory_format=training_memory_format(fabric.device))
         self.module: _FabricModule
         self.optimizer: _FabricOptimizer
         self.module, self.optimizer = fabric.setup(module, optimizer)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from stormlit.nn.frozen import frozen
 from stormlit.nn.heads import TwoHot
+from stormlit.nn.norm import training_memory_format
 from stormlit.ops.kl import kl_balance
 from stormlit.optimizers import OptimizerSettings, adam
 from stormlit.registry import build
@@ -138,7 +139,7 @@ class WorldModel(L.LightningModule):
     def _posterior(self, obs: Tensor) -> Tensor:
         """obs: (..., C, Y, X) float in [0, 1].  Returns (..., G, K)."""
         frames = obs.flatten(0, -4)
-        embed = self.encoder(frames.contiguous(memory_format=torch.channels_last))
+        embed = self.encoder(frames.contiguous(memory_format=training_memory_format(frames.device)))
         return self.latent.posterior(embed.unflatten(0, obs.shape[:-3]))
 
     def begin(self, context: Batch, capacity: int, *, from_posterior: bool, sparse: bool = False) -> WorldState:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 
-import torch
 from torch import Tensor, nn
 
 from stormlit.nn.frozen import Forward, fold_batch_norms
-from stormlit.nn.image import channels_last, stage_channels
-from stormlit.nn.norm import BatchNorm
+from stormlit.nn.image import stage_channels
+from stormlit.nn.norm import BatchNorm, training_memory_format
 from stormlit.registry import register
 
 
@@ -28,7 +27,7 @@ class ConvEncoder(nn.Module):
             # BatchNorm brings the bias.
             layers += [nn.Conv2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False), BatchNorm(fan_out)]
             layers += [nn.ReLU()]
-        self.layers = channels_last(layers)
+        self.layers = nn.Sequential(*layers)
         self.embed_dim = channels[-1] * final_width**2
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -60,9 +59,9 @@ class ConvDecoder(nn.Module):
             layers += [nn.ConvTranspose2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False)]
             layers += [BatchNorm(fan_out), nn.ReLU()]
         layers += [nn.ConvTranspose2d(channels[-1], obs_shape[0], 4, stride=2, padding=1)]
-        self.layers = channels_last(layers)
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, latent: Tensor) -> Tensor:
         """latent: (M, Z).  Returns (M, C, Y, X)."""
         first_map = self.project(latent).unflatten(1, self.map_shape)
-        return self.layers(first_map.contiguous(memory_format=torch.channels_last))
+        return self.layers(first_map.contiguous(memory_format=training_memory_format(latent.device)))

@@ -1,17 +1,12 @@
-"""What every convolutional encoder and decoder shares: its geometry, and how its numbers lie in memory."""
+"""The geometry every convolutional encoder and decoder shares: halve the image until ``final_width`` is left."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-
-import torch
-from torch import nn
 
 from stormlit.errors import ConfigError, check_option
 
 
 def stage_channels(obs_shape: tuple[int, int, int], stem_channels: int, final_width: int) -> list[int]:
-    """Channels after each halving of the image until ``final_width`` is left, doubling from ``stem_channels``.
+    """Channels after each halving, doubling from ``stem_channels``.
 
     obs_shape: (C, Y, X).  Raises ``ConfigError`` unless the image is square and ``final_width`` times a power of two.
 
@@ -28,12 +23,3 @@ def stage_channels(obs_shape: tuple[int, int, int], stem_channels: int, final_wi
             f"choose a size of {final_width * 4}, {final_width * 8} or {final_width * 16} pixels"
         )
     return [stem_channels * 2**i for i in range(halvings)]
-
-
-def channels_last(layers: Iterable[nn.Module]) -> nn.Sequential:
-    """The layers in sequence, with the weights of convolutions stored as their feature maps are.
-
-    Or each use of a weight, and each of its gradients, would begin with a copy in the other order.
-    """
-    sequence = nn.Sequential(*layers)
-    return sequence.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

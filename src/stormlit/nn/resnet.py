@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stormlit.errors import check_option
 from stormlit.nn.frozen import Forward, fold_batch_norms
-from stormlit.nn.image import channels_last, stage_channels
-from stormlit.nn.norm import BatchNorm
+from stormlit.nn.image import stage_channels
+from stormlit.nn.norm import BatchNorm, training_memory_format
 from stormlit.registry import register
 
 
@@ -53,7 +52,7 @@ class ResidualEncoder(nn.Module):
         for fan_in, fan_out in zip([obs_shape[0], *channels], channels, strict=False):
             layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False), BatchNorm(fan_out)]
             layers += [nn.ReLU(inplace=True), *(ResidualBlock(fan_out) for _ in range(blocks))]
-        self.layers = channels_last(layers)
+        self.layers = nn.Sequential(*layers)
         self.embed_dim = channels[-1] * final_width**2
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -93,9 +92,9 @@ class ResidualDecoder(nn.Module):
             layers += [nn.Upsample(scale_factor=2), nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False)]
             layers += [BatchNorm(fan_out), nn.ReLU(inplace=True)]
         layers += [nn.Conv2d(channels[-1], obs_shape[0], 3, padding=1)]
-        self.layers = channels_last(layers)
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, latent: Tensor) -> Tensor:
         """latent: (M, Z).  Returns (M, C, Y, X)."""
         first_map = self.project(latent).unflatten(1, self.map_shape)
-        return self.layers(first_map.contiguous(memory_format=torch.channels_last))
+        return self.layers(first_map.contiguous(memory_format=training_memory_format(latent.device)))

@@ -13,6 +13,6 @@ if __name__ == "__main__":
         status = main()
     finally:
         # Fabric leaves it open, and a process that ends so while others go on is aborted now and then.
-        if torch.distributed.is_initialized():
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     sys.exit(status)
