@@ -195,9 +195,10 @@ def test_an_environments_process_does_without_torch() -> None:
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
 import numpy as np
 from stormlit.envs import EnvSettings, VectorEnv
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background of a shell ignore it
 envs = VectorEnv(EnvSettings(game=None, id=sys.argv[1], size=8, num_envs=2, isolation="process"), seed=0)
 envs.reset()
 print(*(row.env._process.pid for row in envs._rows), flush=True)
@@ -230,5 +231,8 @@ def test_no_process_outlives_the_run(env: str, how: str) -> None:
         if how != "ends":
             assert not any(map(gone, started))
             parent.send_signal(signal.SIGKILL if how == "killed" else signal.SIGINT)
-        parent.wait(20)
+        try:
+            parent.wait(20)
+        finally:
+            parent.kill()
     wait_until_gone(started)

@@ -64,8 +64,8 @@ class InputLinear(nn.Linear):
 class _AddRows(torch.autograd.Function):
     """Sums of rows of a weight (in, out): positions (N, G), those of one sum all different, to (N, out) in ``dtype``.
 
-    The gradient is a matrix product in ``dtype``, in mixed precision several times faster than adding rows back, and
-    rounded as that of any other layer.
+    The gradient is a matrix product in ``dtype``, which in mixed precision is faster than adding rows back, and rounded
+    as that of any other layer.
     """
 
     @staticmethod
