@@ -24,7 +24,7 @@ class ConvEncoder(nn.Module):
         channels = stage_channels(obs_shape, stem_channels, final_width)
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip([obs_shape[0], *channels], channels, strict=False):
-            # BatchNorm brings the bias.
+            # BatchNorm brings the bias. ReLU is not in place: on a CPU that takes longer in bfloat16.
             layers += [nn.Conv2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False), BatchNorm(fan_out)]
             layers += [nn.ReLU()]
         self.layers = nn.Sequential(*layers)

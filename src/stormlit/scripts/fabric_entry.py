@@ -12,7 +12,7 @@ if __name__ == "__main__":
     try:
         status = main()
     finally:
-        # Fabric leaves it open, and a process that ends so while others go on is aborted now and then.
+        # Fabric leaves it open, and PyTorch wants it closed before the interpreter ends.
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     sys.exit(status)
