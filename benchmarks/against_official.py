@@ -23,13 +23,13 @@ import torch
 from official_play import acting, print_streams
 from torch import Tensor, nn
 
-from stormlit.agent import ActorCritic
-from stormlit.assemble import build_modules
-from stormlit.compose import compose
+from stormlit.config.compose import compose
 from stormlit.nn.attention import Dropout
-from stormlit.official import agent_state, official_sizes, world_model_state
+from stormlit.runs.assembly import build_modules
+from stormlit.runs.official import agent_state, official_sizes, world_model_state
+from stormlit.storm.agent import ActorCritic
+from stormlit.storm.world_model import WorldModel
 from stormlit.types import Batch, Trajectory
-from stormlit.world_model import WorldModel
 
 Differences = dict[str, tuple[float, float]]  # what -> largest absolute and relative difference
 OBS_SHAPE = (64, 64, 3)

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from stormlit.assemble import make_fabric
-from stormlit.compose import compose
-from stormlit.loop import fit_world_model, improve_agent
-from stormlit.run_directory import RunDirectory
-from stormlit.snapshot import save_snapshot
+from stormlit.config.compose import compose
+from stormlit.runs.assembly import make_fabric
+from stormlit.runs.directory import RunDirectory
+from stormlit.runs.snapshot import save_snapshot
+from stormlit.runs.training import Training, build_training
+from stormlit.storm.loop import fit_world_model, improve_agent
 from stormlit.tracking.none_tracker import NoneTracker
-from stormlit.training import Training, build_training
 
 
 def fill(training: Training, rows: int) -> None:

@@ -31,11 +31,12 @@ from protocol_children import exit_when_terminated, run_python
 from protocol_results import FOLDER, STEPS, bench_numbers, file_name, is_current, made_with, result, save, without_paths
 from protocol_train import Run, train_piece
 
-from stormlit.compose import compose
-from stormlit.config import Config
+from stormlit.config.compose import compose
+from stormlit.config.schema import Config
 from stormlit.envs import env_name
 from stormlit.errors import ConfigError, StormlitError
-from stormlit.run_directory import RunDirectory, read_json
+from stormlit.files import read_json
+from stormlit.runs.directory import RunDirectory
 
 HERE = Path(__file__).resolve().parent
 DONE, FAILED, CALL_AGAIN = 0, 1, 75

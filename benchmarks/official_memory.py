@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-from stormlit.memory import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
+from stormlit.runs.memory import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 
 M_MMAP_THRESHOLD = -3  # of glibc's mallopt, see malloc.h
 MIB = 2**20

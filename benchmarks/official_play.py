@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stormlit.agent import ActorCritic
-from stormlit.compose import compose
+from stormlit.config.compose import compose
 from stormlit.envs import VectorEnv
-from stormlit.player import Player
-from stormlit.world_model import WorldModel
+from stormlit.storm.agent import ActorCritic
+from stormlit.storm.player import Player
+from stormlit.storm.world_model import WorldModel
 
 
 def compare_stream(official_train: Any, game: str, *, seed: int = 3, num_envs: int = 2, episodes: int = 4) -> list[int]:

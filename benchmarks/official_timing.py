@@ -24,8 +24,8 @@ from protocol_results import made_with, result, without_paths
 from torch import Tensor
 from tqdm import tqdm
 
-from stormlit.bench.measure import WARM_UP_RUNS, WHOLE, Spread, ratio_of_rounds, runs_a_round, timed
-from stormlit.bench.phases import (
+from stormlit.cli.bench.measure import WARM_UP_RUNS, WHOLE, Spread, ratio_of_rounds, runs_a_round, timed
+from stormlit.cli.bench.phases import (
     ACTING,
     AGENT,
     IMAGINATION,
@@ -35,10 +35,10 @@ from stormlit.bench.phases import (
     Phases,
     prepared,
 )
-from stormlit.compose import compose
-from stormlit.config import Config
-from stormlit.official import agent_state, world_model_state
-from stormlit.run_directory import write_json
+from stormlit.config.compose import compose
+from stormlit.config.schema import Config
+from stormlit.files import write_json
+from stormlit.runs.official import agent_state, world_model_state
 
 SAMPLE_16X64 = "sample 16x64"
 STEP = (ACTING, SAMPLE_BATCH, WORLD_MODEL, SAMPLE_CONTEXTS, IMAGINATION, AGENT)

@@ -9,8 +9,8 @@ from typing import Any
 from official_timing import SAMPLE_16X64
 from protocol_results import Result, ResultError
 
-from stormlit.bench.measure import WHOLE
-from stormlit.bench.phases import ACTING, AGENT, IMAGINATION, PHASES, WORLD_MODEL
+from stormlit.cli.bench.measure import WHOLE
+from stormlit.cli.bench.phases import ACTING, AGENT, IMAGINATION, PHASES, WORLD_MODEL
 
 Table = tuple[list[str], list[list[str]]]
 NOTHING = "-"

@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stormlit.agent import ActorCritic
-from stormlit.assemble import build_modules
-from stormlit.compose import compose
-from stormlit.config import Config
+from stormlit.config.compose import compose
+from stormlit.config.schema import Config
 from stormlit.envs import VectorEnv
+from stormlit.files import write_json
 from stormlit.nn.latents import straight_through
-from stormlit.run_directory import write_json
+from stormlit.runs.assembly import build_modules
+from stormlit.storm.agent import ActorCritic
+from stormlit.storm.world_model import WorldModel
 from stormlit.types import Batch, Trajectory
-from stormlit.world_model import WorldModel
 
 NO_DROPOUT = "world_model.sequence_model.dropout=0.0"
 Quantities = dict[str, Tensor]

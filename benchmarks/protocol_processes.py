@@ -18,10 +18,10 @@ from typing import IO, Any
 
 import torch
 
-from stormlit.bench.measure import WARM_UP_RUNS, WHOLE, peak_memory, timed
-from stormlit.bench.phases import prepared
-from stormlit.compose import compose
-from stormlit.run_directory import write_json
+from stormlit.cli.bench.measure import WARM_UP_RUNS, WHOLE, peak_memory, timed
+from stormlit.cli.bench.phases import prepared
+from stormlit.config.compose import compose
+from stormlit.files import write_json
 
 
 class WorkerError(RuntimeError):

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from stormlit.bench.report import SCHEMA
+from stormlit.cli.bench.report import SCHEMA
 from stormlit.errors import CheckpointError, StormlitError, nearest
-from stormlit.run_directory import read_json, write_json
+from stormlit.files import read_json, write_json
 from stormlit.tracking import run_tags
 
 Result = dict[str, Any]

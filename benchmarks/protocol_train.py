@@ -13,9 +13,10 @@ from typing import Any
 
 from protocol_children import run_python
 
-from stormlit.checkpoint import list_checkpoints
 from stormlit.errors import ConfigError
-from stormlit.run_directory import RunDirectory, read_json, write_json
+from stormlit.files import read_json, write_json
+from stormlit.runs.checkpoint import list_checkpoints
+from stormlit.runs.directory import RunDirectory
 
 RECORD = "protocol.json"
 # Of a piece's seconds, those kept for saving a checkpoint; at most so many.

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stormlit import parts
-from stormlit.agent import ActorCritic
-from stormlit.optimizers import OptimizerSettings
+from stormlit.config import parts
+from stormlit.nn.optimizers import OptimizerSettings
 from stormlit.registry import schema
+from stormlit.storm.agent import ActorCritic
+from stormlit.storm.world_model import WorldModel
 from stormlit.types import Batch, Trajectory
-from stormlit.world_model import WorldModel
 
 IMAGE = (3, 16, 16)  # C, Y, X
 ACTIONS = 3

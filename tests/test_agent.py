@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from small import ACTIONS, HIDDEN, dense_cross_entropy, random_batch, random_trajectory, small_agent, small_world_model
-from stormlit.agent import ActorCritic
-from stormlit.imagine import imagine
+from stormlit.storm.agent import ActorCritic
+from stormlit.storm.imagine import imagine
 from stormlit.types import Trajectory
 
 

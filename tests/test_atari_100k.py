@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from stormlit.checkpoint import latest_checkpoint, verify
 from stormlit.cli import main
 from stormlit.envs import ATARI_100K_GAMES
-from stormlit.run_directory import RunDirectory
+from stormlit.runs.checkpoint import latest_checkpoint, verify
+from stormlit.runs.directory import RunDirectory
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from stormlit.cli import main
-from stormlit.compose import compose
+from stormlit.config.compose import compose
 from stormlit.envs import EnvSettings, VectorEnv
-from stormlit.evaluate import ConstantPolicy, Policy, evaluate
+from stormlit.storm.evaluate import ConstantPolicy, Policy, evaluate
 from test_cli_errors import refusal, refused_training
 from test_evaluate import ShortOrLong
 from test_training_run import newest, train

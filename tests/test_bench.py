@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from stormlit.bench.measure import WHOLE, Measured, Spread, measure
-from stormlit.bench.phases import ACTING, AGENT, IMAGINATION, PHASES, STEPPING, WORLD_MODEL, Phases, prepared
 from stormlit.cli import main
-from stormlit.compose import compose
+from stormlit.cli.bench.measure import WHOLE, Measured, Spread, measure
+from stormlit.cli.bench.phases import ACTING, AGENT, IMAGINATION, PHASES, STEPPING, WORLD_MODEL, Phases, prepared
+from stormlit.config.compose import compose
 from test_cli_errors import refusal
 from test_training_run import SMALL
 
@@ -22,7 +22,7 @@ SMALL_CPU = (*SMALL, "accelerator=cpu", "precision=32-true")
 
 @pytest.fixture(autouse=True)
 def few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stormlit.bench.measure.MOST_RUNS_A_ROUND", 1)
+    monkeypatch.setattr("stormlit.cli.bench.measure.MOST_RUNS_A_ROUND", 1)
 
 
 @pytest.fixture

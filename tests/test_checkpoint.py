@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stormlit
-from stormlit.checkpoint import latest_checkpoint, newest_whole, read_tensors, verify
-from stormlit.checkpoint_writer import CheckpointWriter
 from stormlit.cli import main
 from stormlit.errors import CheckpointError
-from stormlit.run_directory import RunDirectory
+from stormlit.runs.checkpoint import latest_checkpoint, newest_whole, read_tensors, verify
+from stormlit.runs.checkpoint_writer import CheckpointWriter
+from stormlit.runs.directory import RunDirectory
 from test_training_run import newest, read, reseal, train
 
 FILES = ("config.yaml", "weights.pt", "training-0.pt", "manifest.json", "replay-0.json")

@@ -15,16 +15,16 @@ from lightning.fabric import Fabric
 from omegaconf import OmegaConf
 
 from small import dense, random_batch, random_trajectory, small_agent, small_world_model
-from stormlit.agent import ActorCritic
-from stormlit.bench.counting import OperationCounter
-from stormlit.compilation import Compiled, should_compile
-from stormlit.compose import compose, from_tree, to_yaml
+from stormlit.cli.bench.counting import OperationCounter
+from stormlit.config.compose import compose, from_tree, to_yaml
 from stormlit.errors import ConfigError
-from stormlit.imagine import imagine
-from stormlit.learner import Learner
-from stormlit.player import Player
+from stormlit.nn.fast.compilation import Compiled, should_compile
+from stormlit.storm.agent import ActorCritic
+from stormlit.storm.imagine import imagine
+from stormlit.storm.learner import Learner
+from stormlit.storm.player import Player
+from stormlit.storm.world_model import WorldModel
 from stormlit.types import Batch, Losses, Trajectory
-from stormlit.world_model import WorldModel
 
 CPU = torch.device("cpu")
 

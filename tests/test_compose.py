@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from stormlit import registry
-from stormlit.compose import compose, from_tree, to_tree, to_yaml
+from stormlit.config.compose import compose, from_tree, to_tree, to_yaml
+from stormlit.config.parts import PART_KEYS
 from stormlit.errors import ConfigError
-from stormlit.parts import PART_KEYS
 
 
 def test_every_kind_of_override_works_in_any_order() -> None:

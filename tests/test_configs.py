@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from stormlit.assemble import build_modules
 from stormlit.cli import main
-from stormlit.compose import compose, config_folder
-from stormlit.config import Config
+from stormlit.config.compose import compose, config_folder
+from stormlit.config.schema import Config
 from stormlit.envs import VectorEnv
+from stormlit.runs.assembly import build_modules
 
 FILES = sorted(config_folder().glob("*.yaml"))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stormlit.bench.counting import OperationCounter
+from stormlit.cli.bench.counting import OperationCounter
 
 
 def counted(code: Callable[[], object]) -> OperationCounter:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import stormlit.training
-from stormlit.assemble import imagination
-from stormlit.replay import ReplayBuffer
+import stormlit.runs.training
+from stormlit.runs.assembly import imagination
+from stormlit.storm.replay import ReplayBuffer
 from stormlit.types import Batch, Trajectory
 from test_resume import assert_same_run
 from test_training_run import train
@@ -62,7 +62,7 @@ def train_with_graphs(root: Path, monkeypatch: pytest.MonkeyPatch, *words: str) 
     graphs = Graphs()
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", graphs.compile)
-        patch.setattr(stormlit.training, "imagination", on_cuda)
+        patch.setattr(stormlit.runs.training, "imagination", on_cuda)
         patch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)  # from a GPU it is a copy
         train(root, "run", *words, "compile=on")
     return graphs

@@ -9,8 +9,8 @@ import pytest
 
 from recorded import as_official, catch, counted, write_pickle
 from stormlit.cli import main
-from stormlit.demonstrations import Origin, read_demonstration, write_npz
-from stormlit.demonstrations.data import SHAPES
+from stormlit.storm.demonstrations import Origin, read_demonstration, write_npz
+from stormlit.storm.demonstrations.data import SHAPES
 from test_cli_errors import refusal
 from test_training_run import train
 

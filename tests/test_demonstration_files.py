@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from recorded import as_official, catch, counted, write_pickle
-from stormlit.demonstrations import Demonstration, Origin, read_demonstration, write_npz
-from stormlit.demonstrations.data import SHAPES
 from stormlit.errors import DemonstrationError
+from stormlit.storm.demonstrations import Demonstration, Origin, read_demonstration, write_npz
+from stormlit.storm.demonstrations.data import SHAPES
 
 ORIGIN = Origin("stormlit/Catch-v0", 3, ["LEFT", "NOOP", "RIGHT"], {"size": 16, "atari": {"frame_skip": 4}}, "random")
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from recorded import as_official, catch, counted, write_pickle
-from stormlit.demonstrations import read_demonstration
-from stormlit.demonstrations.data import SHAPES
 from stormlit.envs import EnvSettings, VectorEnv
+from stormlit.storm.demonstrations import read_demonstration
+from stormlit.storm.demonstrations.data import SHAPES
 from test_demonstration_files import refusal
 
 # A folder with Freeway.pkl, MsPacman.pkl and Pong.pkl, the trajectories published with STORM.

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from recorded import write_pickle
-from stormlit.assemble import build_demonstrations, make_fabric
-from stormlit.compose import compose
+from stormlit.config.compose import compose
 from stormlit.envs import VectorEnv
+from stormlit.runs.assembly import build_demonstrations, make_fabric
 
 
 @pytest.mark.parametrize(

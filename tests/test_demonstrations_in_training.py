@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-import stormlit.loop
+import stormlit.storm.loop
 from recorded import CATCH, as_official, catch, counted, write_pickle
-from stormlit.assemble import make_fabric
-from stormlit.compose import compose
-from stormlit.demonstrations import DemonstrationBuffer, Origin, record, write_npz
+from stormlit.config.compose import compose
 from stormlit.envs import EnvSettings, VectorEnv, square_image
 from stormlit.errors import CheckpointError
-from stormlit.evaluate import RandomPolicy
 from stormlit.registry import build
-from stormlit.run_directory import RunDirectory
-from stormlit.training import build_training
+from stormlit.runs.assembly import make_fabric
+from stormlit.runs.directory import RunDirectory
+from stormlit.runs.training import build_training
+from stormlit.storm.demonstrations import DemonstrationBuffer, Origin, record, write_npz
+from stormlit.storm.evaluate import RandomPolicy
 from stormlit.types import Batch
 from test_cli_errors import refusal, refused_training
 from test_demonstration_pickles import OFFICIAL
@@ -58,10 +58,12 @@ def batches_of(config_words: list[str], root: Path, monkeypatch: pytest.MonkeyPa
         training.collector.step(random=True)
     seen: list[Batch] = []
     monkeypatch.setattr(training, "imagine", seen.append)
-    monkeypatch.setattr(stormlit.loop, "update", lambda training, learner, batch: batch is None or seen.append(batch))
+    monkeypatch.setattr(
+        stormlit.storm.loop, "update", lambda training, learner, batch: batch is None or seen.append(batch)
+    )
     monkeypatch.setattr(training.agent, "update_slow_critic", lambda _: None)
-    stormlit.loop.fit_world_model(training)
-    stormlit.loop.improve_agent(training)
+    stormlit.storm.loop.fit_world_model(training)
+    stormlit.storm.loop.improve_agent(training)
     shapes = []
     for batch in seen:
         demonstrated = (batch.obs == 255).flatten(1).all(1)

@@ -27,18 +27,18 @@ from small import (
     small_part,
     small_world_model,
 )
-from stormlit.collect import Collector
-from stormlit.compose import compose, to_tree
+from stormlit.config.compose import compose, to_tree
 from stormlit.envs import AtariSettings, EnvSettings, VectorEnv
-from stormlit.evaluate import evaluate
-from stormlit.imagine import imagine
 from stormlit.nn.attention import KeyValueCache, LayerInputCache
-from stormlit.normalize import PercentileScale
+from stormlit.nn.return_normalizer import PercentileScale
 from stormlit.ops.kl import kl_balance
 from stormlit.ops.returns import lambda_returns
-from stormlit.player import Player
 from stormlit.registry import build
-from stormlit.replay import ReplayBuffer
+from stormlit.storm.collect import Collector
+from stormlit.storm.evaluate import evaluate
+from stormlit.storm.imagine import imagine
+from stormlit.storm.player import Player
+from stormlit.storm.replay import ReplayBuffer
 from test_evaluate import short_or_long, still  # noqa: F401 - a fixture
 
 CATCH = EnvSettings(game=None, id="stormlit/Catch-v0", size=16)

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import stormlit.loop
-from stormlit.checkpoint import list_checkpoints, verify
+import stormlit.storm.loop
 from stormlit.cli import main
-from stormlit.replay_segments import verify_replay
-from stormlit.run_directory import RunDirectory
+from stormlit.runs.checkpoint import list_checkpoints, verify
+from stormlit.runs.directory import RunDirectory
+from stormlit.runs.replay_segments import verify_replay
+from stormlit.runs.training import Training
 from stormlit.tracking import CsvTracker
-from stormlit.training import Training
 from test_resume import resume, rows
 from test_training_run import SMALL, differences, logged, newest, read, status, train
 
@@ -73,7 +73,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
 @contextlib.contextmanager
 def trouble(between: tuple[int, int], begin: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
     """Begin it before the step after ``between[0]`` environment steps, and end it before that after ``between[1]``."""
-    collect = stormlit.loop.collect
+    collect = stormlit.storm.loop.collect
 
     def collect_in_trouble(training: Training, action: np.ndarray) -> None:
         if training.progress.env_steps == between[0]:
@@ -83,7 +83,7 @@ def trouble(between: tuple[int, int], begin: Callable[[], object], end: Callable
         collect(training, action)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stormlit.loop, "collect", collect_in_trouble)
+        patch.setattr(stormlit.storm.loop, "collect", collect_in_trouble)
         yield
 
 

@@ -15,11 +15,12 @@ import torch
 
 import stormlit
 from small import random_batch
-from stormlit import parts, registry
-from stormlit.assemble import build_modules
-from stormlit.cli import _parser, _split, main
-from stormlit.compose import compose, to_tree
+from stormlit import registry
+from stormlit.cli.verbs import _parser, _split, main
+from stormlit.config import parts
+from stormlit.config.compose import compose, to_tree
 from stormlit.errors import ConfigError
+from stormlit.runs.assembly import build_modules
 from stormlit.tracking import Tracker
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -12,8 +12,8 @@ import torch
 from small import random_batch, small_world_model
 from stormlit import registry
 from stormlit.cli import main
-from stormlit.dream import dream, dream_length, dream_window
-from stormlit.replay import ReplayBuffer
+from stormlit.storm.dream import dream, dream_length, dream_window
+from stormlit.storm.replay import ReplayBuffer
 from test_training_run import train
 
 SEQUENCE_MODELS = registry.names("sequence_model")

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-import stormlit.loop
+import stormlit.storm.loop
 from faulty_envs import ABSENT, FAULTY_STEP, is_faulty
 from stormlit.cli import main
 from stormlit.envs import EnvSettings, VectorEnv, episode_seed
 from stormlit.errors import EnvironmentCrashError
-from stormlit.evaluate import RandomPolicy, evaluate
-from stormlit.training import Training
+from stormlit.runs.training import Training
+from stormlit.storm.evaluate import RandomPolicy, evaluate
 from test_fabric_run import fabric_run, sentences
 from test_isolation import gone, pids
 from test_resume import assert_same_run, resume, rows
@@ -294,7 +294,7 @@ def test_an_evaluation_that_fails_while_training_saves_the_run(
     def fail(training: Training) -> None:
         raise EnvironmentCrashError("environment 1 (Catch) crashed")
 
-    monkeypatch.setattr(stormlit.loop, "evaluate_agent", fail)
+    monkeypatch.setattr(stormlit.storm.loop, "evaluate_agent", fail)
     told = failing(tmp_path, capsys, "evaluation.every_env_steps=10")
     assert "environment 1 (Catch) crashed" in told
     assert newest(tmp_path / "run").name == "step-000000010"
@@ -306,7 +306,7 @@ def test_an_evaluation_that_fails_while_training_saves_the_run(
 def test_a_run_survives_its_environments_being_killed_from_outside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collect, killed = stormlit.loop.collect, []
+    collect, killed = stormlit.storm.loop.collect, []
 
     def kill_and_collect(training: Training, action: np.ndarray) -> None:
         if training.progress.env_steps % 10 == 4:
@@ -315,7 +315,7 @@ def test_a_run_survives_its_environments_being_killed_from_outside(
             killed.append(victim)
         collect(training, action)
 
-    monkeypatch.setattr(stormlit.loop, "collect", kill_and_collect)
+    monkeypatch.setattr(stormlit.storm.loop, "collect", kill_and_collect)
     run = train(tmp_path, "run", "env.num_envs=2", "env.isolation=process", "loop.env_steps=60")
     assert len(killed) == 6 and all(map(gone, killed))
     assert logged(run)[60, "progress/env_restarts"] == 6

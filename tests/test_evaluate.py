@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from stormlit.assemble import build_modules, player_factory
 from stormlit.cli import main
-from stormlit.compose import compose
+from stormlit.config.compose import compose
 from stormlit.envs import EnvSettings, VectorEnv
 from stormlit.envs.catch import RANDOM_RETURN
-from stormlit.evaluate import ConstantPolicy, Evaluation, Policy, RandomPolicy, evaluate, evaluate_baselines
+from stormlit.runs.assembly import build_modules, player_factory
+from stormlit.storm.evaluate import ConstantPolicy, Evaluation, Policy, RandomPolicy, evaluate, evaluate_baselines
 from stormlit.types import Episode
 from test_training_run import newest, train
 

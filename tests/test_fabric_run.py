@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stormlit.assemble import share
 from stormlit.cli import main
+from stormlit.cli.lightning_command import FABRIC_ENTRY
 from stormlit.errors import ConfigError
-from stormlit.lightning_command import FABRIC_ENTRY
+from stormlit.runs.assembly import share
 from test_training_run import SMALL, differences, logged, newest, read, status
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import stormlit
-import stormlit.checkpoint
-import stormlit.snapshot
+import stormlit.runs.checkpoint
+import stormlit.runs.snapshot
 from stormlit.cli import main
 from test_cli_errors import refusal
 from test_resume import assert_same_run
@@ -64,7 +64,7 @@ def test_a_run_that_cannot_be_written_is_refused(
     def refuse(folder: Path) -> Path:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(stormlit.snapshot, "set_aside", refuse)
+    monkeypatch.setattr(stormlit.runs.snapshot, "set_aside", refuse)
     assert main(["resume", "run", f"run.dir={run.parent}"]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert told == f"stormlit: error: run.dir={run.parent}: cannot write there (Read-only file system)"
@@ -113,13 +113,13 @@ def test_resume_hashes_every_file_it_needs_once(run: Path, monkeypatch: pytest.M
     needed = [path for path in newest(run).iterdir() if path.name != "manifest.json"]
     needed += (run / "replay" / "0").iterdir()
     hashed: Counter[Path] = Counter()
-    sha256 = stormlit.checkpoint.sha256
+    sha256 = stormlit.runs.checkpoint.sha256
 
     def count(path: Path) -> str:
         hashed[path] += 1
         return sha256(path)
 
-    monkeypatch.setattr(stormlit.checkpoint, "sha256", count)
+    monkeypatch.setattr(stormlit.runs.checkpoint, "sha256", count)
     assert main(["resume", "run", f"run.dir={run.parent}", "loop.env_steps=31"]) == 0
     assert hashed == dict.fromkeys(needed, 1)
 

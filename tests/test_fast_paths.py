@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-import stormlit.world_model
+import stormlit.storm.world_model
 from small import IMAGE, assert_distributed_as, dense, random_batch, random_trajectory, small_agent, small_world_model
 from stormlit.nn.cnn import ConvEncoder
-from stormlit.nn.frozen import frozen
-from stormlit.nn.norm import BatchNorm
+from stormlit.nn.fast.frozen import frozen
+from stormlit.nn.fast.norm import BatchNorm
+from stormlit.nn.fast.sparse import InputLinear, SparseState
 from stormlit.nn.resnet import ResidualEncoder
-from stormlit.nn.sparse import InputLinear, SparseState
 from stormlit.ops.categorical import sample, sample_unimix, unimix_log_probs
+from stormlit.storm.world_model import FRAMES_AT_ONCE, WorldModel, normalize_pixels
 from stormlit.types import Trajectory
-from stormlit.world_model import FRAMES_AT_ONCE, WorldModel, normalize_pixels
 
 
 def positions(rows: int, groups: int = 4, classes: int = 4, seed: int = 0) -> torch.Tensor:
@@ -197,7 +197,7 @@ def test_float32_statistics_and_gradients_are_exact_in_training(monkeypatch: pyt
     gradients, statistics = trained_encoder(torch.float32)
     assert error(exact_gradients, gradients) < 1e-4
     assert error(exact_statistics, statistics) < 1e-6
-    monkeypatch.setattr(stormlit.world_model, "training_memory_format", lambda device: torch.channels_last)
+    monkeypatch.setattr(stormlit.storm.world_model, "training_memory_format", lambda device: torch.channels_last)
     _, statistics = trained_encoder(torch.float32)
     assert error(exact_statistics, statistics) > 2e-6
 

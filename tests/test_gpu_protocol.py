@@ -19,9 +19,10 @@ import pytest
 import torch
 
 from borrowed import borrowed_python
-from stormlit.compose import compose
+from stormlit.config.compose import compose
 from stormlit.errors import ConfigError
-from stormlit.run_directory import RunDirectory, write_json
+from stormlit.files import write_json
+from stormlit.runs.directory import RunDirectory
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROTOCOL = REPOSITORY / "benchmarks" / "gpu_protocol.py"

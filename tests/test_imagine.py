@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from small import HIDDEN, dense, random_batch, small_agent, small_world_model
-from stormlit.agent import ActorCritic
-from stormlit.imagine import imagine
+from stormlit.storm.agent import ActorCritic
+from stormlit.storm.imagine import imagine
+from stormlit.storm.world_model import WorldModel
 from stormlit.types import Batch, Trajectory
-from stormlit.world_model import WorldModel
 
 HORIZON = 5
 ROWS, CONTEXT = 4, 6

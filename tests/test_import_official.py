@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stormlit.api import load
 from stormlit.cli import main
+from stormlit.runs.load import load
 
 GAME = "env.game=Pong"  # six actions
 ACTIONS, WIDTH, LAYERS, LATENT = 6, 16, 3, 1024

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import stormlit.loop
-import stormlit.run
+import stormlit.runs.run
+import stormlit.storm.loop
 from faulty_envs import FAULTY_STEP
 from stormlit.cli import main
 from stormlit.errors import SaveError
-from stormlit.training import Training
+from stormlit.runs.training import Training
 from test_cli_errors import refusal
 from test_env_faults import EPISODE, faulty_episodes
 from test_resume import resume, rows
@@ -53,7 +53,7 @@ def test_a_run_stopped_among_its_baselines_is_not_finished(
         raise AssertionError("it went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.run, "play_baselines", stop)
+        patch.setattr(stormlit.runs.run, "play_baselines", stop)
         assert main(again(tmp_path, *words)) == 143
     run = tmp_path / "run"
     assert status(run) == "KILLED" and list(run.glob("evaluation/step-000000024.json"))
@@ -74,7 +74,7 @@ def test_the_evaluation_of_another_future_does_not_finish_a_run(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.run, "evaluate_agent", killed)
+        patch.setattr(stormlit.runs.run, "evaluate_agent", killed)
         assert main(["resume", str(run / "checkpoints" / "step-000000016"), "agent.gamma=0.5"]) == 130
     assert newest(run).name == "step-000000024" and (run / "evaluation" / "step-000000024.json").exists()
     assert status(run) == "KILLED"
@@ -90,15 +90,15 @@ def test_a_run_that_another_process_trained_meanwhile_is_left_alone(
 ) -> None:
     if resumed:
         train(tmp_path, "run", *SHORT, "resume=auto")
-    build = stormlit.run.build_training
+    build = stormlit.runs.run.build_training
 
     def another_was_first(*arguments: Any) -> Training:
-        monkeypatch.setattr(stormlit.run, "build_training", build)
+        monkeypatch.setattr(stormlit.runs.run, "build_training", build)
         assert main(again(tmp_path, "loop.env_steps=30")) == 0
         capsys.readouterr()
         return build(*arguments)
 
-    monkeypatch.setattr(stormlit.run, "build_training", another_was_first)
+    monkeypatch.setattr(stormlit.runs.run, "build_training", another_was_first)
     sentence = refusal(capsys, *again(tmp_path, "loop.env_steps=32"))
     assert "another process has trained that run" in sentence and "stormlit resume run" in sentence
     assert newest(tmp_path / "run").name == "step-000000030" and status(tmp_path / "run") == "FINISHED"
@@ -114,7 +114,7 @@ def test_environments_fail_on_a_disk_that_is_full(
     def full(_: Training) -> Path:
         raise SaveError("the checkpoint could not be written") from OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(stormlit.loop, "save_snapshot", full)
+    monkeypatch.setattr(stormlit.storm.loop, "save_snapshot", full)
     assert main(["train", *SMALL, *RAISE, f"run.dir={tmp_path}", "run.name=run"]) == 3
     (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stormlit: error:")]
     assert "environment 0 (Raise) crashed" in told and "besides, the checkpoint could not be written" in told
@@ -123,7 +123,7 @@ def test_environments_fail_on_a_disk_that_is_full(
 
 def test_environments_that_fail_outweigh_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that is asked to stop comes back, which would not help this one."""
-    collect, fault = stormlit.loop.collect, first_fault()
+    collect, fault = stormlit.storm.loop.collect, first_fault()
 
     def signalled(training: Training, action: np.ndarray) -> None:
         if training.progress.env_steps == fault - 1:
@@ -131,7 +131,7 @@ def test_environments_that_fail_outweigh_a_signal(tmp_path: Path, monkeypatch: p
         collect(training, action)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.loop, "collect", signalled)
+        patch.setattr(stormlit.storm.loop, "collect", signalled)
         assert main(["train", *SMALL, *RAISE, f"run.dir={tmp_path}", "run.name=run"]) == 3
     run = tmp_path / "run"
     assert newest(run).name == f"step-{fault:09d}" and status(run) == "FAILED"
@@ -142,7 +142,7 @@ def test_environments_that_fail_outweigh_a_signal(tmp_path: Path, monkeypatch: p
 def test_a_signal_while_an_environment_hangs_stops_within_its_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collect, fault = stormlit.loop.collect, first_fault()
+    collect, fault = stormlit.storm.loop.collect, first_fault()
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
 
     def signalled(training: Training, action: np.ndarray) -> None:
@@ -152,7 +152,7 @@ def test_a_signal_while_an_environment_hangs_stops_within_its_limit(
 
     words = ["env.id=faulty_envs:Hang-v0", "env.size=16", "env.isolation=process", "env.step_timeout_seconds=2"]
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.loop, "collect", signalled)
+        patch.setattr(stormlit.storm.loop, "collect", signalled)
         assert main(["train", *SMALL, *words, f"run.dir={tmp_path}", "run.name=run"]) == 143
     run = tmp_path / "run"
     assert newest(run).name == f"step-{fault:09d}" and status(run) == "KILLED"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stormlit.compose import compose
+from stormlit.config.compose import compose
 from stormlit.envs import AtariSettings, EnvSettings, VectorEnv
 from stormlit.errors import CheckpointError, ConfigError, EnvironmentSetupError
 from test_resume import assert_same_run, resume

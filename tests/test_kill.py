@@ -15,7 +15,7 @@ import pytest
 
 from recorded import catch
 from stormlit.cli import main
-from stormlit.demonstrations import write_npz
+from stormlit.storm.demonstrations import write_npz
 from test_resume import assert_same_run
 from test_training_run import SMALL, newest, read, train
 

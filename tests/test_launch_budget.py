@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from stormlit import learner, world_model
-from stormlit.bench.phases import AGENT, IMAGINATION, WORLD_MODEL, Phases, prepared
-from stormlit.compose import compose
+from stormlit.cli.bench.phases import AGENT, IMAGINATION, WORLD_MODEL, Phases, prepared
+from stormlit.config.compose import compose
 from stormlit.nn import cnn
+from stormlit.storm import learner, world_model
 
 # The number of operations does not depend on how many rows there are, nor on the size of the buffer.
 FEW_ROWS = ("imagination.batch_size=8", "loop.batch_size=2", "loop.warmup_steps=64", "replay.capacity=200")

@@ -11,11 +11,11 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from small import random_batch, random_trajectory, small_agent, small_world_model
-from stormlit.agent import ActorCritic
 from stormlit.errors import TrainingError
-from stormlit.learner import Learner
+from stormlit.storm.agent import ActorCritic
+from stormlit.storm.learner import Learner
+from stormlit.storm.world_model import WorldModel
 from stormlit.types import Batch, Trajectory
-from stormlit.world_model import WorldModel
 from test_training_run import differences
 
 

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from stormlit import lightning_command
-from stormlit.lightning_command import FABRIC_ENTRY, fabric_arguments, main
+from stormlit.cli import lightning_command
+from stormlit.cli.lightning_command import FABRIC_ENTRY, fabric_arguments, main
 
 VALUE_OPTIONS = {"--accelerator", "--devices", "--precision", "--strategy"}
 ENTRY = str(FABRIC_ENTRY)
@@ -122,7 +122,7 @@ def test_a_script_is_really_launched(options: list[str], processes: int, tmp_pat
         port = unused.getsockname()[1]
     words = ["run", *options, "--accelerator", "cpu", "--main-port", str(port), "train.py", "a=b", "--devices", "3"]
     launched = subprocess.run(
-        [sys.executable, "-c", "from stormlit.lightning_command import main; raise SystemExit(main())", *words],
+        [sys.executable, "-c", "from stormlit.cli.lightning_command import main; raise SystemExit(main())", *words],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=300,

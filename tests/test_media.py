@@ -9,8 +9,8 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
-from stormlit import media
 from stormlit.errors import ConfigError
+from stormlit.runs import media
 
 
 def gradient(steps: int, rows: int, columns: int) -> np.ndarray:

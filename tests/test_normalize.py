@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stormlit.normalize import PercentileScale
+from stormlit.nn.return_normalizer import PercentileScale
 
 
 def test_moving_average_by_hand() -> None:

@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from stormlit.compose import compose
+from stormlit.config.compose import compose
 from stormlit.envs import VectorEnv
 
 SEED = 5

@@ -50,7 +50,7 @@ def test_sides_take_turns_and_the_ratio_is_theirs_to_ours(timing: ModuleType) ->
         for side, seconds in (("official", 0.02), ("stormlit", 0.001))
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stormlit.bench.measure.MOST_RUNS_A_ROUND", 1)
+        patch.setattr("stormlit.cli.bench.measure.MOST_RUNS_A_ROUND", 1)
         seconds = timing._alternate(sides, 2, torch.device("cpu"))
     # Alone and within the whole step, in the warm-up and in two rounds; once untimed in each turn, and once timed.
     assert seen == ["official", "official", "stormlit", "stormlit"] * 6

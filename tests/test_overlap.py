@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import stormlit.loop
+import stormlit.storm.loop
 from stormlit.cli import main
-from stormlit.training import Training
+from stormlit.runs.training import Training
 from test_training_run import SMALL
 
 
@@ -21,8 +21,8 @@ def test_overlapping_updates_know_all_but_the_newest_step(tmp_path: Path, monkey
         def noted(training: Training, seen: list[tuple[int, int]] = seen) -> None:
             seen.append((training.progress.env_steps, training.replay.rows))
 
-        monkeypatch.setattr(stormlit.loop, "fit_world_model", noted)
-        monkeypatch.setattr(stormlit.loop, "improve_agent", lambda training: None)
+        monkeypatch.setattr(stormlit.storm.loop, "fit_world_model", noted)
+        monkeypatch.setattr(stormlit.storm.loop, "improve_agent", lambda training: None)
         words = [f"run.dir={tmp_path}", f"run.name=overlap-{overlap}", f"loop.overlap={str(overlap).lower()}"]
         assert main(["train", *SMALL, *words, "evaluation.baselines=[]"]) == 0
     assert held[True] == held[False][:-1]

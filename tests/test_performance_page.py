@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from stormlit.bench.counting import OperationCounter
-from stormlit.bench.phases import PHASES
-from stormlit.bench.report import as_json
+from stormlit.cli.bench.counting import OperationCounter
+from stormlit.cli.bench.phases import PHASES
+from stormlit.cli.bench.report import as_json
 from stormlit.errors import StormlitError
-from stormlit.run_directory import write_json
+from stormlit.files import write_json
 from test_bench import measured
 
 REPOSITORY = Path(__file__).resolve().parents[1]

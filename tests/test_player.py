@@ -12,7 +12,7 @@ from torch import Tensor
 
 from small import ACTIONS, small_agent, small_world_model
 from stormlit.errors import CheckpointError
-from stormlit.player import Player
+from stormlit.storm.player import Player
 
 CONTEXT = 3
 

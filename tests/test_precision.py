@@ -27,12 +27,12 @@ from small import (
     small_part,
     small_world_model,
 )
-from stormlit.assemble import make_fabric
-from stormlit.compose import compose
-from stormlit.imagine import imagine
-from stormlit.learner import Learner
+from stormlit.config.compose import compose
 from stormlit.ops.categorical import sample
 from stormlit.ops.returns import lambda_returns
+from stormlit.runs.assembly import make_fabric
+from stormlit.storm.imagine import imagine
+from stormlit.storm.learner import Learner
 from stormlit.types import Batch, Losses, Trajectory
 from test_fabric_run import free_port
 from test_learner import bad_batch, bad_trajectory, state_of
@@ -182,9 +182,9 @@ def test_a_skipped_step_does_not_confuse_the_loss_scaler(of: str) -> None:
 
 RECORDING = """
 import json, os, sys
-from stormlit.agent import ActorCritic
+from stormlit.storm.agent import ActorCritic
 from stormlit.cli import main
-from stormlit.world_model import WorldModel
+from stormlit.storm.world_model import WorldModel
 
 seen = set()
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from stormlit.progress import ProgressBar
+from stormlit.runs.progress import ProgressBar
 
 
 def test_bar_shows_steps_rate_return_and_phase(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stormlit.cli import main
-from stormlit.lightning_command import FABRIC_ENTRY
+from stormlit.cli.lightning_command import FABRIC_ENTRY
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SHORT_EPISODES = ["evaluation.episodes=1", "evaluation.baselines=[]", "env.max_episode_steps=10"]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from small import assert_distributed_as
-from stormlit.replay import ReplayBuffer
+from stormlit.storm.replay import ReplayBuffer
 from stormlit.types import Batch
 
 OBS_SHAPE = (2, 3, 4)  # Y, X, C, all different

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from stormlit.cli import _parser, _split, main
-from stormlit.compose import compose
-from stormlit.config import Config
-from stormlit.run_directory import RunDirectory, exclusive
+from stormlit.cli.verbs import _parser, _split, main
+from stormlit.config.compose import compose
+from stormlit.config.schema import Config
+from stormlit.runs.directory import RunDirectory, exclusive
 from test_cli_errors import refusal
 from test_resume import assert_same_run, interrupted
 from test_training_run import SMALL, newest, status, train
@@ -69,8 +69,8 @@ def test_what_may_change_on_the_way(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_keys_that_may_change_exist_and_are_documented() -> None:
-    from stormlit.compose import to_tree
-    from stormlit.resume import MAY_CHANGE, _leaves
+    from stormlit.config.compose import to_tree
+    from stormlit.runs.resume import MAY_CHANGE, _leaves
 
     keys = [key for key, _ in _leaves(to_tree(compose()))]
     text = RELIABILITY.read_text()

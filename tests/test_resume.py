@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-import stormlit.loop
+import stormlit.storm.loop
 from conftest import RunStormlit
 from stormlit.cli import main
-from stormlit.run_directory import RunDirectory
-from stormlit.training import Training
+from stormlit.runs.directory import RunDirectory
+from stormlit.runs.training import Training
 from test_training_run import SMALL, differences, logged, newest, read, status, train
 
 VARIANTS = {
@@ -119,7 +119,7 @@ def test_a_run_may_end_in_its_random_start(tmp_path: Path) -> None:
 
 def interrupted(root: Path, at: int, words: tuple[str, ...] = ()) -> None:
     """Train until somebody presses Ctrl-C after ``at`` environment steps."""
-    collect = stormlit.loop.collect
+    collect = stormlit.storm.loop.collect
 
     def collect_or_stop(training: Training, action: np.ndarray) -> None:
         if training.progress.env_steps >= at:
@@ -127,18 +127,18 @@ def interrupted(root: Path, at: int, words: tuple[str, ...] = ()) -> None:
         collect(training, action)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stormlit.loop, "collect", collect_or_stop)
+        patch.setattr(stormlit.storm.loop, "collect", collect_or_stop)
         assert main(["train", *SMALL, f"run.dir={root}", "run.name=run", *words]) == 130
 
 
 def test_what_others_draw_from_numpy_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    collect = stormlit.loop.collect
+    collect = stormlit.storm.loop.collect
 
     def collect_and_draw(training: Training, action: np.ndarray) -> None:
         collect(training, action)
         training.metrics.add("test", {"drawn": np.random.random()})
 
-    monkeypatch.setattr(stormlit.loop, "collect", collect_and_draw)
+    monkeypatch.setattr(stormlit.storm.loop, "collect", collect_and_draw)
     unbroken = train(tmp_path / "a", "run", "loop.env_steps=40")
     resumed = train(tmp_path / "b", "run", "loop.env_steps=27")
     np.random.seed(17)  # another process would stand elsewhere

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import stormlit.housekeeping
-import stormlit.loop
-import stormlit.run
-import stormlit.snapshot
+import stormlit.runs.housekeeping
+import stormlit.runs.run
+import stormlit.runs.snapshot
+import stormlit.storm.loop
 from stormlit.cli import main
-from stormlit.signals import STOPPING, Stopped, StopSignals
-from stormlit.training import Training
+from stormlit.runs.signals import STOPPING, Stopped, StopSignals
+from stormlit.runs.training import Training
 from test_resume import assert_same_run, resume
 from test_training_run import SMALL, logged, newest, status, train
 
@@ -31,7 +31,7 @@ def handlers() -> list[object]:
 
 def stopped(root: Path, at: int, *numbers: int, words: tuple[str, ...] = ()) -> int:
     """Train, with signals coming in the middle of the step after ``at`` environment steps; returns the exit code."""
-    improve = stormlit.loop.fit_world_model
+    improve = stormlit.storm.loop.fit_world_model
 
     def signalled(training: Training) -> None:
         if training.progress.env_steps == at:
@@ -41,7 +41,7 @@ def stopped(root: Path, at: int, *numbers: int, words: tuple[str, ...] = ()) -> 
 
     before = handlers()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stormlit.loop, "fit_world_model", signalled)
+        patch.setattr(stormlit.storm.loop, "fit_world_model", signalled)
         code = main(["train", *SMALL, f"run.dir={root}", "run.name=run", *words])
     assert handlers() == before
     return code
@@ -90,15 +90,15 @@ def test_other_signals_do_not_hurry_a_stop(tmp_path: Path) -> None:
 def test_a_second_interrupt_while_saving_harms_no_checkpoint(
     moment: str, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original: Callable[..., object] = getattr(stormlit.snapshot.CheckpointWriter, moment)
+    original: Callable[..., object] = getattr(stormlit.runs.snapshot.CheckpointWriter, moment)
 
-    def interrupted(writer: stormlit.snapshot.CheckpointWriter, *arguments: object) -> object:
+    def interrupted(writer: stormlit.runs.snapshot.CheckpointWriter, *arguments: object) -> object:
         if writer.env_steps == 37:
             os.kill(os.getpid(), signal.SIGINT)
         return original(writer, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.snapshot.CheckpointWriter, moment, interrupted)
+        patch.setattr(stormlit.runs.snapshot.CheckpointWriter, moment, interrupted)
         assert stopped(tmp_path / "b", 37, signal.SIGINT) == 130
     run = tmp_path / "b" / "run"
     assert newest(run).name == "step-000000024"
@@ -114,7 +114,7 @@ def test_a_signal_in_the_last_evaluation_does_not_wait_for_it(
         raise AssertionError("it went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.run, "evaluate_agent", signalled)
+        patch.setattr(stormlit.runs.run, "evaluate_agent", signalled)
         assert main(["train", *SMALL, f"run.dir={tmp_path / 'b'}", "run.name=run"]) == 128 + signal.SIGUSR1
     run = tmp_path / "b" / "run"
     assert status(run) == "KILLED" and newest(run).name == "step-000000048"
@@ -125,14 +125,14 @@ def test_a_signal_in_the_last_evaluation_does_not_wait_for_it(
 
 @pytest.mark.slow
 def test_an_evaluation_on_the_way_is_finished_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = stormlit.loop.evaluate_agent
+    evaluate = stormlit.storm.loop.evaluate_agent
 
     def signalled(training: Training) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         evaluate(training)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.loop, "evaluate_agent", signalled)
+        patch.setattr(stormlit.storm.loop, "evaluate_agent", signalled)
         words = ["evaluation.every_env_steps=30", f"run.dir={tmp_path}", "run.name=run"]
         assert main(["train", *SMALL, *words]) == 143
     assert newest(tmp_path / "run").name == "step-000000030"

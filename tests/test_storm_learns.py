@@ -13,7 +13,7 @@ import pytest
 
 from stormlit.envs import EnvSettings
 from stormlit.envs.catch import BEST_RETURN
-from stormlit.evaluate import evaluate_baselines
+from stormlit.storm.evaluate import evaluate_baselines
 
 
 @pytest.mark.slow

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import stormlit.loop
+import stormlit.storm.loop
 from fake_mlflow import FakeServer, install
 from stormlit.cli import main
 from stormlit.errors import ConfigError
-from stormlit.run_directory import RunDirectory, exclusive
+from stormlit.runs.directory import RunDirectory, exclusive
+from stormlit.runs.training import Training
 from stormlit.tracking import CsvTracker, MlflowTracker
 from stormlit.tracking import sender as sender_module
-from stormlit.training import Training
 from test_training_run import SMALL, train
 
 pytestmark = pytest.mark.usefixtures("server")
@@ -316,13 +316,13 @@ def test_a_run_killed_while_training_is_tracked_once(
     """Stopped behind its checkpoint and resumed, it has the points of an unbroken run."""
     words = (*SMALL, "tracking=mlflow", "tracking.uri=http://fake", "loop.log_every_env_steps=2")
     assert main(["train", *words, f"run.dir={tmp_path / 'a'}", "run.name=run"]) == 0
-    collect = stormlit.loop.collect
+    collect = stormlit.storm.loop.collect
     with monkeypatch.context() as patch:
 
         def collect_or_die(training: Training, action: np.ndarray) -> None:
             collect(training, action) if training.progress.env_steps < 41 else 1 // 0
 
-        patch.setattr(stormlit.loop, "collect", collect_or_die)
+        patch.setattr(stormlit.storm.loop, "collect", collect_or_die)
         with pytest.raises(ZeroDivisionError):
             main(["train", *words, f"run.dir={tmp_path / 'b'}", "run.name=run"])
     assert ("replay/env_steps", 40, 40.0) in server.points("run1")

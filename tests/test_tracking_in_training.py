@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stormlit.cli import main
-from stormlit.compose import compose, to_tree
+from stormlit.config.compose import compose, to_tree
 from test_training_run import SMALL
 
 pytestmark = pytest.mark.slow

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import stormlit.loop
+import stormlit.storm.loop
 from stormlit.cli import main
-from stormlit.run_directory import RunDirectory
+from stormlit.runs.directory import RunDirectory
+from stormlit.runs.training import Training
 from stormlit.tracking import MlflowTracker
 from stormlit.tracking.spool import Spool
-from stormlit.training import Training
 from test_training_run import SMALL
 
 pytestmark = pytest.mark.slow
@@ -117,14 +117,14 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 def at_steps(monkeypatch: pytest.MonkeyPatch, events: dict[int, Callable[[], None]]) -> None:
     """Do something before certain environment steps are taken."""
-    collect = stormlit.loop.collect
+    collect = stormlit.storm.loop.collect
 
     def collect_and_more(training: Training, action: np.ndarray) -> None:
         if event := events.pop(training.progress.env_steps, None):
             event()
         collect(training, action)
 
-    monkeypatch.setattr(stormlit.loop, "collect", collect_and_more)
+    monkeypatch.setattr(stormlit.storm.loop, "collect", collect_and_more)
 
 
 def stored(server: Server, run: Path) -> tuple[Counter[tuple[str, int, float]], Any]:

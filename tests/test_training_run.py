@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from stormlit import registry
-from stormlit.checkpoint import list_checkpoints
 from stormlit.cli import main
-from stormlit.compose import compose
-from stormlit.parts import PART_KEYS
-from stormlit.run_directory import RunDirectory
+from stormlit.config.compose import compose
+from stormlit.config.parts import PART_KEYS
+from stormlit.runs.checkpoint import list_checkpoints
+from stormlit.runs.directory import RunDirectory
 
 # A run of about a second: 24 random steps, then 24 updates of each module.
 SMALL = (

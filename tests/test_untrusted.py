@@ -19,15 +19,15 @@ import numpy as np
 import pytest
 import torch
 
-from stormlit.assemble import make_fabric
-from stormlit.checkpoint import read_tensors
-from stormlit.compose import compose, to_tree
+from stormlit.config.compose import compose, to_tree
 from stormlit.errors import CheckpointError, StormlitError
-from stormlit.run import _run_id
-from stormlit.run_directory import RunDirectory, find_run
-from stormlit.snapshot import restore_snapshot, verify_snapshot
+from stormlit.runs.assembly import make_fabric
+from stormlit.runs.checkpoint import read_tensors
+from stormlit.runs.directory import RunDirectory, find_run
+from stormlit.runs.run import _run_id
+from stormlit.runs.snapshot import restore_snapshot, verify_snapshot
+from stormlit.runs.training import Training, build_training
 from stormlit.tracking.none_tracker import NoneTracker
-from stormlit.training import Training, build_training
 from test_training_run import differences, newest, reseal, train
 
 SHORT = ("loop.warmup_steps=8", "loop.env_steps=20", "checkpoint.every=10", "evaluation.episodes=1")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from small import dense_cross_entropy, gradientless, random_batch, small_part, small_world_model
+from stormlit.storm.world_model import normalize_pixels, pixels
 from stormlit.types import Batch, Losses
-from stormlit.world_model import normalize_pixels, pixels
 
 STARTS = ((0, 0), (0, 3), (1, 5))
 

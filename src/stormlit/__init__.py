@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stormlit.api import Trained, load, make_env
+    from stormlit.runs.load import Trained, load, make_env
 
 try:
     __version__ = metadata.version("stormlit")
@@ -25,7 +25,7 @@ __all__ = ["Trained", "__version__", "load", "make_env"]
 def __getattr__(name: str) -> Any:
     # PyTorch takes seconds to import, which `stormlit --help` and the `lightning` command should not wait for.
     if name in ("Trained", "load", "make_env"):
-        from stormlit import api
+        from stormlit.runs import load as api
 
         return getattr(api, name)
     raise AttributeError(f"module 'stormlit' has no attribute '{name}'")

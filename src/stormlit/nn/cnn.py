@@ -6,9 +6,9 @@ import itertools
 
 from torch import Tensor, nn
 
-from stormlit.nn.frozen import Forward, fold_batch_norms
+from stormlit.nn.fast.frozen import Forward, fold_batch_norms
+from stormlit.nn.fast.norm import BatchNorm, training_memory_format
 from stormlit.nn.image import stage_channels
-from stormlit.nn.norm import BatchNorm, training_memory_format
 from stormlit.registry import register
 
 

@@ -7,7 +7,7 @@ import itertools
 from torch import Tensor, nn
 
 from stormlit.errors import check_option
-from stormlit.nn.sparse import InputLinear, SparseState
+from stormlit.nn.fast.sparse import InputLinear, SparseState
 from stormlit.ops.twohot import symlog_bins, twohot_decode, twohot_loss
 from stormlit.registry import register
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stormlit.nn.sparse import InputLinear
+from stormlit.nn.fast.sparse import InputLinear
 
 
 class ActionMixer(nn.Module):

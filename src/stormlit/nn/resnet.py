@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stormlit.errors import check_option
-from stormlit.nn.frozen import Forward, fold_batch_norms
+from stormlit.nn.fast.frozen import Forward, fold_batch_norms
+from stormlit.nn.fast.norm import BatchNorm, training_memory_format
 from stormlit.nn.image import stage_channels
-from stormlit.nn.norm import BatchNorm, training_memory_format
 from stormlit.registry import register
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stormlit.errors import ConfigError, check_option
 from stormlit.nn.attention import LAYER_NORM_EPS, Cache, KeyValueCache, LayerInputCache, TransformerBlock
-from stormlit.nn.autocast import compute_dtype
+from stormlit.nn.fast.autocast import compute_dtype
 from stormlit.nn.mixer import ActionMixer
 from stormlit.ops.masks import episode_causal_mask, last_start
 from stormlit.registry import register

@@ -1,0 +1,129 @@
+"""The phases of a training step, each alone, with a replay buffer filled by the random policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from stormlit.cli.bench.counting import OperationCounter
+from stormlit.config.schema import Config
+from stormlit.runs.assembly import make_fabric
+from stormlit.runs.directory import RunDirectory
+from stormlit.runs.training import Training, build_training
+from stormlit.storm import loop
+from stormlit.storm.schedule import Ratio
+from stormlit.tracking import NoneTracker
+
+SAMPLE_BATCH, WORLD_MODEL, SAMPLE_CONTEXTS = "sample batch", "world-model update", "sample contexts"
+IMAGINATION, AGENT, ACTING, STEPPING = "imagination", "agent update", "acting", "environment step"
+COLLECT = (ACTING, STEPPING)
+FIT_WORLD_MODEL = (SAMPLE_BATCH, WORLD_MODEL)
+IMPROVE_AGENT = (SAMPLE_CONTEXTS, IMAGINATION, AGENT)
+# In the order of a training step.
+PHASES = (*COLLECT, *FIT_WORLD_MODEL, *IMPROVE_AGENT)
+
+
+@contextmanager
+def prepared(config: Config) -> Iterator[Phases]:
+    """A training in a temporary folder, without a tracker, after its random start, and its phases.
+
+    The buffer holds ``loop.warmup_steps`` environment steps, or more where windows are longer.
+    Raises what building a training raises.
+    """
+    with TemporaryDirectory(prefix="stormlit-bench-") as folder:
+        path = Path(folder)
+        training = build_training(config, make_fabric(config), RunDirectory(path / "run"), NoneTracker(path, path))
+        try:
+            longest = max(config.loop.batch_length, config.imagination.context_length)
+            for _ in range(max(training.warmup_steps // training.envs.num_envs, longest)):
+                training.collector.step(random=True)
+            yield Phases(training)
+        finally:
+            training.envs.close()
+
+
+class Phases:
+    """Runs each phase of a training, on what the phases before it left.
+
+    training: one whose replay buffer holds windows of full length.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self.training, self._collector = training, training.collector
+        self._action = np.zeros(training.envs.num_envs, dtype=np.int64)
+        self._batch = loop.sample_batch(training)
+        self._contexts = loop.sample_contexts(training)
+        self._trajectory = loop.imagine_rollouts(training, self._contexts)
+        self._functions: dict[str, Callable[[], None]] = {
+            ACTING: self._act,
+            STEPPING: self._step,
+            SAMPLE_BATCH: self._sample_batch,
+            WORLD_MODEL: lambda: loop.update_world_model(training, self._batch),
+            SAMPLE_CONTEXTS: self._sample_contexts,
+            IMAGINATION: self._imagine,
+            AGENT: lambda: loop.update_agent(training, self._trajectory),
+        }
+        # The context that acting reads is full from now on, but for the beginnings of episodes.
+        for _ in range(training.collector.player.context_length):
+            self._act()
+            self._step()
+
+    def run(self, phase: str) -> None:
+        """Run one of ``PHASES`` once."""
+        self._functions[phase]()
+
+    def count(self, phase: str) -> OperationCounter:
+        """Run a phase once; returns what it launched."""
+        with OperationCounter() as counter:
+            self.run(phase)
+        return counter
+
+    def times_per_env_step(self, phase: str) -> float:
+        """How often the training loop runs a phase for every environment step."""
+        settings = self.training.config.loop
+        if phase in COLLECT:
+            return 1 / self.training.envs.num_envs
+        if phase in FIT_WORLD_MODEL:
+            return settings.world_model_updates_per_env_step
+        return settings.agent_updates_per_env_step
+
+    @property
+    def whole_env_steps(self) -> int:
+        """Environment steps after which every update they owe is a whole one (fractions to the nearest 1/100)."""
+        settings, num_envs = self.training.config.loop, self.training.envs.num_envs
+        rates = settings.world_model_updates_per_env_step, settings.agent_updates_per_env_step
+        return num_envs * math.lcm(*(Fraction(rate * num_envs).limit_denominator(100).denominator for rate in rates))
+
+    def run_whole(self) -> None:
+        """Take ``whole_env_steps`` with all the updates they owe, as ``loop.fit`` does."""
+        settings, num_envs = self.training.config.loop, self.training.envs.num_envs
+        owed = [
+            (FIT_WORLD_MODEL, Ratio(settings.world_model_updates_per_env_step)),
+            (IMPROVE_AGENT, Ratio(settings.agent_updates_per_env_step)),
+        ]
+        for _ in range(self.whole_env_steps // num_envs):
+            updates = [phase for phases, ratio in owed for phase in phases * ratio.owed(num_envs)]
+            for phase in (ACTING, *updates, STEPPING) if settings.overlap else (*COLLECT, *updates):
+                self.run(phase)
+
+    def _act(self) -> None:
+        with self.training.fabric.autocast():
+            self._action = self._collector.choose(random=False)
+
+    def _step(self) -> None:
+        self._collector.take(self._action)
+
+    def _sample_batch(self) -> None:
+        self._batch = loop.sample_batch(self.training)
+
+    def _sample_contexts(self) -> None:
+        self._contexts = loop.sample_contexts(self.training)
+
+    def _imagine(self) -> None:
+        self._trajectory = loop.imagine_rollouts(self.training, self._contexts)

@@ -1,0 +1,94 @@
+"""The commands that look at what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from stormlit import registry
+from stormlit.config.parts import PART_KEYS
+from stormlit.envs import VectorEnv
+from stormlit.errors import ConfigError
+from stormlit.files import write_json
+from stormlit.runs.assembly import make_fabric, player_factory
+from stormlit.runs.dream_media import write_dream_video
+from stormlit.runs.load import load
+from stormlit.runs.play import play_agent, play_baselines
+from stormlit.storm.collect import Collector
+from stormlit.storm.dream import dream, dream_length, dream_window
+from stormlit.storm.evaluate import EVALUATION_ROW
+from stormlit.storm.replay import ReplayBuffer
+
+
+def evaluate_run(reference: str, root: Path, overrides: Sequence[str]) -> str:
+    """Play ``evaluation.episodes`` episodes; returns the report and leaves it in the run's evaluation folder too."""
+    trained = load(reference, run_dir=str(root), overrides=tuple(overrides))
+    config = trained.config
+    fabric = make_fabric(config)
+    trained.world_model.to(fabric.device)
+    trained.agent.to(fabric.device)
+    result = play_agent(config, fabric, trained.world_model, trained.agent)
+    baselines = play_baselines(config)
+    how = "greedy" if config.evaluation.greedy else "sampled"
+    file = trained.directory.evaluation / f"{trained.checkpoint.name}-{how}-{config.evaluation.episodes}.json"
+    lines = [f"{result.game}, {trained.checkpoint}"]
+    lines += [
+        f"  episode {index:3d}  return {episode.episode_return:10.2f}  {episode.length:6d} steps"
+        for index, episode in enumerate(result.episodes)
+    ]
+    lines += [f"  {played.policy:<20} {played.summary()}" for played in (result, *baselines)]
+    try:
+        write_json(file, {**result.as_dict(), "baselines": [baseline.as_dict() for baseline in baselines]})
+        lines.append(f"written to {file}")
+    except OSError as error:
+        lines.append(f"not written to {file}: {error.strerror}")
+    return "\n".join(lines)
+
+
+def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path | None, dreams: int) -> str:
+    """Let the agent play, dream along, and write the video; returns where it is."""
+    if dreams < 1:
+        raise ConfigError(f"--dreams={dreams}: expected at least 1")
+    if output is not None and output.suffix not in (".mp4", ".gif"):
+        raise ConfigError(f"--output={output}: expected a file ending in .mp4 or .gif")
+    trained = load(reference, run_dir=str(root), overrides=tuple(overrides))
+    config = trained.config
+    torch.manual_seed(config.seed)
+    length = dream_length(trained.world_model)
+    envs = VectorEnv(config.env, seed=config.seed, env_index_offset=EVALUATION_ROW)
+    steps = max(4 * dreams * length, 512)
+    rows, columns, channels = envs.obs_shape
+    replay = ReplayBuffer(
+        steps * envs.num_envs, envs.num_envs, (rows, columns, channels), device=torch.device("cpu"), seed=config.seed
+    )
+    player = player_factory(config, trained.world_model, trained.agent)(envs)
+    collector = Collector(envs, player, replay, seed=config.seed)
+    for _ in range(steps):
+        collector.step(random=False)
+    envs.close()
+    seen = [
+        dream(
+            trained.world_model,
+            dream_window(replay, length, torch.device("cpu"), seed=config.seed + index),
+            config.imagination.context_length,
+        )
+        for index in range(dreams)
+    ]
+    path = output or trained.directory.media / f"dream-{trained.checkpoint.name}.mp4"
+    return f"dream video {write_dream_video(path, seen, envs.action_meanings)}"
+
+
+def list_components(kind: str | None) -> str:
+    """Every part of a kind, or of all kinds, with its options and defaults, and the keys where it is chosen."""
+    lines: list[str] = []
+    for shown in [kind] if kind else registry.kinds():
+        names = registry.names(shown)
+        keys = [key for key, part_kind in PART_KEYS.items() if part_kind == shown]
+        lines.append(f"{shown}  (chosen by {', '.join(f'{key}=NAME' for key in keys)})")
+        for name in names:
+            summary = (registry.part_class(shown, name).__doc__ or "").strip().splitlines()[0]
+            lines.append(f"  {name:<12} {summary}")
+            lines += [f"      {option} = {default!r}" for option, default in registry.schema(shown, name).items()]
+    return "\n".join(lines)

@@ -1,0 +1,214 @@
+"""From configuration files and ``key=value`` overrides to one checked ``Config``.
+
+Layers, later ones winning: the schema's defaults, the files in the order given, the overrides. Two rules keep the
+layers free of stale values: naming another part drops the options of the one before, and of ``env.game`` and ``env.id``
+the last one set clears the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from stormlit.config.checks import check_ranges
+from stormlit.config.parts import PART_KEYS
+from stormlit.config.schema import Config
+from stormlit.config.yaml_limits import check_yaml
+from stormlit.errors import ConfigError, nearest
+from stormlit.registry import fill, schema
+
+Tree = dict[str, Any]
+INTEGERS = ("env.max_episode_steps",)  # those whose default is null
+TEXT_KEYS = ("run.dir", "run.name", "run.init_from", "env.game", "env.id")
+
+
+def config_folder() -> Path:
+    """Where the bundled configurations are: the repository's ``configs/``, or the copy inside an installed package."""
+    repository = Path(__file__).resolve().parents[3] / "configs"
+    return repository if repository.is_dir() else Path(str(resources.files("stormlit"))) / "configs"
+
+
+def config_names() -> list[str]:
+    """Names of the bundled configurations, ``storm`` first among equals."""
+    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+
+
+def compose(files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:
+    """Resolve a configuration.
+
+    files: names of bundled configurations or paths of YAML files.  overrides: ``key=value`` strings.
+    Raises ``ConfigError`` with one sentence that names the key or file, what was expected and the nearest choice.
+    """
+    tree = _defaults()
+    for name in files:
+        path, layer = _read(name)
+        _assign(tree, _leaves(layer, ""), source=f"{path}: ")
+    _assign(tree, [_parse(override) for override in overrides], source="")
+    return from_tree(tree)
+
+
+def from_tree(tree: Mapping[str, Any]) -> Config:
+    """Check a nested mapping (of ``compose`` or of a checkpoint) against the schema and return the typed object."""
+    filled = OmegaConf.to_container(OmegaConf.create(dict(tree)))
+    _check_keys(cast(Tree, filled))
+    for key, kind in PART_KEYS.items():
+        parent, leaf = _parent(cast(Tree, filled), key)
+        parent[leaf] = fill(kind, parent[leaf], key)
+    try:
+        config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), filled)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    check_ranges(config)
+    return config
+
+
+def to_tree(config: Config) -> Tree:
+    """The configuration as nested built-in types; ``from_tree`` takes it back."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML text that ``compose`` takes back."""
+    # OmegaConf quotes what its own reader would take for a number, such as the name 1e3.
+    return OmegaConf.to_yaml(OmegaConf.create(to_tree(config)))
+
+
+def _defaults() -> Tree:
+    return cast(Tree, OmegaConf.to_container(OmegaConf.structured(Config)))
+
+
+def _read(name: str) -> tuple[Path, Tree]:
+    path = config_folder() / f"{name}.yaml"
+    if os.sep in name or name.endswith((".yaml", ".yml")):
+        path = Path(name)
+    elif not path.is_file():
+        raise ConfigError(
+            f"there is no configuration '{name}'{nearest(name, config_names())}; bundled are "
+            f"{', '.join(config_names())}, or give the path of a .yaml file, or KEY=VALUE"
+        )
+    try:
+        content = path.read_bytes()
+        check_yaml(content)
+        layer = OmegaConf.to_container(OmegaConf.load(io.StringIO(content.decode())))
+    except FileNotFoundError:
+        raise ConfigError(f"the configuration file {path} does not exist") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not a readable YAML file: it is nested too deeply") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(layer, dict):
+        raise ConfigError(f"{path} must hold a mapping of configuration keys, not a list")
+    return path, cast(Tree, layer)
+
+
+def _parse(override: str) -> tuple[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"'{override}' is neither a configuration nor of the form KEY=VALUE")
+    if key in TEXT_KEYS and text != "null":
+        return key, text  # a name is what was typed, also when it looks like a number
+    try:
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(f"{key}: the value '{text}' cannot be read: {' '.join(str(error).split())}") from error
+    return key, cast(Tree, value)["value"]
+
+
+def _leaves(layer: Tree, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in layer.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _assign(tree: Tree, assignments: Any, source: str) -> None:
+    """Write ``(key, value)`` pairs into the tree: names of parts first, so that the order given does not matter."""
+    pairs = [(f"{key}.name" if key in PART_KEYS else key, value) for key, value in assignments]
+    names = {f"{key}.name": key for key in PART_KEYS}
+    for key, value in sorted(pairs, key=lambda pair: pair[0] not in names):
+        try:
+            if key in names:
+                part = names[key]
+                parent, leaf = _parent(tree, part)
+                fill(PART_KEYS[part], str(value), part)
+                if parent[leaf]["name"] != value:
+                    parent[leaf] = {"name": value}
+                continue
+            _check_key(tree, key)
+            parent, leaf = _parent(tree, key)
+            if isinstance(value, float) and value.is_integer() and (key in INTEGERS or type(parent.get(leaf)) is int):
+                value = int(value)  # 1e5
+            parent[leaf] = value
+            if key in ("env.game", "env.id") and value is not None:
+                parent["id" if leaf == "game" else "game"] = None
+        except ConfigError as error:
+            raise ConfigError(f"{source}{error}") from error
+
+
+def _parent(tree: Tree, key: str) -> tuple[Tree, str]:
+    *path, leaf = key.split(".")
+    for name in path:
+        tree = tree[name]
+    return tree, leaf
+
+
+def _check_key(tree: Tree, key: str) -> None:
+    """Raise ``ConfigError`` unless the key is a leaf of the schema or an option of the part now named."""
+    node: Any = tree
+    path = key.split(".")
+    for depth, name in enumerate(path):
+        here = ".".join(path[:depth])
+        allowed = list(node)
+        if here in PART_KEYS:
+            allowed = list(schema(PART_KEYS[here], node["name"]))
+            here = f"{here} ({node['name']})"
+        if name not in allowed:
+            raise ConfigError(_unknown(tree, key, name, allowed, here))
+        if here.split(" ")[0] in PART_KEYS:
+            if depth + 1 < len(path):
+                raise ConfigError(f"{'.'.join(path[: depth + 1])} is a single value and has no key '{path[depth + 1]}'")
+            return
+        node = node[name]
+        if not isinstance(node, dict) and depth + 1 < len(path):
+            raise ConfigError(f"{'.'.join(path[: depth + 1])} is a single value and has no key '{path[depth + 1]}'")
+    if isinstance(node, dict) and key not in PART_KEYS:
+        raise ConfigError(
+            f"{key} is a group of settings; set one of them: {', '.join(f'{key}.{name}' for name in node)}"
+        )
+
+
+def _check_keys(tree: Tree) -> None:
+    """The same check for a whole tree, which may come from a file written by another version."""
+    reference = _defaults()
+
+    def visit(node: Tree, allowed: Tree, here: str) -> None:
+        for name in allowed:
+            if name not in node:
+                raise ConfigError(f"{here}{name} is missing")
+        for name, value in node.items():
+            key = f"{here}{name}"
+            if name not in allowed:
+                raise ConfigError(_unknown(reference, key, name, list(allowed), here.rstrip(".")))
+            if key not in PART_KEYS and isinstance(allowed[name], dict):
+                if not isinstance(value, dict):
+                    raise ConfigError(f"{key} must be a mapping with {', '.join(allowed[name])}")
+                visit(value, allowed[name], f"{key}.")
+
+    visit(tree, reference, "")
+
+
+def _unknown(tree: Tree, key: str, name: str, allowed: Sequence[str], here: str) -> str:
+    everywhere = [full for full, _ in _leaves(tree, "") if full.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    hint = nearest(name, allowed) or (f" (did you mean '{everywhere[0]}'?)" if everywhere else "")
+    return f"there is no key '{key}'{hint}; {here or 'the configuration'} has {', '.join(allowed) or 'no options'}"

@@ -1,0 +1,1 @@
+"""Faster forms of the parts, each equal to the plain one."""

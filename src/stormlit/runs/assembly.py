@@ -1,0 +1,187 @@
+"""From a configuration to the objects it describes; the only place where configuration meets the parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from stormlit.config.schema import Config
+from stormlit.envs import VectorEnv
+from stormlit.errors import ConfigError
+from stormlit.nn.fast.compilation import Compiled, full_windows
+from stormlit.runs.memory import keep_freed_memory
+from stormlit.storm.agent import ActorCritic
+from stormlit.storm.demonstrations import DemonstrationBuffer
+from stormlit.storm.imagine import imagine
+from stormlit.storm.player import Player
+from stormlit.storm.replay import ReplayBuffer
+from stormlit.storm.world_model import WorldModel
+from stormlit.types import Batch, Trajectory
+
+
+def make_fabric(config: Config) -> Fabric:
+    """Device, precision and processes. Under ``fabric run`` its options decide, elsewhere the configuration.
+
+    Raises ``ConfigError`` when both ask for a different precision or accelerator, or the accelerator is not there.
+    """
+    accelerator = _agreed("accelerator", config.accelerator)
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"accelerator={accelerator}: this machine has no CUDA device; choose auto or cpu")
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    precision = _agreed("precision", config.precision)
+    if precision == "auto":
+        precision = ("bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed") if on_gpu else "32-true"
+    if precision == "16-mixed" and not on_gpu:
+        raise ConfigError("precision=16-mixed needs a GPU; choose bf16-mixed or 32-true on the CPU")
+    if launched_by_fabric():
+        # Fabric reads what `fabric run` was given from the environment, and refuses to be told again.
+        fabric = Fabric(
+            accelerator="auto" if "LT_ACCELERATOR" in os.environ else ("cuda" if on_gpu else "cpu"),
+            precision=None if "LT_PRECISION" in os.environ else precision,  # type: ignore[arg-type]
+        )
+    else:
+        fabric = Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+        fabric.launch()
+    # With several processes Fabric would round every float that goes into a training step to half precision, rewards
+    # and continuations too; autocast, which we open ourselves, rounds only where it is safe.
+    fabric._precision.convert_input = lambda data: data  # type: ignore[method-assign]
+    if config.deterministic:
+        # cuBLAS reads its setting at its first call; filling would touch all of the replay buffer.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if on_gpu:
+        torch.set_float32_matmul_precision("high")
+    else:
+        keep_freed_memory()
+    return fabric
+
+
+def launched_by_fabric() -> bool:
+    """Whether ``fabric run`` started this process."""
+    return os.environ.get("LT_CLI_USED") == "1"
+
+
+def build_modules(config: Config, obs_shape: tuple[int, ...], num_actions: int) -> tuple[WorldModel, ActorCritic]:
+    """World model and agent for an environment.  obs_shape: (Y, X, C).  num_actions: A."""
+    rows, columns, channels = obs_shape
+    world_model = WorldModel((channels, rows, columns), num_actions, **_options(config.world_model))
+    agent = ActorCritic(world_model.latent_dim, world_model.hidden_dim, num_actions, **_options(config.agent))
+    return world_model, agent
+
+
+def player_factory(
+    config: Config, world_model: WorldModel, agent: ActorCritic, *, compile: bool = False
+) -> Callable[[VectorEnv], Player]:
+    """Builds players for given environments."""
+    options = _options(config.player)
+    return lambda envs: Player(world_model, agent, num_envs=envs.num_envs, compile=compile, **options)
+
+
+def imagination(
+    config: Config, world_model: WorldModel, agent: ActorCritic, device: torch.device, *, compile: bool
+) -> Callable[[Batch], Trajectory]:
+    """The rollouts that the configuration asks for, as a function of their contexts."""
+    settings = config.imagination
+
+    def rollouts(context: Batch) -> Trajectory:
+        return imagine(
+            world_model,
+            agent,
+            context,
+            horizon=settings.horizon,
+            from_posterior=settings.start == "posterior",
+            hard_ends=settings.ends == "hard",
+        )
+
+    if not compile:
+        return rollouts
+    compiled = Compiled(rollouts, "imagination", device, full_windows(settings.context_length))
+    # What a CUDA graph returns is gone with the next one, and the agent's update is one.
+    return (lambda context: compiled(context).clone()) if device.type == "cuda" else compiled
+
+
+def build_replay(config: Config, fabric: Fabric, obs_shape: tuple[int, ...]) -> ReplayBuffer:
+    """One process's share of the buffer; ``auto`` puts it on the GPU when it takes under half of its free memory."""
+    capacity = share(config.replay.capacity, fabric.world_size, "replay.capacity")
+    device = fabric.device if config.replay.device == "cuda" else torch.device("cpu")
+    if config.replay.device == "cuda" and fabric.device.type != "cuda":
+        raise ConfigError("replay.device=cuda needs training on a GPU; choose auto or cpu")
+    if config.replay.device == "auto" and fabric.device.type == "cuda":
+        rows, columns, channels = obs_shape
+        free, _ = torch.cuda.mem_get_info(fabric.device)
+        if capacity * rows * columns * channels < free / 2:
+            device = fabric.device
+    seed = config.seed + 1_000_003 * fabric.global_rank
+    rows, columns, channels = obs_shape
+    try:
+        return ReplayBuffer(
+            capacity,
+            config.env.num_envs,
+            (rows, columns, channels),
+            device=device,
+            seed=seed,
+            mark_episode_starts=config.replay.episode_starts == "marked",
+            order=config.replay.order,
+        )
+    except RuntimeError as error:  # what PyTorch's allocators raise
+        size = capacity * rows * columns * channels / 2**30
+        raise ConfigError(
+            f"replay.capacity={config.replay.capacity} needs {size:,.1f} GiB for frames of {rows}x{columns}, which "
+            f"{device} does not have"
+        ) from error
+
+
+def build_demonstrations(
+    config: Config, fabric: Fabric, envs: VectorEnv, device: torch.device
+) -> DemonstrationBuffer | None:
+    """What ``demonstrations.path`` names, None where it names nothing. Every process has all of it."""
+    path = config.demonstrations.path
+    if path is None:
+        return None
+    return DemonstrationBuffer(
+        [Path(file).expanduser() for file in (path if isinstance(path, list) else [path])],
+        config.env,
+        envs,
+        timing=config.demonstrations.timing,
+        life_losses=config.demonstrations.life_losses,
+        shortest=max(config.loop.batch_length, config.imagination.context_length),
+        device=device,
+        seed=config.seed + 1_000_003 * fabric.global_rank + 1,  # not the replay buffer's
+        mark_episode_starts=config.replay.episode_starts == "marked",
+    )
+
+
+def share(total: int, processes: int, key: str) -> int:
+    """One process's part of a total; raises ``ConfigError`` when it cannot be divided."""
+    if total % processes:
+        raise ConfigError(f"{key}={total} cannot be divided among {processes} processes")
+    return total // processes
+
+
+def _options(settings: Any) -> dict[str, Any]:
+    """The fields of a settings dataclass as keyword arguments; nested ones as mappings, except the optimiser's."""
+    options: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        nested = dataclasses.is_dataclass(value) and field.name != "optimizer"
+        options[field.name] = dataclasses.asdict(value) if nested else value
+    return options
+
+
+def _agreed(name: str, configured: str) -> str:
+    """What ``fabric run`` was given for an option, else the configuration's; both may not name different things."""
+    given = os.environ.get(f"LT_{name.upper()}") if launched_by_fabric() else None
+    given = {"gpu": "cuda", "16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}.get(given or "", given)
+    if given is None or given == "auto":
+        return configured
+    if configured not in ("auto", given):
+        raise ConfigError(f"{name}={configured} contradicts `fabric run --{name} {given}`: give it in one place")
+    return given

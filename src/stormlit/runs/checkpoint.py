@@ -1,0 +1,221 @@
+"""Checkpoints: a folder per step, which ``checkpoint_writer`` writes beside and then renames: it is there whole or not.
+
+    step-000002500/manifest.json    format, step, tracker's run id, size and SHA-256 of every other file of the folder,
+                                    and its own SHA-256
+                   config.yaml      the resolved configuration
+                   weights.pt       both modules: all that evaluating, dreaming and loading need
+                   training-0.pt    everything else process 0 needs to go on: optimisers, schedules, random states,
+                                    environments, acting context
+                   replay-0.json    which of the files in ../../replay/0/ hold process 0's replay buffer (see
+                                    ``replay_segments``)
+
+No file points to the newest checkpoint: names sort by age, and a folder gets its name when all of it is on the disk.
+
+Files hold tensors and built-in types only and are read with ``weights_only=True``: nothing in them is ever executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from stormlit.errors import CheckpointError
+from stormlit.files import read_json, sha256
+from stormlit.runs.directory import RunDirectory
+
+FORMAT = 2  # 1: no checksums of the manifest itself and of replay segments
+
+Checked = TypeVar("Checked")
+
+
+@dataclass(frozen=True, slots=True)
+class WholeCheckpoint:
+    """A checkpoint that ``verify`` has found whole: what loads from one takes it as this, and need not look again."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+
+def checkpoint_folder(run: RunDirectory, env_steps: int) -> Path:
+    return run.checkpoints / f"step-{env_steps:09d}"
+
+
+def list_checkpoints(run: RunDirectory) -> list[Path]:
+    """The run's complete checkpoints, oldest first."""
+    return sorted(manifest.parent for manifest in run.checkpoints.glob("step-*/manifest.json"))
+
+
+def latest_checkpoint(run: RunDirectory) -> Path:
+    """The newest complete checkpoint, unverified; raises ``CheckpointError`` when the run has none."""
+    found = list_checkpoints(run)
+    if not found:
+        raise _none_yet(run)
+    return found[-1]
+
+
+def newest_whole(run: RunDirectory, check: Callable[[Path], Checked]) -> tuple[Checked, list[Path]]:
+    """What ``check`` makes of the newest checkpoint that it does not refuse, and the newer ones, which it does.
+
+    Says on stderr why it passes over a checkpoint. Raises ``CheckpointError`` when none is left.
+    """
+    refused: list[Path] = []
+    reasons: list[str] = []
+    for folder in sorted(run.checkpoints.glob("step-*"), reverse=True):
+        try:
+            checked = check(folder)
+        except CheckpointError as error:
+            refused.append(folder)
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            print(f"stormlit: {reason}; falling back to the checkpoint before it", file=sys.stderr)
+        return checked, refused
+    if not refused:
+        raise _none_yet(run)
+    raise CheckpointError(f"run '{run.name}' in {run.root} has no usable checkpoint: {reasons[0]}")
+
+
+def _none_yet(run: RunDirectory) -> CheckpointError:
+    return CheckpointError(f"run '{run.name}' in {run.root} has no checkpoint yet")
+
+
+def discard(folder: Path) -> None:
+    """Delete a checkpoint if it is there; in one step, since half of one would look damaged."""
+    hidden = folder.with_name(f".{folder.name}.old.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.replace(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint, so that none is looked for there any more; returns its new place."""
+    aside = folder.with_name(f"damaged-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)  # of an earlier accident at this step
+    os.replace(folder, aside)
+    return aside
+
+
+def discard_later(run: RunDirectory, newest_kept: Path | None) -> list[str]:
+    """Delete a run's checkpoints after ``newest_kept`` (all with None), and unfinished ones; returns their names."""
+    for unfinished in run.checkpoints.glob(".step-*.tmp"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    later = [f for f in run.checkpoints.glob("step-*") if newest_kept is None or f.name > newest_kept.name]
+    for folder in later:
+        discard(folder)
+    return sorted(folder.name for folder in later)
+
+
+def verify(folder: Path) -> WholeCheckpoint:
+    """Check every file of a checkpoint against its manifest.
+
+    Raises ``CheckpointError`` naming the file that is missing, truncated or changed, or a format newer than this code.
+    """
+    manifest = read_manifest(folder)
+    for name in ("config.yaml", "weights.pt"):
+        if name not in manifest["files"]:
+            raise CheckpointError(f"{folder / 'manifest.json'} is damaged: it does not list {name}")
+    for name, expected in manifest["files"].items():
+        if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
+            raise CheckpointError(f"{folder / 'manifest.json'} is damaged: it has no size and SHA-256 of {name}")
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder / 'manifest.json'} is damaged: {name} is not a file of the folder")
+        verify_file(folder / name, expected["bytes"], expected["sha256"])
+    return WholeCheckpoint(folder, manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A checkpoint's manifest, checked in itself; raises ``CheckpointError``."""
+    file = folder / "manifest.json"
+    manifest = read_json(file)
+    for key, kind in (("format", int), ("env_steps", int), ("files", dict)):
+        if not isinstance(manifest.get(key), kind):
+            raise CheckpointError(f"{file} is damaged: '{key}' is missing or of the wrong type")
+    if manifest["format"] > FORMAT:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {manifest['format']}, this stormlit reads up to {FORMAT}: upgrade stormlit"
+        )
+    digest = manifest.pop("sha256", None)
+    if digest != (None if manifest["format"] == 1 else manifest_digest(manifest)):
+        raise CheckpointError(f"{file} is damaged: it does not have the SHA-256 that it names")
+    return manifest
+
+
+def verify_file(path: Path, size: int, digest: str) -> None:
+    """Raise ``CheckpointError`` unless the file has ``size`` bytes and the SHA-256 ``digest``."""
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"checkpoint file {path} is missing")
+        found = path.stat().st_size
+        if found != size:
+            raise CheckpointError(f"checkpoint file {path} is truncated: {found} bytes instead of {size}")
+        if sha256(path) != digest:
+            raise CheckpointError(f"checkpoint file {path} is damaged: its SHA-256 is not the one written down for it")
+    except OSError as error:
+        raise CheckpointError(f"checkpoint file {path} cannot be read: {error.strerror}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Read a file of ``add_tensors`` without executing anything in it; raises ``CheckpointError`` naming the file."""
+    try:
+        check_claims(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of a file that is about to be refused
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint file {path} is missing") from None
+    except Exception as error:  # whatever a mutated file makes the reader raise
+        raise CheckpointError(
+            f"{path} is not a file of plain tensors and was refused; nothing in it was run"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is damaged: expected named states")
+    return state
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Any], what: str) -> None:
+    """Load a state dict; raises ``CheckpointError`` with the name of the first tensor that does not fit."""
+    own = module.state_dict()
+    for name, tensor in own.items():
+        if name not in state:
+            raise CheckpointError(f"the checkpoint is of another configuration: {what} has no tensor '{name}'")
+        found = getattr(state[name], "shape", None)
+        if found != tensor.shape:
+            raise CheckpointError(
+                f"the checkpoint is of another configuration: {what} tensor '{name}' has shape "
+                f"{tuple(found or ())}, expected {tuple(tensor.shape)}"
+            )
+    for name in state:
+        if name not in own:
+            raise CheckpointError(f"the checkpoint is of another configuration: {what} has no place for '{name}'")
+    module.load_state_dict(dict(state))
+
+
+def check_claims(path: Path) -> None:
+    """Raise ``ValueError`` for an archive that would grow when it is read: what is claimed has to be there.
+
+    Also raises what ``zipfile`` does for a file that is no archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("a member is compressed")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("its members claim more bytes than it has")
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

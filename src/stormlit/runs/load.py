@@ -1,0 +1,76 @@
+"""stormlit from Python: load a trained run in one line, and its environment in another."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium
+import torch
+
+from stormlit.config.compose import compose
+from stormlit.config.schema import Config
+from stormlit.envs import EnvSettings, VectorEnv
+from stormlit.envs import make_env as make_gymnasium_env
+from stormlit.runs.assembly import build_modules, player_factory
+from stormlit.runs.checkpoint import load_weights, newest_whole, read_tensors, verify
+from stormlit.runs.directory import RunDirectory, find_run
+from stormlit.storm.agent import ActorCritic
+from stormlit.storm.player import Player
+from stormlit.storm.world_model import WorldModel
+
+
+@dataclass(slots=True)
+class Trained:
+    """A trained run, in evaluation mode and float32.
+
+    player: acts in one environment.  checkpoint: the folder the weights came from.
+    action_meanings: the environment's name of each action.
+    """
+
+    world_model: WorldModel
+    agent: ActorCritic
+    player: Player
+    config: Config
+    directory: RunDirectory
+    checkpoint: Path
+    action_meanings: list[str]
+
+
+def load(
+    reference: str, *, run_dir: str = "runs", device: str | torch.device = "cpu", overrides: tuple[str, ...] = ()
+) -> Trained:
+    """Load a run's newest checkpoint that is whole, or the one that is named.
+
+    reference: a run's name, its MLflow run id, or the path of a run or checkpoint.  run_dir: where runs are looked for.
+    overrides: ``key=value`` changes to the run's configuration, such as ``evaluation.episodes=5``.
+    Raises ``CheckpointError`` when it cannot be found, trusted or fitted, ``ConfigError`` for a bad override.
+    """
+    directory, folder = find_run(reference, Path(run_dir).expanduser())
+    if folder is None:
+        checkpoint, _ = newest_whole(directory, verify)
+    else:
+        checkpoint = verify(folder)
+    folder = checkpoint.folder
+    config = compose([str(folder / "config.yaml")], overrides)
+    envs = VectorEnv(dataclasses.replace(config.env, num_envs=1), seed=config.seed)
+    world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)
+    weights = read_tensors(folder / "weights.pt")
+    load_weights(world_model, weights.get("world_model", {}), "world_model")
+    load_weights(agent, weights.get("agent", {}), "agent")
+    world_model.to(device).eval()
+    agent.to(device).eval()
+    player = player_factory(config, world_model, agent)(envs)
+    envs.close()
+    return Trained(world_model, agent, player, config, directory, folder, envs.action_meanings)
+
+
+def make_env(settings: Config | EnvSettings | str) -> gymnasium.Env:
+    """The environment of a configuration, of ``env`` settings, or of an Atari game's name such as "Pong".
+
+    Observations are (Y, X, 3) uint8, actions discrete. Raises ``EnvironmentSetupError`` for anything else.
+    """
+    if isinstance(settings, str):
+        settings = EnvSettings(game=settings)
+    return make_gymnasium_env(settings.env if isinstance(settings, Config) else settings)

@@ -1,0 +1,163 @@
+"""Checkpoints of the public implementation (weipu-zhang/STORM): two state dicts, renamed tensor by tensor.
+
+Names, shapes, LayerNorm epsilons and layer order are those of the released modules. Some tensors are not just renamed:
+the first layer of the token mixer is one matrix there and two here (latent, action), queries, keys and values are made
+by three matrices there and one here, and the released code predicts the end of an episode where stormlit predicts its
+continuation, so that the sign of the last layer changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stormlit.errors import CheckpointError
+from stormlit.runs.checkpoint import read_tensors
+
+State = dict[str, Tensor]
+Name = str | Callable[[re.Match[str]], str]
+
+# (pattern of the released name, name here), tried in order
+WORLD_MODEL_NAMES: tuple[tuple[str, Name], ...] = (
+    (r"encoder\.backbone\.(.+)", r"encoder.layers.\1"),
+    (r"dist_head\.post_head\.(.+)", r"latent.posterior_head.\1"),
+    (r"dist_head\.prior_head\.(.+)", r"latent.prior_head.\1"),
+    (r"image_decoder\.backbone\.0\.weight", "decoder.project.weight"),
+    (r"image_decoder\.backbone\.(\d+)\.(.+)", lambda m: f"decoder.layers.{int(m[1]) - 2}.{m[2]}"),
+    # The mixer's first linear layer, number 0, is split apart.
+    (r"storm_transformer\.stem\.([134])\.(.+)", lambda m: f"sequence_model.mixer.layers.{int(m[1]) - 1}.{m[2]}"),
+    (r"storm_transformer\.position_encoding\.pos_emb\.weight", "sequence_model.positions.weight"),
+    (r"storm_transformer\.layer_norm\.(.+)", r"sequence_model.norm.\1"),
+    (r"storm_transformer\.layer_stack\.(\d+)\.slf_attn\.fc\.(.+)", r"sequence_model.blocks.\1.attention.output.\2"),
+    (
+        r"storm_transformer\.layer_stack\.(\d+)\.slf_attn\.layer_norm\.(.+)",
+        r"sequence_model.blocks.\1.attention_norm.\2",
+    ),
+    (r"storm_transformer\.layer_stack\.(\d+)\.pos_ffn\.w_1\.(.+)", r"sequence_model.blocks.\1.feedforward.0.\2"),
+    (r"storm_transformer\.layer_stack\.(\d+)\.pos_ffn\.w_2\.(.+)", r"sequence_model.blocks.\1.feedforward.2.\2"),
+    (
+        r"storm_transformer\.layer_stack\.(\d+)\.pos_ffn\.layer_norm\.(.+)",
+        r"sequence_model.blocks.\1.feedforward_norm.\2",
+    ),
+    (r"reward_decoder\.backbone\.(.+)", r"reward_head.hidden.\1"),
+    (r"reward_decoder\.head\.(.+)", r"reward_head.output.\1"),
+    (r"termination_decoder\.backbone\.(.+)", r"continuation_head.hidden.\1"),
+    (r"termination_decoder\.head\.0\.(.+)", r"continuation_head.output.\1"),
+)
+# Three matrices there, one here; the names are in the order of its rows.
+ATTENTION_INPUT = re.compile(r"storm_transformer\.layer_stack\.(\d+)\.slf_attn\.w_(qs|ks|vs)\.weight")
+MIXER_INPUT = "storm_transformer.stem.0.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class OfficialSizes:
+    """What the shapes tell.  latent_dim: Z.  Everything else under the configuration's own names."""
+
+    num_actions: int
+    latent_dim: int
+    hidden_dim: int
+    num_layers: int
+    max_length: int
+    agent_hidden_dim: int
+    agent_num_layers: int
+
+    def overrides(self) -> list[str]:
+        """The sizes as configuration overrides."""
+        groups = round(self.latent_dim**0.5)  # the released code has as many classes as groups
+        return [
+            f"world_model.hidden_dim={self.hidden_dim}",
+            f"world_model.latent.groups={groups}",
+            f"world_model.latent.classes={groups}",
+            f"world_model.sequence_model.num_layers={self.num_layers}",
+            f"world_model.sequence_model.max_length={self.max_length}",
+            f"agent.hidden_dim={self.agent_hidden_dim}",
+            f"agent.actor.num_layers={self.agent_num_layers}",
+            f"agent.critic.num_layers={self.agent_num_layers}",
+        ]
+
+
+def read_official(path: Path) -> State:
+    """Read one of the released state dicts without executing anything in it; raises ``CheckpointError``."""
+    state = read_tensors(path)
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: '{name}' is not a tensor, as everything in a state dict should be")
+    return state
+
+
+def official_sizes(world_model: State, agent: State) -> OfficialSizes:
+    """Infer the sizes from the shapes; raises ``CheckpointError`` with the first tensor that does not fit."""
+    mixer = _matrix(world_model, MIXER_INPUT)
+    prior = _matrix(world_model, "dist_head.prior_head.weight")
+    positions = _matrix(world_model, "storm_transformer.position_encoding.pos_emb.weight")
+    latent_dim, hidden_dim = prior.shape
+    if mixer.shape[0] != hidden_dim or mixer.shape[1] <= latent_dim:
+        raise CheckpointError(
+            f"'{MIXER_INPUT}' has shape {tuple(mixer.shape)}, expected ({hidden_dim}, {latent_dim} + number of actions)"
+        )
+    return OfficialSizes(
+        num_actions=mixer.shape[1] - latent_dim,
+        latent_dim=latent_dim,
+        hidden_dim=hidden_dim,
+        num_layers=_count(world_model, r"storm_transformer\.layer_stack\.(\d+)\."),
+        max_length=positions.shape[0],
+        agent_hidden_dim=_matrix(agent, "actor.0.weight").shape[0],
+        agent_num_layers=_count(agent, r"actor\.(\d+)\.weight") // 3,  # linear, norm and ReLU each
+    )
+
+
+def world_model_state(official: State) -> State:
+    """The state dict of ``WorldModel`` with the released weights; raises ``CheckpointError`` for an unknown tensor."""
+    state: State = {}
+    latent_dim = _matrix(official, "dist_head.prior_head.weight").shape[0]
+    for name, tensor in official.items():
+        if name == MIXER_INPUT:
+            state["sequence_model.mixer.latent.weight"] = tensor[:, :latent_dim]
+            state["sequence_model.mixer.action.weight"] = tensor[:, latent_dim:]
+        elif match := ATTENTION_INPUT.fullmatch(name):
+            parts = [_matrix(official, name.replace(f"w_{match[2]}.", f"w_{part}.")) for part in ("qs", "ks", "vs")]
+            state[f"sequence_model.blocks.{match[1]}.attention.query_key_value.weight"] = torch.cat(parts)
+        else:
+            sign = -1.0 if name.startswith("termination_decoder.head.") else 1.0
+            state[_renamed(name, WORLD_MODEL_NAMES)] = tensor if sign > 0 else tensor * sign
+    return state
+
+
+def agent_state(official: State, own: Mapping[str, Tensor]) -> State:
+    """The state dict of ``ActorCritic`` with the released weights.
+
+    own: of a fresh agent; the return scale is not among what the released code saves, and keeps its start.
+    """
+    last = 3 * (_count(official, r"actor\.(\d+)\.weight") // 3)
+    names: tuple[tuple[str, Name], ...] = (
+        (rf"(actor|critic|slow_critic)\.{last}\.(.+)", r"\1.output.\2"),
+        (r"(actor|critic|slow_critic)\.(\d+\..+)", r"\1.hidden.\2"),
+    )
+    kept = {name: tensor for name, tensor in own.items() if name.startswith("return_scale.")}
+    return {**{_renamed(name, names): tensor for name, tensor in official.items()}, **kept}
+
+
+def _renamed(name: str, names: tuple[tuple[str, Name], ...]) -> str:
+    for pattern, own in names:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return own(match) if callable(own) else match.expand(own)
+    raise CheckpointError(f"the released code has no tensor called '{name}'")
+
+
+def _matrix(state: State, name: str) -> Tensor:
+    if name not in state:
+        raise CheckpointError(f"this is no checkpoint of the released code: it has no tensor '{name}'")
+    if state[name].ndim != 2:
+        raise CheckpointError(f"tensor '{name}' has shape {tuple(state[name].shape)}, expected two dimensions")
+    return state[name]
+
+
+def _count(state: State, pattern: str) -> int:
+    """One more than the largest number in the names that match."""
+    return max((int(match[1]) for name in state if (match := re.match(pattern, name))), default=-1) + 1

@@ -1,0 +1,105 @@
+"""Going on with a run: from which checkpoint, with which configuration, and whether there is anything left to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from stormlit.config.compose import compose, to_tree
+from stormlit.config.schema import Config
+from stormlit.errors import ConfigError
+from stormlit.runs.assembly import make_fabric
+from stormlit.runs.checkpoint import list_checkpoints, newest_whole
+from stormlit.runs.directory import RunDirectory, find_run, refuse_if_training
+from stormlit.runs.run import new_run, plain_name, train_run
+from stormlit.runs.snapshot import WholeSnapshot, verify_snapshot
+
+# What ``resume=auto`` lets a job script change on the way: where things are, how often something is shown or saved,
+# and the budget, which may grow. Everything else changes what is learned.
+MAY_CHANGE = (
+    "resume",
+    "accelerator",
+    "compile",
+    "env.isolation",
+    "env.step_timeout_seconds",
+    "env.max_restarts",
+    "run.dir",
+    "run.name",
+    "replay.device",
+    "loop.env_steps",
+    "loop.log_every_env_steps",
+    "loop.media_every_env_steps",
+    "loop.max_nonfinite_updates",
+    "evaluation.",
+    "checkpoint.",
+    "tracking.",
+)
+
+
+def resume_run(reference: str, root: Path, overrides: Sequence[str]) -> None:
+    """Go on with a run from its newest checkpoint that is whole, or from the one that is named."""
+    directory, named = find_run(reference, root)
+    refuse_if_training(directory)
+    if named is None:
+        snapshot, damaged = newest_whole(directory, lambda folder: verify_snapshot(directory, folder))
+    else:
+        snapshot, damaged = verify_snapshot(directory, named), []
+    config = compose([str(snapshot.checkpoint.folder / "config.yaml")], overrides)
+    _go_on(config, directory, snapshot, damaged)
+
+
+def train_or_resume(config: Config, files: list[str]) -> None:
+    """Train a new run, or, with ``resume=auto``, go on with the one of this name if it has a checkpoint.
+
+    Raises ``ConfigError`` when that run was made with another configuration, or is being trained at this moment.
+    """
+    directory = RunDirectory(Path(config.run.dir).expanduser() / (config.run.name or plain_name(config, files)))
+    if config.resume == "auto":
+        refuse_if_training(directory)
+        if list_checkpoints(directory):
+            snapshot, damaged = newest_whole(directory, lambda folder: verify_snapshot(directory, folder))
+            saved = compose([str(snapshot.checkpoint.folder / "config.yaml")])
+            _refuse_other_configuration(saved, config, directory)
+            _go_on(config, directory, snapshot, damaged)
+            return
+    fabric = make_fabric(config)
+    config, directory = new_run(config, files, fabric)
+    train_run(config, fabric, directory)
+
+
+def _go_on(config: Config, directory: RunDirectory, snapshot: WholeSnapshot, damaged: Sequence[Path]) -> None:
+    # The run may have been moved since, and belongs where it is now.
+    run = dataclasses.replace(config.run, dir=str(directory.root), name=directory.name)
+    config = dataclasses.replace(config, run=run)
+    taken = snapshot.checkpoint.manifest["env_steps"]
+    evaluated = (directory.evaluation / f"step-{taken:09d}.json").exists()  # deleted, it is made again
+    if taken >= config.loop.env_steps and evaluated and directory.finished_at() == taken:
+        print(f"{directory.name} has taken all its {taken:,} environment steps; go on with loop.env_steps=N, N larger")
+        return
+    train_run(config, make_fabric(config), directory, snapshot, damaged)
+
+
+def _refuse_other_configuration(saved: Config, given: Config, directory: RunDirectory) -> None:
+    """Raise ``ConfigError`` naming the first key that differs and may not."""
+    before, now = dict(_leaves(to_tree(saved))), dict(_leaves(to_tree(given)))
+    for key in dict.fromkeys([*now, *before]):
+        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE):
+            raise ConfigError(
+                f"resume=auto: {key}={now.get(key)} is {before.get(key)} in the run '{directory.name}' in "
+                f"{directory.root}, which goes on as it began; give the same value or another run.name"
+            )
+    if given.loop.env_steps < saved.loop.env_steps:
+        raise ConfigError(
+            f"resume=auto: loop.env_steps={given.loop.env_steps} is less than the {saved.loop.env_steps} of the run "
+            f"'{directory.name}' in {directory.root}: it may only grow"
+        )
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

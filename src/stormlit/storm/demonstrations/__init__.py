@@ -1,0 +1,20 @@
+"""Recorded play that is mixed into training (STORM section 5.3): files, recording, and the buffer it is drawn from."""
+
+from __future__ import annotations
+
+from stormlit.storm.demonstrations.buffer import DemonstrationBuffer, check_fits
+from stormlit.storm.demonstrations.data import Demonstration, Origin
+from stormlit.storm.demonstrations.files import read_demonstration
+from stormlit.storm.demonstrations.npz import write_npz
+from stormlit.storm.demonstrations.recording import origin_of, record
+
+__all__ = [
+    "Demonstration",
+    "DemonstrationBuffer",
+    "Origin",
+    "check_fits",
+    "origin_of",
+    "read_demonstration",
+    "record",
+    "write_npz",
+]

@@ -1,0 +1,134 @@
+"""The demonstrations of a run, drawn in windows as the replay buffer is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from stormlit.envs import EnvSettings, VectorEnv, env_id, square_image
+from stormlit.errors import CheckpointError, DemonstrationError
+from stormlit.files import sha256
+from stormlit.storm.demonstrations.data import Demonstration, Timing
+from stormlit.storm.demonstrations.files import read_demonstration
+from stormlit.storm.replay import ReplayBuffer, ReplayRows
+from stormlit.types import Batch
+
+
+class DemonstrationBuffer:
+    """Every step of some files, one after the other; nothing is added or overwritten later.
+
+    Rewards, lost lives and frame sizes are made those of the environment that is trained on; each file begins an
+    episode.
+
+    files: at least one.  settings, envs: of that environment.  timing: as in ``read_demonstration``.
+    life_losses: "ignored" are never termination, whatever ``settings`` say.  shortest: steps a file must have.
+    device: where frames are kept.  seed: of the generator that draws windows.  mark_episode_starts: as in
+    ``ReplayBuffer``.
+    Raises ``DemonstrationError`` with the name of the first file that cannot be read or does not fit.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        settings: EnvSettings,
+        envs: VectorEnv,
+        *,
+        timing: Timing = "aligned",
+        life_losses: Literal["as_env", "ignored"] = "as_env",
+        shortest: int,
+        device: torch.device,
+        seed: int,
+        mark_episode_starts: bool,
+    ) -> None:
+        self.files = list(files)
+        demonstrations = []
+        for file in self.files:
+            demonstrations.append(read_demonstration(file, timing))
+            check_fits(file, demonstrations[-1], settings, envs, shortest)
+        self.digests = [sha256(file) for file in self.files]
+        rows, columns, channels = envs.obs_shape
+        self.steps = sum(len(demonstration) for demonstration in demonstrations)
+        self.storage = ReplayBuffer(
+            self.steps,
+            1,
+            (rows, columns, channels),
+            device=device,
+            seed=seed,
+            mark_episode_starts=mark_episode_starts,
+        )
+        end = 0
+        for demonstration in demonstrations:
+            end += len(demonstration)
+            self.storage.restore(_rows(demonstration, settings, life_losses == "as_env"), end)
+
+    def sample(self, batch_size: int, length: int) -> Batch:
+        """Draw windows of ``length`` consecutive steps uniformly, as ``ReplayBuffer.sample`` does."""
+        return self.storage.sample(batch_size, length)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was read, by its SHA-256, and where drawing stands; the steps are read again from the files."""
+        return {"sha256": list(self.digests), "generator": self.storage.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ``CheckpointError`` naming the first file that is not the one the run was trained with."""
+        trained_with = state["sha256"]
+        for file, digest, expected in zip(self.files, self.digests, trained_with, strict=False):
+            if digest != expected:
+                raise CheckpointError(
+                    f"demonstrations.path: {file} is not the file that the run was trained with: its SHA-256 is "
+                    f"{digest[:12]}..., expected {expected[:12]}..."
+                )
+        if len(self.files) != len(trained_with):
+            raise CheckpointError(
+                f"demonstrations.path names {len(self.files)} files, the last one {self.files[-1]}; the run was "
+                f"trained with {len(trained_with)}"
+            )
+        self.storage.generator.set_state(state["generator"])
+
+
+def check_fits(
+    file: Path, demonstration: Demonstration, settings: EnvSettings, envs: VectorEnv, shortest: int = 1
+) -> None:
+    """Raise ``DemonstrationError`` unless the demonstration is of this environment, as far as it tells."""
+    origin, trained_on = demonstration.origin, env_id(settings)
+    if origin.env_id is not None and origin.env_id != trained_on:
+        raise DemonstrationError(f"{file} is a demonstration of {origin.env_id}, the environment is {trained_on}")
+    if origin.action_meanings is not None and origin.action_meanings != envs.action_meanings:
+        raise DemonstrationError(
+            f"{file} has the actions {' '.join(origin.action_meanings)}, {trained_on} has "
+            f"{' '.join(envs.action_meanings)}: compare env.atari.full_action_space"
+        )
+    if demonstration.action.max() >= envs.num_actions:
+        step = int(demonstration.action.argmax())
+        raise DemonstrationError(
+            f"{file}: 'action' is {demonstration.action[step]} at step {step}, but {trained_on} has {envs.num_actions} "
+            f"actions, 0 to {envs.num_actions - 1}"
+        )
+    if len(demonstration) < shortest:
+        raise DemonstrationError(
+            f"{file} has {len(demonstration)} steps, fewer than one window: expected at least {shortest}, the larger "
+            "of loop.batch_length and imagination.context_length"
+        )
+
+
+def _rows(demonstration: Demonstration, settings: EnvSettings, life_losses: bool) -> ReplayRows:
+    """The demonstration as the environment would have told it.  Returns rows of one environment.
+
+    life_losses: whether those can be termination.
+    """
+    obs = demonstration.obs
+    if obs.shape[1:] != (settings.size, settings.size, 3):
+        obs = np.stack([square_image(frame, settings.size) for frame in obs])
+    reward = demonstration.reward
+    if settings.reward_transform == "sign":
+        reward = np.sign(reward)
+    terminated = demonstration.terminated
+    if settings.life_loss_terminates and life_losses:
+        terminated = terminated | demonstration.life_lost
+    arrays = (obs, demonstration.action, reward, terminated, demonstration.is_first)
+    # Copied: what was read from a file is read-only, which PyTorch does not know.
+    return ReplayRows(*(torch.from_numpy(array[:, np.newaxis].copy()) for array in arrays))

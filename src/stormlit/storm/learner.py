@@ -1,0 +1,167 @@
+"""One optimiser step, the same for the world model and for the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.wrappers import _FabricModule, _FabricOptimizer
+from torch import Tensor
+
+from stormlit.errors import TrainingError
+from stormlit.nn.fast.compilation import Compiled
+from stormlit.nn.fast.norm import training_memory_format
+from stormlit.storm.agent import ActorCritic
+from stormlit.storm.world_model import WorldModel
+from stormlit.types import Losses
+
+
+@dataclass(slots=True)
+class Update:
+    """What one step did, all of it on the device.
+
+    metrics: detached scalars.  finite: bool scalar, False where the loss or its gradient was not finite, so that
+    weights, optimiser and running statistics are what they were and the metrics mean nothing.
+    """
+
+    metrics: dict[str, Tensor]
+    finite: Tensor
+
+
+class Learner:
+    """A module with its optimiser: loss, backward, clip, step. A step that is not finite is skipped.
+
+    Whether it is, the device decides and remembers: ``update`` never waits for it, ``check`` does.
+
+    name: the prefix of its metrics.  max_nonfinite: skipped steps in a row after which ``check`` raises.
+    compile: whether losses and their derivatives are computed by a compiled function; ``worth_it`` see ``Compiled``.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        module: WorldModel | ActorCritic,
+        *,
+        name: str,
+        max_nonfinite: int,
+        compile: bool = False,
+        worth_it: Callable[[Any], bool] | None = None,
+    ) -> None:
+        self.fabric, self.name, self.max_nonfinite = fabric, name, max_nonfinite
+        self.clip_norm = module.optimizer_settings.clip_norm
+        # With float16 the loss scale is divided out before clipping, which Adam's fused kernel would do inside.
+        self.scales_loss = getattr(fabric._precision, "scaler", None) is not None
+        optimizer = module.configure_optimizers(fused=not self.scales_loss)
+        with fabric.autocast():
+            # Or each use of a convolution's weight, and each of its gradients, would begin with a copy.
+            module.to(memory_format=training_memory_format(fabric.device))
+        self.module: _FabricModule
+        self.optimizer: _FabricOptimizer
+        self.module, self.optimizer = fabric.setup(module, optimizer)
+        step: Callable[[Any], Losses] = module.training_step
+        # With several processes the wrapped module's own is needed, which exchanges gradients.
+        self.losses: Callable[[Any], Losses] = self.module.training_step
+        if compile:
+            self.losses = Compiled(step, f"the {name}'s update", fabric.device, worth_it)
+        # Running statistics and return scales, which move in the forward pass.
+        self._moving = [buffer for buffer in module.buffers() if buffer.dtype in (torch.float32, torch.bool)]
+        # Steps skipped: in a row until now, the most there were in a row, and all there were.
+        self.in_a_row, self.longest, self.total_skipped = torch.zeros(3, 1, device=fabric.device).unbind()
+
+    def update(self, batch: Any) -> Update:
+        """Take one step on a ``Batch`` or ``Trajectory``; no host sync, but the loss scaler's own with float16."""
+        self.module.train()
+        before = self._statistics()
+        try:
+            losses, total = self._differentiate(batch)
+        except Exception as error:  # a GPU compiles and records the backward pass apart, when it first comes
+            if not (isinstance(self.losses, Compiled) and self.losses.give_up(error)):
+                raise
+            self.optimizer.zero_grad(set_to_none=True)
+            losses, total = self._differentiate(batch)
+        norm = self.fabric.clip_gradients(
+            self.module, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
+        )
+        assert norm is not None
+        either = total.detach() + norm
+        finite = self._on_all_processes((either - either) == 0.0)  # half as many operations as torch.isfinite
+        skipped = (~finite).float()
+        if not self.scales_loss:  # the loss scaler finds out and skips by itself
+            # What the fused kernel takes from a loss scaler: with 1 here it leaves weights and moments alone.
+            self.optimizer.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if before is not None:
+            self._restore_unless(finite, before)
+        self.module.eval()
+        self._count(skipped)
+        return Update({**losses.log(total), "gradient_norm": norm}, finite)
+
+    def _differentiate(self, batch: Any) -> tuple[Losses, Tensor]:
+        """Losses and their total, whose gradients are then the parameters' ``grad``."""
+        with self.fabric.autocast():
+            losses = self.losses(batch)
+        total = losses.total
+        self.fabric.backward(total)
+        return losses, total
+
+    @property
+    def skipped(self) -> int:
+        """Steps skipped since the beginning. Waits for the device."""
+        return int(self.total_skipped)
+
+    def check(self) -> None:
+        """Raise ``TrainingError`` if too many steps in a row have been skipped. Waits for the device."""
+        longest = int(self.longest)
+        if longest > self.max_nonfinite:
+            raise TrainingError(
+                f"the loss of the {self.name} was not finite {longest} times in a row "
+                f"(loop.max_nonfinite_updates={self.max_nonfinite}): lower "
+                f"{self.name}.optimizer.learning_rate or use precision=32-true; the last checkpoint is kept"
+            )
+
+    def _statistics(self) -> Tensor | None:
+        """What moves in the forward pass as one vector, since one copy is launched faster than many."""
+        return torch.cat([buffer.flatten() for buffer in self._moving]) if self._moving else None
+
+    def _restore_unless(self, finite: Tensor, before: Tensor) -> None:
+        after = self._statistics()
+        assert after is not None
+        statistics = torch.where(finite, after, before)
+        if self.fabric.world_size > 1:  # or all but the first would act with their own until a resume gives them its
+            torch.distributed.broadcast(statistics, src=0)
+        parts = statistics.split([buffer.numel() for buffer in self._moving])
+        torch._foreach_copy_(self._moving, [p.view_as(b) for p, b in zip(parts, self._moving, strict=True)])
+
+    def _on_all_processes(self, finite: Tensor) -> Tensor:
+        if self.fabric.world_size == 1:
+            return finite
+        everywhere = finite.float()
+        # Fabric's own all_reduce begins with a barrier, which makes the host wait.
+        torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN)
+        return everywhere == 1.0
+
+    def _count(self, skipped: Tensor) -> None:
+        self.in_a_row.add_(1).mul_(skipped)
+        torch.maximum(self.longest, self.in_a_row, out=self.longest)
+        self.total_skipped.add_(skipped)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "skipped": torch.cat([self.in_a_row, self.longest, self.total_skipped]).tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        # Moments are restored; learning rate and the like are the configuration's, which may have changed.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        # The fused kernel takes for granted that moments lie in memory as their weights do.
+        for weight, entry in self.optimizer.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                entry[name] = torch.empty_like(weight, requires_grad=False).copy_(entry[name])
+        for count, restored in zip((self.in_a_row, self.longest, self.total_skipped), state["skipped"], strict=True):
+            count.fill_(restored)

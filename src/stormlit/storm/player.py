@@ -1,0 +1,116 @@
+"""Acting in real environments with a world model and an agent."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stormlit.errors import CheckpointError
+from stormlit.nn.fast.compilation import Compiled
+from stormlit.storm.agent import ActorCritic
+from stormlit.storm.world_model import WorldModel
+from stormlit.types import to_device
+
+
+class Player:
+    """Keeps the last steps of N environments and acts on the current frame's latent and the hidden state up to it.
+
+    Modules should be in evaluation mode; precision is the caller's autocast.
+
+    num_envs: N.  context_length: how many past steps the sequence model reads, at least 1.
+    latent: the policy sees the current frame's "posterior", or the "prior" predicted from the steps before; where there
+    are none, the prior's action is drawn uniformly.  clear_context: whether the context starts anew with each episode.
+    context: what is kept of the past: the "latents" drawn when a frame was seen, or the "frames" themselves, whose
+    latents are drawn anew at every step.
+    compile: whether to act with a compiled function.
+    The released code has the prior, frames, and a context that is never cleared (weipu-zhang/STORM, train.py).
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        agent: ActorCritic,
+        *,
+        num_envs: int,
+        context_length: int,
+        latent: Literal["posterior", "prior"] = "posterior",
+        clear_context: bool = True,
+        context: Literal["latents", "frames"] = "latents",
+        compile: bool = False,
+    ) -> None:
+        self.world_model, self.agent = world_model, agent
+        self.sees_posterior, self.clear_context = latent == "posterior", clear_context
+        self.keeps_frames = context == "frames"
+        device = next(world_model.parameters()).device
+        shape, dtype = (world_model.obs_shape, torch.uint8) if self.keeps_frames else ((world_model.latent_dim,), None)
+        self.past = torch.zeros(num_envs, context_length, *shape, dtype=dtype, device=device)
+        self.action = torch.zeros(num_envs, context_length, dtype=torch.long, device=device)
+        self.length = torch.zeros(num_envs, dtype=torch.long, device=device)
+        self._step = Compiled(self._act, "acting", device) if compile else self._act
+
+    @property
+    def context_length(self) -> int:
+        return self.action.shape[1]
+
+    @property
+    def _past_key(self) -> str:
+        return "frames" if self.keeps_frames else "latent"
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray, is_first: np.ndarray, *, greedy: bool = False) -> np.ndarray:
+        """obs: (N, Y, X, C) uint8.  is_first: (N,) bool.  Returns actions (N,) int64."""
+        device = self.past.device
+        frame = to_device(torch.from_numpy(obs), device).permute(0, 3, 1, 2)
+        chosen, *moved_on = self._step(frame, to_device(torch.from_numpy(is_first), device), greedy)
+        torch._foreach_copy_([self.past, self.action, self.length], moved_on)
+        return chosen.cpu().numpy()
+
+    def _act(self, frame: Tensor, is_first: Tensor, greedy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The actions for frames (N, C, Y, X), and past, actions and length as they are after them.
+
+        Changes nothing and waits for nothing, and all shapes are the same at every step, so that it can be compiled.
+        """
+        length = self.length.masked_fill(is_first, 0) if self.clear_context else self.length
+        latent, hidden = self.world_model.encode(frame), self._hidden(length)
+        if self.sees_posterior:
+            action = self.agent.act(latent, hidden, greedy=greedy)
+        else:
+            predicted = self.world_model.latent.draw_prior(hidden, sparse=False)
+            action = self.agent.act(predicted, hidden, greedy=greedy)
+            action = torch.where(length == 0, torch.randint_like(action, self.agent.num_actions), action)
+        past = self._appended(self.past, frame if self.keeps_frames else latent, length)
+        actions = self._appended(self.action, action, length)
+        return action, past, actions, (length + 1).clamp(max=self.context_length)
+
+    def _hidden(self, length: Tensor) -> Tensor:
+        """The sequence model's output after each environment's last token, zeros where there is none.  (N, D)."""
+        latent = self.world_model.encode(self.past) if self.keeps_frames else self.past
+        # What lies behind a row's last token is not of this episode; causality keeps it from mattering.
+        hidden = self.world_model.sequence_model(latent, self.action, torch.zeros_like(self.action, dtype=torch.bool))
+        last = (length - 1).clamp(min=0).view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
+        return hidden.gather(1, last).squeeze(1).masked_fill((length == 0).unsqueeze(-1), 0.0)
+
+    def _appended(self, past: Tensor, newest: Tensor, length: Tensor) -> Tensor:
+        """The past (N, context, ...) with ``newest`` (N, ...) behind it; what is too long ago makes room."""
+        steps = torch.arange(self.context_length, device=past.device)
+        shape = (len(length), self.context_length, *[1] * (past.ndim - 2))
+        full = (length == self.context_length).view(-1, *[1] * (past.ndim - 1))
+        here = (steps == length.clamp(max=self.context_length - 1).unsqueeze(1)).view(shape)
+        return torch.where(here, newest.unsqueeze(1), torch.where(full, past.roll(-1, dims=1), past))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            self._past_key: self.past.cpu().clone(),
+            "action": self.action.cpu().clone(),
+            "length": self.length.tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._past_key not in state:
+            raise CheckpointError("player.context is not what the checkpoint's acting context was kept with")
+        self.past.copy_(state[self._past_key])
+        self.action.copy_(state["action"])
+        self.length.copy_(torch.tensor(state["length"]))

@@ -1,0 +1,185 @@
+"""The stochastic Transformer world model: encoder, latent, sequence model, decoder, reward and continuation heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stormlit.nn.fast.frozen import frozen
+from stormlit.nn.fast.norm import training_memory_format
+from stormlit.nn.heads import TwoHot
+from stormlit.nn.optimizers import OptimizerSettings, adam
+from stormlit.ops.kl import kl_balance
+from stormlit.registry import build
+from stormlit.types import Batch, Losses, PartNode, WorldState
+
+FRAMES_AT_ONCE = 128
+
+
+class WorldModel(L.LightningModule):
+    """Learns to compress frames and to predict what follows an action (STORM section 3.1, equations 1 to 5).
+
+    obs_shape: (C, Y, X).  num_actions: A.  hidden_dim: D, width of the sequence model and of the heads.
+    encoder ... continuation_head: component nodes ``{name, **options}``.
+    loss_scales: weight of each term: reconstruction, reward, continuation, dyn, rep.
+    free_bits, free_bits_clip: nats of KL that go unpunished, see ``kl_balance``.
+    reward_bins, reward_low, reward_high: of the reward's symlog two-hot encoding.
+    """
+
+    def __init__(
+        self,
+        obs_shape: tuple[int, int, int],
+        num_actions: int,
+        *,
+        hidden_dim: int,
+        encoder: PartNode,
+        decoder: PartNode,
+        latent: PartNode,
+        sequence_model: PartNode,
+        reward_head: PartNode,
+        continuation_head: PartNode,
+        loss_scales: Mapping[str, float],
+        free_bits: float,
+        free_bits_clip: Literal["step", "mean"],
+        reward_bins: int,
+        reward_low: float,
+        reward_high: float,
+        optimizer: OptimizerSettings,
+    ) -> None:
+        super().__init__()
+        self.obs_shape, self.num_actions, self.hidden_dim = obs_shape, num_actions, hidden_dim
+        self.loss_scales, self.optimizer_settings = dict(loss_scales), optimizer
+        self.free_bits, self.free_bits_clip = free_bits, free_bits_clip
+        self.encoder = build("encoder", encoder, obs_shape, key="world_model.encoder")
+        self.latent = build("latent", latent, self.encoder.embed_dim, hidden_dim, key="world_model.latent")
+        self.latent_dim: int = self.latent.latent_dim
+        self.sequence_model = build(
+            "sequence_model",
+            sequence_model,
+            self.latent_dim,
+            num_actions,
+            hidden_dim,
+            key="world_model.sequence_model",
+        )
+        self.decoder = build("decoder", decoder, self.latent_dim, obs_shape, key="world_model.decoder")
+        self.reward_head = build(
+            "head", reward_head, hidden_dim, reward_bins, hidden_dim, key="world_model.reward_head"
+        )
+        self.continuation_head = build(
+            "head", continuation_head, hidden_dim, 1, hidden_dim, key="world_model.continuation_head"
+        )
+        self.reward_encoding = TwoHot(reward_bins, reward_low, reward_high)
+
+    def posterior(self, obs: Tensor) -> Tensor:
+        """Distribution of the latents of frames.  obs: (..., C, Y, X) uint8.  Returns (..., G, K) float32."""
+        return self._posterior(normalize_pixels(obs))
+
+    @torch.no_grad()
+    def encode(self, obs: Tensor, *, sparse: bool = False) -> Tensor:
+        """Sampled latents of frames, in evaluation mode.  obs: (..., C, Y, X) uint8.
+
+        Returns (..., Z) float32, or the sparse form if asked for and possible.
+        """
+        encoder, frames = frozen(self.encoder), obs.flatten(0, -4)
+        # A CPU is fastest while a chunk's feature maps stay in its cache.
+        chunk = len(frames) if frames.is_cuda else FRAMES_AT_ONCE
+        drawn = [
+            self.latent.draw_posterior(encoder(normalize_pixels(part)), sparse=sparse) for part in frames.split(chunk)
+        ]
+        return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).unflatten(0, obs.shape[:-3])
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Frames of latents.  latent: (..., Z).  Returns (..., C, Y, X), about [0, 1], not clipped."""
+        return self.decoder(latent.flatten(0, -2)).unflatten(0, latent.shape[:-1])
+
+    def reward(self, hidden: Tensor) -> Tensor:
+        """Expected reward of the action that led to ``hidden``.  hidden: (..., D).  Returns (...,) float32."""
+        return self.reward_encoding.decode(self.reward_head(hidden))
+
+    def continuation(self, hidden: Tensor) -> Tensor:
+        """Probability that the episode goes on.  hidden: (..., D).  Returns (...,) float32 in [0, 1]."""
+        return torch.sigmoid(self.continuation_head(hidden).squeeze(-1).float())
+
+    def training_step(self, batch: Batch, batch_idx: int = 0) -> Losses:  # type: ignore[override]
+        """The loss of equation 3 on B windows of T steps, as terms and scales."""
+        obs = normalize_pixels(batch.obs)
+        posterior = self._posterior(obs)
+        latent = self.latent.sample(posterior)
+        hidden = self.sequence_model(latent, batch.action, batch.is_first)
+        prior = self.latent.prior(hidden)
+
+        error = F.mse_loss(self.decode(latent).float(), obs, reduction="sum")
+        reward = self.reward_encoding.loss(self.reward_head(hidden), batch.reward)
+        continuation = F.binary_cross_entropy_with_logits(
+            self.continuation_head(hidden).squeeze(-1).float(), (~batch.terminated).float()
+        )
+        # h_t predicts z_{t+1}, except across an episode's end, where the next frame has nothing to do with the action.
+        follows = ~batch.is_first[:, 1:]
+        dyn, rep, kl = kl_balance(posterior[:, 1:], prior[:, :-1], follows, self.free_bits, self.free_bits_clip)
+        with torch.no_grad():
+            metrics = {
+                "kl": kl,
+                "posterior_entropy": -(posterior.exp() * posterior).sum(dim=(-2, -1)).mean(),
+                "prior_entropy": -(prior.exp() * prior).sum(dim=(-2, -1)).mean(),
+            }
+        terms = {
+            "reconstruction": error / batch.action.numel(),
+            "reward": reward.mean(),
+            "continuation": continuation,
+            "dyn": dyn,
+            "rep": rep,
+        }
+        return Losses(terms, self.loss_scales, metrics)
+
+    def _posterior(self, obs: Tensor) -> Tensor:
+        """obs: (..., C, Y, X) float in [0, 1].  Returns (..., G, K)."""
+        frames = obs.flatten(0, -4)
+        embed = self.encoder(frames.contiguous(memory_format=training_memory_format(frames.device)))
+        return self.latent.posterior(embed.unflatten(0, obs.shape[:-3]))
+
+    def begin(self, context: Batch, capacity: int, *, from_posterior: bool, sparse: bool = False) -> WorldState:
+        """Read C steps of real experience and stand where imagination starts.
+
+        context: (N, C, ...).  capacity: tokens the memory must hold in all, at least C + the steps to come.
+        from_posterior: stand at the last frame itself, before its action; otherwise one step after it, at a latent
+        drawn from the prior (the paper's way).  sparse: whether the states' latents may be sparse.
+        """
+        latent = self.encode(context.obs, sparse=sparse)
+        if not from_posterior:
+            hidden, memory = self.sequence_model.prefill(latent, context.action, context.is_first, capacity)
+            last = hidden[:, -1]
+            return WorldState(self.latent.draw_prior(last, sparse=sparse), last, memory)
+        if latent.shape[1] == 1:
+            rows = latent.shape[0]
+            memory = self.sequence_model.empty(rows, capacity)
+            return WorldState(latent[:, -1], torch.zeros(rows, self.hidden_dim, device=latent.device), memory)
+        hidden, memory = self.sequence_model.prefill(
+            latent[:, :-1], context.action[:, :-1], context.is_first[:, :-1], capacity
+        )
+        starts = context.is_first[:, -1]
+        memory.cut(starts)
+        return WorldState(latent[:, -1], hidden[:, -1].masked_fill(starts.unsqueeze(-1), 0.0), memory)
+
+    def step(self, state: WorldState, action: Tensor) -> WorldState:
+        """Imagine one step.  action: (N,) int64.  The memory is advanced in place and carried over."""
+        hidden = self.sequence_model.step(state.latent, action, state.memory)
+        latent = self.latent.draw_prior(hidden, sparse=not state.latent.is_floating_point())
+        return WorldState(latent, hidden, state.memory)
+
+    def configure_optimizers(self, fused: bool = True) -> torch.optim.Adam:
+        return adam(self.parameters(), self.optimizer_settings, fused=fused)
+
+
+def normalize_pixels(obs: Tensor) -> Tensor:
+    """uint8 frames to float32 in [0, 1], of the same shape and memory order."""
+    return obs / 255.0
+
+
+def pixels(obs_hat: Tensor) -> Tensor:
+    """Decoded frames in about [0, 1] to uint8 of the same shape."""
+    return obs_hat.float().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
