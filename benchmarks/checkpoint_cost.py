@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from stormlit.config.compose import compose
-from stormlit.runs.assembly import make_fabric
+from stormlit.runs.assembly import build_training, make_fabric
 from stormlit.runs.directory import RunDirectory
+from stormlit.runs.run import Run
 from stormlit.runs.snapshot import save_snapshot
-from stormlit.runs.training import Training, build_training
 from stormlit.storm.loop import fit_world_model, improve_agent
+from stormlit.storm.training import Training
 from stormlit.tracking.none_tracker import NoneTracker
 
 
@@ -47,7 +48,8 @@ def main() -> None:
     config = compose(files, [*small, *(word for word in words if "=" in word)])
     with tempfile.TemporaryDirectory(dir=".") as folder:
         directory = RunDirectory(Path(folder) / "run")
-        training = build_training(config, make_fabric(config), directory, NoneTracker(directory.path, directory.root))
+        training = build_training(config, make_fabric(config))
+        run = Run.of(config, directory, training, NoneTracker(directory.path, directory.root))
         fill(training, training.replay.row_capacity)
         fit_world_model(training)
         improve_agent(training)
@@ -57,7 +59,7 @@ def main() -> None:
                 fill(training, every)
             before = {path: path.stat().st_ino for path in directory.path.rglob("*") if path.is_file()}
             begun = time.perf_counter()
-            save_snapshot(training)
+            save_snapshot(run)
             seconds = time.perf_counter() - begun
             after = [path for path in directory.path.rglob("*") if path.is_file() and path not in before]
             written = sum(path.stat().st_size for path in after)

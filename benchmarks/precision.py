@@ -51,7 +51,7 @@ class Subject:
         collector = Collector(envs, player, replay, seed=config.seed)
         torch.manual_seed(config.seed)
         for _ in range(rows * length // envs.num_envs):
-            collector.step(random=random)
+            collector.step(collector.select_action(random=random))
         self.batch, self.contexts = replay.sample(rows, length), replay.sample(256, config.imagination.context_length)
 
     def autocast(self, mixed: bool) -> torch.autocast:

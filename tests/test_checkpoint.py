@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import stormlit
 from stormlit.cli import main
 from stormlit.errors import CheckpointError
-from stormlit.runs.checkpoint import latest_checkpoint, newest_whole, read_tensors, verify
+from stormlit.runs.checkpoint import latest_checkpoint, newest_valid, read_tensors, verify
 from stormlit.runs.checkpoint_writer import CheckpointWriter
 from stormlit.runs.directory import RunDirectory
 from test_training_run import newest, read, reseal, train
@@ -298,7 +298,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(env_steps: int
         killed = killed_at(survived, lambda run=run: write(run, env_steps, 2.0, keep))
         whole = latest_checkpoint(run)
         verify(whole)
-        assert newest_whole(run, verify)[0].folder == whole
+        assert newest_valid(run, verify)[0].folder == whole
         found = read_tensors(whole / "weights.pt")["value"].item()
         assert found in (1.0, 2.0)
         write(run, 30, 3.0, keep)  # and the next one does not mind what the kill left

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import stormlit.runs.training
+import stormlit.runs.assembly
 from stormlit.runs.assembly import imagination
 from stormlit.storm.replay import ReplayBuffer
 from stormlit.types import Batch, Trajectory
@@ -62,7 +62,7 @@ def train_with_graphs(root: Path, monkeypatch: pytest.MonkeyPatch, *words: str) 
     graphs = Graphs()
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", graphs.compile)
-        patch.setattr(stormlit.runs.training, "imagination", on_cuda)
+        patch.setattr(stormlit.runs.assembly, "imagination", on_cuda)
         patch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)  # from a GPU it is a copy
         train(root, "run", *words, "compile=on")
     return graphs

@@ -17,10 +17,7 @@ from recorded import CATCH, as_official, catch, counted, write_pickle
 from stormlit.config.compose import compose
 from stormlit.envs import EnvSettings, VectorEnv, square_image
 from stormlit.errors import CheckpointError
-from stormlit.registry import build
-from stormlit.runs.assembly import make_fabric
-from stormlit.runs.directory import RunDirectory
-from stormlit.runs.training import build_training
+from stormlit.runs.assembly import build_training, make_fabric
 from stormlit.storm.demonstrations import DemonstrationBuffer, Origin, record, write_npz
 from stormlit.storm.evaluate import RandomPolicy
 from stormlit.types import Batch
@@ -51,11 +48,11 @@ def batches_of(config_words: list[str], root: Path, monkeypatch: pytest.MonkeyPa
     """The shapes of what each module is trained on in one update, demonstrations marked by frames that are all 255."""
     config = compose(["tiny"], [*SMALL[1:], "tracking=none", *config_words])
     fabric = make_fabric(config)
-    training = build_training(config, fabric, RunDirectory(root), build("tracker", config.tracking, root, root, key=""))
-    assert training.demonstrations is not None
-    training.demonstrations.storage.storage.obs.fill_(255)
+    training = build_training(config, fabric)
+    assert training.experience.demonstrations is not None
+    training.experience.demonstrations.storage.storage.obs.fill_(255)
     while training.replay.rows < 20:
-        training.collector.step(random=True)
+        training.collector.step(training.collector.select_action(random=True))
     seen: list[Batch] = []
     monkeypatch.setattr(training, "imagine", seen.append)
     monkeypatch.setattr(
@@ -81,7 +78,7 @@ def test_the_papers_share_of_every_batch(files: list[Path], tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(("windows", "contexts"), [(1, 0), (0, 3)])
-def test_another_share(
+def test_another_per_process(
     windows: int, contexts: int, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [f"demonstrations.batch_size={windows}", f"demonstrations.imagination_batch_size={contexts}"]

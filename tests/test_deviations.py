@@ -216,7 +216,8 @@ def test_10_a_return_is_complete_or_passes_its_last_reward_on() -> None:
         player = Player(world_model, small_agent(world_model), num_envs=1, context_length=2)
         replay = ReplayBuffer(99, 1, (16, 16, 3), device=torch.device("cpu"), seed=0)
         collector = Collector(envs, player, replay, seed=0, returns=returns)  # type: ignore[arg-type]
-        reported.append([e.episode_return for _ in range(70) for e in collector.step(random=True)])
+        steps = [collector.step(collector.select_action(random=True)) for _ in range(70)]
+        reported.append([episode.episode_return for episodes in steps for episode in episodes])
     complete, passed_on = reported
     assert passed_on == [0.0, *complete[:-1]] and len(complete) == 10
 

@@ -19,7 +19,7 @@ from stormlit.cli import main
 from stormlit.runs.checkpoint import list_checkpoints, verify
 from stormlit.runs.directory import RunDirectory
 from stormlit.runs.replay_segments import verify_replay
-from stormlit.runs.training import Training
+from stormlit.storm.training import Training
 from stormlit.tracking import CsvTracker
 from test_resume import resume, rows
 from test_training_run import SMALL, differences, logged, newest, read, status, train

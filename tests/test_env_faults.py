@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 
+import stormlit.runs.housekeeping
 import stormlit.storm.loop
 from faulty_envs import ABSENT, FAULTY_STEP, is_faulty
 from stormlit.cli import main
 from stormlit.envs import EnvSettings, VectorEnv, episode_seed
 from stormlit.errors import EnvironmentCrashError
-from stormlit.runs.training import Training
+from stormlit.runs.run import Run
 from stormlit.storm.evaluate import RandomPolicy, evaluate
+from stormlit.storm.training import Training
 from test_fabric_run import fabric_run, sentences
 from test_isolation import gone, pids
 from test_resume import assert_same_run, resume, rows
@@ -291,10 +293,10 @@ def test_too_many_crashes_end_in_a_checkpoint_that_goes_on(tmp_path: Path, capsy
 def test_an_evaluation_that_fails_while_training_saves_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(training: Training) -> None:
+    def fail(run: Run) -> None:
         raise EnvironmentCrashError("environment 1 (Catch) crashed")
 
-    monkeypatch.setattr(stormlit.storm.loop, "evaluate_agent", fail)
+    monkeypatch.setattr(stormlit.runs.housekeeping, "evaluate_agent", fail)
     told = failing(tmp_path, capsys, "evaluation.every_env_steps=10")
     assert "environment 1 (Catch) crashed" in told
     assert newest(tmp_path / "run").name == "step-000000010"

@@ -20,7 +20,7 @@ import torch
 from stormlit.cli import main
 from stormlit.cli.lightning_command import FABRIC_ENTRY
 from stormlit.errors import ConfigError
-from stormlit.runs.assembly import share
+from stormlit.runs.assembly import per_process
 from test_training_run import SMALL, differences, logged, newest, read, status
 
 
@@ -143,9 +143,9 @@ def test_more_processes_are_refused_by_all_of_them(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_shared_is_refused() -> None:
-    assert share(6, 2, "loop.batch_size") == 3
+    assert per_process(6, 2, "loop.batch_size") == 3
     with pytest.raises(ConfigError, match=r"loop\.batch_size=5 .* 2 processes"):
-        share(5, 2, "loop.batch_size")
+        per_process(5, 2, "loop.batch_size")
 
 
 @pytest.mark.parametrize(

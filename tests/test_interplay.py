@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import stormlit.runs.run
+import stormlit.runs.housekeeping
+import stormlit.runs.train
 import stormlit.storm.loop
 from faulty_envs import FAULTY_STEP
 from stormlit.cli import main
 from stormlit.errors import SaveError
-from stormlit.runs.training import Training
+from stormlit.runs.run import Run
+from stormlit.storm.training import Training
 from test_cli_errors import refusal
 from test_env_faults import EPISODE, faulty_episodes
 from test_resume import resume, rows
@@ -53,7 +55,7 @@ def test_a_run_stopped_among_its_baselines_is_not_finished(
         raise AssertionError("it went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.runs.run, "play_baselines", stop)
+        patch.setattr(stormlit.runs.train, "play_baselines", stop)
         assert main(again(tmp_path, *words)) == 143
     run = tmp_path / "run"
     assert status(run) == "KILLED" and list(run.glob("evaluation/step-000000024.json"))
@@ -70,11 +72,11 @@ def test_the_evaluation_of_another_future_does_not_finish_a_run(
 ) -> None:
     run = train(tmp_path, "run", *SHORT)
 
-    def killed(training: Training) -> None:
+    def killed(run: Run) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.runs.run, "evaluate_agent", killed)
+        patch.setattr(stormlit.runs.train, "evaluate_agent", killed)
         assert main(["resume", str(run / "checkpoints" / "step-000000016"), "agent.gamma=0.5"]) == 130
     assert newest(run).name == "step-000000024" and (run / "evaluation" / "step-000000024.json").exists()
     assert status(run) == "KILLED"
@@ -90,15 +92,15 @@ def test_a_run_that_another_process_trained_meanwhile_is_left_alone(
 ) -> None:
     if resumed:
         train(tmp_path, "run", *SHORT, "resume=auto")
-    build = stormlit.runs.run.build_training
+    build = stormlit.runs.train.build_training
 
     def another_was_first(*arguments: Any) -> Training:
-        monkeypatch.setattr(stormlit.runs.run, "build_training", build)
+        monkeypatch.setattr(stormlit.runs.train, "build_training", build)
         assert main(again(tmp_path, "loop.env_steps=30")) == 0
         capsys.readouterr()
         return build(*arguments)
 
-    monkeypatch.setattr(stormlit.runs.run, "build_training", another_was_first)
+    monkeypatch.setattr(stormlit.runs.train, "build_training", another_was_first)
     sentence = refusal(capsys, *again(tmp_path, "loop.env_steps=32"))
     assert "another process has trained that run" in sentence and "stormlit resume run" in sentence
     assert newest(tmp_path / "run").name == "step-000000030" and status(tmp_path / "run") == "FINISHED"
@@ -111,10 +113,10 @@ def test_a_run_that_another_process_trained_meanwhile_is_left_alone(
 def test_environments_fail_on_a_disk_that_is_full(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: Training) -> Path:
+    def full(_: Run) -> Path:
         raise SaveError("the checkpoint could not be written") from OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(stormlit.storm.loop, "save_snapshot", full)
+    monkeypatch.setattr(stormlit.runs.housekeeping, "save_snapshot", full)
     assert main(["train", *SMALL, *RAISE, f"run.dir={tmp_path}", "run.name=run"]) == 3
     (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stormlit: error:")]
     assert "environment 0 (Raise) crashed" in told and "besides, the checkpoint could not be written" in told

@@ -1,4 +1,4 @@
-"""The shape of the source: imports go down the layers only, files and functions stay short."""
+"""The shape of the source: imports go down only, the method knows no configuration, files and functions stay short."""
 
 from __future__ import annotations
 
@@ -13,113 +13,100 @@ import stormlit
 ROOT = Path(stormlit.__file__).parent
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 
-# From the bottom up: a module imports from the layers below its own, and from its own package.
-# Names are modules, or packages with all that is in them.
-LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"types", "errors"}),
-    frozenset({"registry"}),
-    frozenset({"ops"}),
-    frozenset({"nn"}),
-    frozenset({"optimizers", "normalize", "agent_state", "compilation", "memory"}),
-    frozenset({"world_model", "agent"}),
-    frozenset(
-        {"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory", "signals", "yaml_limits"}
-    ),
-    frozenset({"imagine", "player", "dream"}),
-    frozenset({"parts", "config", "collect", "evaluate", "learner", "checkpoint", "dream_media"}),
-    frozenset({"official", "demonstrations", "replay_segments", "checkpoint_writer"}),
-    frozenset({"config_checks"}),
-    frozenset({"compose"}),
-    frozenset({"assemble"}),
-    frozenset({"training", "play"}),
-    frozenset({"housekeeping", "snapshot"}),
-    frozenset({"loop"}),
-    frozenset({"bench"}),
-    frozenset({"run", "api"}),
-    frozenset({"commands", "demonstration_commands", "import_official", "lightning_command", "resume", "sync"}),
-    frozenset({"cli"}),
-    frozenset({"__main__", "scripts"}),
+# The rooms, from the ground floor up: each imports from itself and from those before it.
+ROOMS = (
+    "errors",  # what a user can cause
+    "types",  # what flows, and its symbols
+    "files",  # files that are there whole or not at all
+    "registry",  # parts by name, and their options
+    "ops",  # the equations
+    "nn",  # the parts
+    "envs",  # environments
+    "storm",  # the method: world model, agent, imagination, loop
+    "tracking",  # where the numbers go
+    "config",  # from words and files to one configuration
+    "runs",  # one run on disk
+    "cli",  # the command line
 )
-# These stand on the foundation alone, so that each can be used, and read, without the rest.
-FOUNDATION = frozenset({"types", "errors", "registry"})
-STANDALONE = frozenset(
-    {"envs", "replay", "schedule", "tracking", "media", "progress", "run_directory", "signals", "yaml_limits"}
-)
-# Only what sets a run up may know the configuration; everything else is given plain values.
-CONFIGURED = frozenset(
-    {
-        "config",
-        "config_checks",
-        "compose",
-        "assemble",
-        "training",
-        "play",
-        "housekeeping",
-        "snapshot",
-        "run",
-        "resume",
-        "api",
-        "bench",
-        "import_official",
-        "demonstration_commands",
-        "sync",
-        "cli",
-    }
-)
+# The method is given plain values: it neither imports these nor reads an attribute of this name.
+NOT_IN_THE_METHOD = {"config", "runs", "tracking", "cli"}
 
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
-# The package's own front page only passes names on, when they are asked for.
-INNER = [module for module in MODULES if module != "__init__"]
+# The package's own front page and door only pass names on, when they are asked for.
+INNER = [module for module in MODULES if module not in ("__init__", "__main__")]
 
 
-def _top(module: str) -> str:
+def _room(module: str) -> str:
     return module.split(".")[0]
 
 
-def _layer(module: str) -> int:
-    found = [height for height, layer in enumerate(LAYERS) if _top(module) in layer]
-    assert len(found) == 1, f"{module} belongs in one of the layers of this test, it is in {len(found)}"
-    return found[0]
-
-
-def _imports(module: str) -> Iterator[str]:
+def _imports(tree: ast.AST) -> Iterator[str]:
     """The modules of the package that a module imports anywhere in it, without the leading ``stormlit.``."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name.removeprefix("stormlit.") for alias in node.names if _top(alias.name) == "stormlit")
+            yield from (alias.name.removeprefix("stormlit.") for alias in node.names if _room(alias.name) == "stormlit")
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} has a relative import"
+            assert node.level == 0, "a relative import"
             if node.module == "stormlit":
-                inner = {_top(name) for name in MODULES}
-                yield from (alias.name for alias in node.names if alias.name in inner)
-            elif node.module is not None and _top(node.module) == "stormlit":
+                yield from (alias.name for alias in node.names if alias.name in ROOMS)
+            elif node.module is not None and _room(node.module) == "stormlit":
                 yield node.module.removeprefix("stormlit.")
+
+
+def _configuration_in(tree: ast.AST) -> list[str]:
+    """Where a module touches the configuration: by an import, an attribute, a variable or a parameter."""
+    used = [imported for imported in _imports(tree) if _room(imported) in NOT_IN_THE_METHOD]
+    for node in ast.walk(tree):
+        name = {ast.Attribute: "attr", ast.Name: "id", ast.arg: "arg"}.get(type(node))
+        if name is not None and getattr(node, name) in ("config", "cfg"):
+            used.append(f"line {node.lineno}: {getattr(node, name)}")  # type: ignore[attr-defined]
+    return used
+
+
+def test_every_room_exists_and_there_is_no_other() -> None:
+    assert {_room(module) for module in INNER} == set(ROOMS)
 
 
 @pytest.mark.parametrize("module", INNER)
 def test_imports_go_down_only(module: str) -> None:
-    for imported in _imports(module):
-        if _top(imported) != _top(module):
-            assert _layer(imported) < _layer(module), f"{module} imports {imported}, which is not below it"
+    floor = ROOMS.index(_room(module))
+    for imported in _imports(ast.parse(MODULES[module].read_text())):
+        assert ROOMS.index(_room(imported)) <= floor, f"{module} imports {imported}, which is above it"
 
 
-@pytest.mark.parametrize("module", [module for module in INNER if _top(module) in STANDALONE])
-def test_what_stands_alone_imports_the_foundation_and_itself_only(module: str) -> None:
-    assert {_top(imported) for imported in _imports(module)} <= FOUNDATION | {_top(module)}
+@pytest.mark.parametrize("module", [module for module in INNER if _room(module) in ("ops", "nn", "storm")])
+def test_the_method_is_given_plain_values_instead_of_the_configuration(module: str) -> None:
+    assert _configuration_in(ast.parse(MODULES[module].read_text())) == []
 
 
-@pytest.mark.parametrize("module", [module for module in INNER if _top(module) not in CONFIGURED])
-def test_modules_are_given_plain_values_instead_of_the_configuration(module: str) -> None:
-    assert not {"config", "compose", "config_checks"} & {_top(imported) for imported in _imports(module)}
+def test_a_use_of_the_configuration_would_be_found() -> None:
+    for text in (
+        "from stormlit.config.schema import Config",
+        "def fit(training): return training.config.loop.env_steps",
+        "def fit(config): return 1",
+        "from stormlit import runs",
+    ):
+        assert _configuration_in(ast.parse(text)), text
 
 
 def test_world_model_and_agent_never_import_each_other() -> None:
-    assert "agent" not in {_top(imported) for imported in _imports("world_model")}
-    assert "world_model" not in {_top(imported) for imported in _imports("agent")}
+    for module, other in (("storm.world_model", "storm.agent"), ("storm.agent", "storm.world_model")):
+        assert other not in set(_imports(ast.parse(MODULES[module].read_text())))
 
 
-def test_every_layer_exists() -> None:
-    assert {name for layer in LAYERS for name in layer} == {_top(module) for module in INNER}
+def test_modules_do_not_import_in_circles() -> None:
+    imports = {module: set(_imports(ast.parse(path.read_text()))) & set(MODULES) for module, path in MODULES.items()}
+    finished: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"{' -> '.join([*path, module])}"
+        if module not in finished:
+            for imported in imports[module]:
+                visit(imported, (*path, module))
+            finished.add(module)
+
+    for module in MODULES:
+        visit(module, ())
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -134,6 +121,6 @@ def test_files_and_functions_are_short_and_modules_say_what_they_are(module: str
             assert length <= LONGEST_FUNCTION, f"{module}.{node.name} has {length} lines"
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if _top(module) == "ops"])
+@pytest.mark.parametrize("module", [module for module in MODULES if _room(module) == "ops"])
 def test_operations_are_functions_only(module: str) -> None:
     assert not [node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.ClassDef)]

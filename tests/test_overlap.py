@@ -8,7 +8,7 @@ import pytest
 
 import stormlit.storm.loop
 from stormlit.cli import main
-from stormlit.runs.training import Training
+from stormlit.storm.training import Training
 from test_training_run import SMALL
 
 

@@ -18,7 +18,7 @@ import stormlit.storm.loop
 from conftest import RunStormlit
 from stormlit.cli import main
 from stormlit.runs.directory import RunDirectory
-from stormlit.runs.training import Training
+from stormlit.storm.training import Training
 from test_training_run import SMALL, differences, logged, newest, read, status, train
 
 VARIANTS = {

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import stormlit.runs.run
+import stormlit.runs.train
 from stormlit.cli import main
 from stormlit.config.compose import compose
 from stormlit.runs.checkpoint import list_checkpoints
 from stormlit.runs.directory import RunDirectory, exclusive
-from stormlit.runs.training import Training
 from stormlit.storm.schedule import Every
+from stormlit.storm.training import Training
 from test_cli_errors import refusal
 from test_resume import assert_same_run, rows
 from test_training_run import SMALL, logged, newest, small, status, train
@@ -119,7 +119,7 @@ def test_a_run_broken_off_in_its_last_evaluation_is_finished_by_resume(
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.runs.run, "evaluate_agent", interrupt)
+        patch.setattr(stormlit.runs.train, "evaluate_agent", interrupt)
         assert main(["train", *SMALL, *SHORT, f"run.dir={tmp_path}", "run.name=run"]) == 130
     evaluation = run / "evaluation" / "step-000000024.json"
     assert status(run) == "KILLED" and newest(run).name == "step-000000024" and not evaluation.exists()

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 import stormlit.runs.housekeeping
-import stormlit.runs.run
 import stormlit.runs.snapshot
+import stormlit.runs.train
 import stormlit.storm.loop
 from stormlit.cli import main
+from stormlit.runs.run import Run
 from stormlit.runs.signals import STOPPING, Stopped, StopSignals
-from stormlit.runs.training import Training
+from stormlit.storm.training import Training
 from test_resume import assert_same_run, resume
 from test_training_run import SMALL, logged, newest, status, train
 
@@ -109,12 +110,12 @@ def test_a_second_interrupt_while_saving_harms_no_checkpoint(
 def test_a_signal_in_the_last_evaluation_does_not_wait_for_it(
     unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def signalled(training: Training) -> None:
+    def signalled(run: Run) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         raise AssertionError("it went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.runs.run, "evaluate_agent", signalled)
+        patch.setattr(stormlit.runs.train, "evaluate_agent", signalled)
         assert main(["train", *SMALL, f"run.dir={tmp_path / 'b'}", "run.name=run"]) == 128 + signal.SIGUSR1
     run = tmp_path / "b" / "run"
     assert status(run) == "KILLED" and newest(run).name == "step-000000048"
@@ -125,14 +126,14 @@ def test_a_signal_in_the_last_evaluation_does_not_wait_for_it(
 
 @pytest.mark.slow
 def test_an_evaluation_on_the_way_is_finished_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = stormlit.storm.loop.evaluate_agent
+    evaluate = stormlit.runs.housekeeping.evaluate_agent
 
-    def signalled(training: Training) -> None:
+    def signalled(run: Run) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        evaluate(training)
+        evaluate(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.storm.loop, "evaluate_agent", signalled)
+        patch.setattr(stormlit.runs.housekeeping, "evaluate_agent", signalled)
         words = ["evaluation.every_env_steps=30", f"run.dir={tmp_path}", "run.name=run"]
         assert main(["train", *SMALL, *words]) == 143
     assert newest(tmp_path / "run").name == "step-000000030"

@@ -18,7 +18,7 @@ from fake_mlflow import FakeServer, install
 from stormlit.cli import main
 from stormlit.errors import ConfigError
 from stormlit.runs.directory import RunDirectory, exclusive
-from stormlit.runs.training import Training
+from stormlit.storm.training import Training
 from stormlit.tracking import CsvTracker, MlflowTracker
 from stormlit.tracking import sender as sender_module
 from test_training_run import SMALL, train

@@ -20,7 +20,7 @@ import pytest
 import stormlit.storm.loop
 from stormlit.cli import main
 from stormlit.runs.directory import RunDirectory
-from stormlit.runs.training import Training
+from stormlit.storm.training import Training
 from stormlit.tracking import MlflowTracker
 from stormlit.tracking.spool import Spool
 from test_training_run import SMALL

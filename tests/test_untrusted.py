@@ -21,12 +21,12 @@ import torch
 
 from stormlit.config.compose import compose, to_tree
 from stormlit.errors import CheckpointError, StormlitError
-from stormlit.runs.assembly import make_fabric
+from stormlit.runs.assembly import build_training, make_fabric
 from stormlit.runs.checkpoint import read_tensors
 from stormlit.runs.directory import RunDirectory, find_run
-from stormlit.runs.run import _run_id
+from stormlit.runs.run import Run
 from stormlit.runs.snapshot import restore_snapshot, verify_snapshot
-from stormlit.runs.training import Training, build_training
+from stormlit.runs.train import _run_id
 from stormlit.tracking.none_tracker import NoneTracker
 from test_training_run import differences, newest, reseal, train
 
@@ -38,7 +38,7 @@ class Subject:
     """A run, and a training that its checkpoint is loaded into again and again."""
 
     run: Path
-    training: Training
+    loaded: Run
     original: dict[str, Any]
     configurations: dict[bytes, dict[str, Any]]  # by the text they were composed from, which takes longest
 
@@ -49,7 +49,7 @@ class Subject:
 
     def load(self) -> dict[str, Any]:
         """All that going on with the run would take from its files, after wiping what was there."""
-        training, (directory, _) = self.training, find_run("run", self.run.parent)
+        training, (directory, _) = self.loaded.training, find_run("run", self.run.parent)
         for module in (training.world_model, training.agent):
             for tensor in module.state_dict().values():
                 tensor.zero_()
@@ -59,13 +59,13 @@ class Subject:
         text = (checkpoint / "config.yaml").read_bytes()
         if text not in self.configurations:
             self.configurations[text] = to_tree(compose([str(checkpoint / "config.yaml")]))
-        restore_snapshot(training, snapshot)
+        restore_snapshot(self.loaded, snapshot)
         rows = training.replay.read(0, training.replay.total_rows)
         return {
             "config": self.configurations[text],
             "run_id": _run_id(directory, snapshot),
             "weights": [module.state_dict() for module in (training.world_model, training.agent)],
-            "state": training.state_dict(),
+            "state": self.loaded.state_dict(),
             "rows": {name: getattr(rows, name).clone() for name in rows.__slots__},
         }
 
@@ -79,8 +79,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def subject(run: Path) -> Iterator[Subject]:
     config = compose([str(run / "config.yaml")])
     directory = RunDirectory(run)
-    training = build_training(config, make_fabric(config), directory, NoneTracker(run, run.parent))
-    loaded = Subject(run, training, {}, {})
+    training = build_training(config, make_fabric(config))
+    subject = Run.of(config, directory, training, NoneTracker(run, run.parent))
+    loaded = Subject(run, subject, {}, {})
     loaded.original = {**loaded.load()}
     loaded.original["weights"] = [
         {name: t.clone() for name, t in state.items()} for state in loaded.original["weights"]
@@ -228,7 +229,7 @@ def rewrite(archive: Path, change: Callable[[str, bytes], bytes], compression: i
 @pytest.mark.parametrize("rows", [10**12, 10**6, 11, -1])
 def test_a_segment_that_claims_more_rows_than_it_has(rows: int, subject: Subject) -> None:
     segment = subject.files[-1]
-    replay, checkpoint = subject.training.replay, newest(subject.run)
+    replay, checkpoint = subject.loaded.training.replay, newest(subject.run)
 
     def claim(name: str, content: bytes) -> bytes:
         stored = getattr(replay.storage, name.removesuffix(".npy"))

@@ -66,7 +66,7 @@ def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path
     player = player_factory(config, trained.world_model, trained.agent)(envs)
     collector = Collector(envs, player, replay, seed=config.seed)
     for _ in range(steps):
-        collector.step(random=False)
+        collector.step(collector.select_action(random=False))
     envs.close()
     seen = [
         dream(

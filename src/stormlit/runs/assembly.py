@@ -4,25 +4,76 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 
 from stormlit.config.schema import Config
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
-from stormlit.nn.fast.compilation import Compiled, full_windows
+from stormlit.nn.fast.compilation import Compiled, full_windows, should_compile
 from stormlit.runs.memory import keep_freed_memory
 from stormlit.storm.agent import ActorCritic
+from stormlit.storm.collect import Collector
 from stormlit.storm.demonstrations import DemonstrationBuffer
+from stormlit.storm.experience import Experience, Windows
 from stormlit.storm.imagine import imagine
+from stormlit.storm.learner import Learner
 from stormlit.storm.player import Player
 from stormlit.storm.replay import ReplayBuffer
+from stormlit.storm.schedule import Plan, Ratio
+from stormlit.storm.training import Training
 from stormlit.storm.world_model import WorldModel
 from stormlit.types import Batch, Trajectory
+
+
+def build_training(config: Config, fabric: Fabric) -> Training:
+    """Build all that learns. Weights are the same in every process, experience and sampling differ.
+
+    Raises what is wrong with the input, before anything is written.
+    """
+    torch.manual_seed(config.seed)
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)  # nothing here draws from it, but environments and parts of others may
+    # Each process has environments of its own, with seeds of their own.
+    envs = VectorEnv(config.env, seed=config.seed, env_index_offset=fabric.global_rank * config.env.num_envs)
+    world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)
+    loop, compile = config.loop, should_compile(config.compile, fabric)
+    learners = [
+        Learner(fabric, module, name=name, max_nonfinite=loop.max_nonfinite_updates, compile=compile, worth_it=worth_it)
+        for name, module, worth_it in (
+            ("world_model", world_model, full_windows(loop.batch_length)),
+            ("agent", agent, None),
+        )
+    ]
+    world_model.eval()
+    agent.eval()
+    replay = build_replay(config, fabric, envs.obs_shape)
+    player = player_factory(config, world_model, agent, compile=compile)(envs)
+    torch.manual_seed(config.seed + fabric.global_rank)
+    return Training(
+        fabric=fabric,
+        world_model=world_model,
+        agent=agent,
+        world_model_learner=learners[0],
+        agent_learner=learners[1],
+        collector=Collector(envs, player, replay, seed=config.seed + fabric.global_rank, returns=loop.training_return),
+        experience=build_experience(config, fabric, envs, replay),
+        imagine=imagination(config, world_model, agent, fabric.device, compile=compile),
+        plan=Plan(
+            env_steps=loop.env_steps,
+            # A budget below the random start is a trial of the machinery: train for half of it all the same.
+            warmup_steps=loop.warmup_steps if loop.warmup_steps < loop.env_steps else loop.env_steps // 2,
+            world_model=Ratio(loop.world_model_updates_per_env_step),
+            agent=Ratio(loop.agent_updates_per_env_step),
+            overlap=loop.overlap,
+        ),
+    )
 
 
 def make_fabric(config: Config) -> Fabric:
@@ -110,7 +161,7 @@ def imagination(
 
 def build_replay(config: Config, fabric: Fabric, obs_shape: tuple[int, ...]) -> ReplayBuffer:
     """One process's share of the buffer; ``auto`` puts it on the GPU when it takes under half of its free memory."""
-    capacity = share(config.replay.capacity, fabric.world_size, "replay.capacity")
+    capacity = per_process(config.replay.capacity, fabric.world_size, "replay.capacity")
     device = fabric.device if config.replay.device == "cuda" else torch.device("cpu")
     if config.replay.device == "cuda" and fabric.device.type != "cuda":
         raise ConfigError("replay.device=cuda needs training on a GPU; choose auto or cpu")
@@ -159,7 +210,29 @@ def build_demonstrations(
     )
 
 
-def share(total: int, processes: int, key: str) -> int:
+def build_experience(config: Config, fabric: Fabric, envs: VectorEnv, replay: ReplayBuffer) -> Experience:
+    """This process's share of what is drawn for updates and imaginations."""
+    loop, imagined, mixed = config.loop, config.imagination, config.demonstrations
+    world = fabric.world_size
+    demonstrated = (0, 0) if mixed.path is None else (mixed.batch_size, mixed.imagination_batch_size)
+    return Experience(
+        replay,
+        build_demonstrations(config, fabric, envs, replay.device),
+        fabric.device,
+        batch=Windows(
+            per_process(loop.batch_size, world, "loop.batch_size"),
+            per_process(demonstrated[0], world, "demonstrations.batch_size"),
+            loop.batch_length,
+        ),
+        contexts=Windows(
+            per_process(imagined.batch_size, world, "imagination.batch_size"),
+            per_process(demonstrated[1], world, "demonstrations.imagination_batch_size"),
+            imagined.context_length,
+        ),
+    )
+
+
+def per_process(total: int, processes: int, key: str) -> int:
     """One process's part of a total; raises ``ConfigError`` when it cannot be divided."""
     if total % processes:
         raise ConfigError(f"{key}={total} cannot be divided among {processes} processes")

@@ -42,7 +42,7 @@ Checked = TypeVar("Checked")
 
 
 @dataclass(frozen=True, slots=True)
-class WholeCheckpoint:
+class VerifiedCheckpoint:
     """A checkpoint that ``verify`` has found whole: what loads from one takes it as this, and need not look again."""
 
     folder: Path
@@ -66,7 +66,7 @@ def latest_checkpoint(run: RunDirectory) -> Path:
     return found[-1]
 
 
-def newest_whole(run: RunDirectory, check: Callable[[Path], Checked]) -> tuple[Checked, list[Path]]:
+def newest_valid(run: RunDirectory, check: Callable[[Path], Checked]) -> tuple[Checked, list[Path]]:
     """What ``check`` makes of the newest checkpoint that it does not refuse, and the newer ones, which it does.
 
     Says on stderr why it passes over a checkpoint. Raises ``CheckpointError`` when none is left.
@@ -119,7 +119,7 @@ def discard_later(run: RunDirectory, newest_kept: Path | None) -> list[str]:
     return sorted(folder.name for folder in later)
 
 
-def verify(folder: Path) -> WholeCheckpoint:
+def verify(folder: Path) -> VerifiedCheckpoint:
     """Check every file of a checkpoint against its manifest.
 
     Raises ``CheckpointError`` naming the file that is missing, truncated or changed, or a format newer than this code.
@@ -134,7 +134,7 @@ def verify(folder: Path) -> WholeCheckpoint:
         if Path(name).name != name:
             raise CheckpointError(f"{folder / 'manifest.json'} is damaged: {name} is not a file of the folder")
         verify_file(folder / name, expected["bytes"], expected["sha256"])
-    return WholeCheckpoint(folder, manifest)
+    return VerifiedCheckpoint(folder, manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -202,6 +202,13 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], what: str) -> None
         if name not in own:
             raise CheckpointError(f"the checkpoint is of another configuration: {what} has no place for '{name}'")
     module.load_state_dict(dict(state))
+
+
+def load_modules(checkpoint: VerifiedCheckpoint, world_model: nn.Module, agent: nn.Module) -> None:
+    """Load the weights of both modules; raises ``CheckpointError`` as ``load_weights`` does."""
+    weights = read_tensors(checkpoint.folder / "weights.pt")
+    load_weights(world_model, weights.get("world_model", {}), "world_model")
+    load_weights(agent, weights.get("agent", {}), "agent")
 
 
 def check_claims(path: Path) -> None:

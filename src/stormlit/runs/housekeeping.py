@@ -1,25 +1,91 @@
-"""What a run shows while it trains: metrics, pictures and evaluations."""
+"""What a run does after each step: log, draw, evaluate, save, and stop when it is asked to."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from stormlit.errors import EnvironmentCrashError, SaveError
 from stormlit.files import write_json
 from stormlit.runs.dream_media import write_dream_video, write_reconstruction_grid
 from stormlit.runs.play import play_agent
-from stormlit.runs.training import Training
+from stormlit.runs.run import Run
+from stormlit.runs.signals import Stopped
+from stormlit.runs.snapshot import save_or_go_on, save_snapshot
 from stormlit.storm.dream import dream, dream_length, dream_window
 from stormlit.storm.evaluate import random_devices
+from stormlit.storm.loop import check_updates
 
 
-def log_metrics(training: Training) -> None:
+def after_step(run: Run) -> None:
+    """Log, draw, evaluate and save, whenever due; save, and stop, when a signal asks for it or environments failed.
+
+    Raises ``EnvironmentCrashError``, after a checkpoint, when environments crash more often than allowed, and
+    ``Stopped``, after a checkpoint, when a signal asked for the end.
+    """
+    _show_progress(run)
+    training, schedules, env_steps = run.training, run.schedules, run.env_steps
+    if schedules.log.due(env_steps):
+        check_updates(training)
+        log_metrics(run)
+    if schedules.media.due(env_steps):
+        make_media(run)
+    failure = training.envs.failure
+    if schedules.evaluation.due(env_steps):
+        try:
+            evaluate_agent(run)
+        except EnvironmentCrashError as error:
+            failure = error
+    stopped_by, minutes_passed, failed = _asked(run, failure is not None)
+    save = schedules.checkpoint.due(env_steps) or minutes_passed
+    if not (stopped_by or failed or save):
+        return
+    check_updates(training)
+    if failed:
+        _save_and_fail(run, failure)
+    if not stopped_by:
+        return save_or_go_on(run)
+    save_snapshot(run)
+    raise Stopped(stopped_by, f"after step {env_steps:,}; go on with `{run.resume_command()}`")
+
+
+def _show_progress(run: Run) -> None:
+    steps = run.training.steps_at_once
+    run.bar.advance(steps)
+    was_random = run.env_steps - steps < run.training.plan.warmup_steps
+    run.bar.show(run.training.collector.latest_return, "random" if was_random else "train")
+
+
+def _asked(run: Run, failed: bool) -> tuple[int, bool, bool]:
+    """The same in every process: the signal that has come to any (0: none), whether the clock wants a checkpoint, and
+    whether environments have failed.
+    """
+    received, due, fabric = run.signals.received, run.clock.due(), run.training.fabric
+    if fabric.world_size > 1:
+        here = torch.tensor([received, due, failed], device=fabric.device)
+        received, due, failed = fabric.all_reduce(here, reduce_op="max").tolist()  # type: ignore[union-attr]
+    return received, bool(due), bool(failed)
+
+
+def _save_and_fail(run: Run, failure: EnvironmentCrashError | None) -> NoReturn:
+    what = failure or "the environments of another process failed"
+    try:
+        save_snapshot(run)
+    except SaveError as error:
+        raise EnvironmentCrashError(f"{what}; besides, {error}") from failure
+    go_on = run.resume_command("env.max_restarts=N")
+    raise EnvironmentCrashError(f"{what}; the run is saved: go on with `{go_on}`") from failure
+
+
+def log_metrics(run: Run) -> None:
     """Hand the means since the last call to the tracker, with ``env_steps`` as the step."""
+    training = run.training
     metrics = training.metrics.drain()
     if not training.is_main:
         return
@@ -33,67 +99,66 @@ def log_metrics(training: Training) -> None:
         "progress/env_restarts": training.envs.restarts,
         "progress/failed_checkpoints": progress.failed_checkpoints,
         "replay/env_steps": training.replay.steps,
-        "throughput/env_steps_per_second": training.bar.steps_per_second(),
+        "throughput/env_steps_per_second": run.bar.steps_per_second(),
     }
-    record(training, values, "metrics")
+    record(run, values, "metrics")
 
 
-def make_media(training: Training) -> None:
+def make_media(run: Run) -> None:
     """Draw a reconstruction grid and a dream video of a stretch of the replay buffer, and log how true they are."""
+    training, env_steps, media = run.training, run.env_steps, run.directory.media
     if not training.is_main:
         return
-    env_steps, media = training.progress.env_steps, training.directory.media
     with torch.random.fork_rng(devices=random_devices()), training.fabric.autocast():
         length = dream_length(training.world_model)
         window = dream_window(training.replay, length, training.fabric.device, seed=env_steps)
-        seen = dream(training.world_model, window, training.config.imagination.context_length)
-    with told_if_unwritten(f"the pictures of step {env_steps:,}"):
+        seen = dream(training.world_model, window, run.config.imagination.context_length)
+    with warn_on_os_error(f"the pictures of step {env_steps:,}"):
         files = (
             write_dream_video(media / f"dream-{env_steps:09d}.mp4", [seen], training.envs.action_meanings),
             write_reconstruction_grid(media / f"reconstruction-{env_steps:09d}.png", seen),
         )
         for file in files:
-            training.tracker.artifact(file, "media")
+            run.tracker.artifact(file, "media")
     metrics = {"dream/psnr_reconstructed": _psnr(seen.reconstructed, seen.real)}
     if len(seen.real) > seen.context_length:
         dreamt = slice(seen.context_length, None)
         metrics["dream/psnr_imagined"] = _psnr(seen.imagined[dreamt], seen.real[dreamt])
-    record(training, metrics, "metrics of the dream")
+    record(run, metrics, "metrics of the dream")
 
 
-def evaluate_agent(training: Training) -> None:
+def evaluate_agent(run: Run) -> None:
     """Play whole episodes with the current weights, in the main process alone."""
+    training, env_steps = run.training, run.env_steps
     if not training.is_main:
         return
-    env_steps = training.progress.env_steps
     result = play_agent(
-        training.config,
+        run.config,
         training.fabric,
         training.world_model,
         training.agent,
-        on_episode=lambda _: training.bar.show(training.latest_return, "evaluate"),
+        on_episode=lambda _: run.bar.show(training.collector.latest_return, "evaluate"),
     )
     metrics = {"eval/return": result.mean, "eval/return_std": result.std}
     if result.human_normalized is not None:
         metrics["eval/human_normalized"] = result.human_normalized
-    record(training, metrics, "returns")
-    training.latest_evaluation = result
-    file = training.directory.evaluation / f"step-{env_steps:09d}.json"
-    with told_if_unwritten(f"the evaluation of step {env_steps:,}"):
+    record(run, metrics, "returns")
+    run.latest_evaluation = result
+    file = run.directory.evaluation / f"step-{env_steps:09d}.json"
+    with warn_on_os_error(f"the evaluation of step {env_steps:,}"):
         write_json(file, result.as_dict())
-        training.tracker.artifact(file, "evaluation")
+        run.tracker.artifact(file, "evaluation")
 
 
-def record(training: Training, values: Mapping[str, float], what: str) -> None:
+def record(run: Run, values: Mapping[str, float], what: str) -> None:
     """Hand metrics to the tracker, with ``env_steps`` as the step; a tracker that cannot write ends no training."""
-    env_steps = training.progress.env_steps
-    with told_if_unwritten(f"the {what} of step {env_steps:,}"):
-        training.tracker.log(values, env_steps)
+    with warn_on_os_error(f"the {what} of step {run.env_steps:,}"):
+        run.tracker.log(values, run.env_steps)
 
 
 @contextlib.contextmanager
-def told_if_unwritten(what: str) -> Iterator[None]:
-    """What training can do without is told on stderr when a disk does not take it."""
+def warn_on_os_error(what: str) -> Iterator[None]:
+    """Say on stderr what a disk did not take, where training can do without it."""
     try:
         yield
     except OSError as error:

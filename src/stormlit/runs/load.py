@@ -14,7 +14,7 @@ from stormlit.config.schema import Config
 from stormlit.envs import EnvSettings, VectorEnv
 from stormlit.envs import make_env as make_gymnasium_env
 from stormlit.runs.assembly import build_modules, player_factory
-from stormlit.runs.checkpoint import load_weights, newest_whole, read_tensors, verify
+from stormlit.runs.checkpoint import load_modules, newest_valid, verify
 from stormlit.runs.directory import RunDirectory, find_run
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.player import Player
@@ -48,17 +48,12 @@ def load(
     Raises ``CheckpointError`` when it cannot be found, trusted or fitted, ``ConfigError`` for a bad override.
     """
     directory, folder = find_run(reference, Path(run_dir).expanduser())
-    if folder is None:
-        checkpoint, _ = newest_whole(directory, verify)
-    else:
-        checkpoint = verify(folder)
+    checkpoint = newest_valid(directory, verify)[0] if folder is None else verify(folder)
     folder = checkpoint.folder
     config = compose([str(folder / "config.yaml")], overrides)
     envs = VectorEnv(dataclasses.replace(config.env, num_envs=1), seed=config.seed)
     world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)
-    weights = read_tensors(folder / "weights.pt")
-    load_weights(world_model, weights.get("world_model", {}), "world_model")
-    load_weights(agent, weights.get("agent", {}), "agent")
+    load_modules(checkpoint, world_model, agent)
     world_model.to(device).eval()
     agent.to(device).eval()
     player = player_factory(config, world_model, agent)(envs)

@@ -19,7 +19,7 @@ import torch
 
 from stormlit.errors import CheckpointError
 from stormlit.files import read_json, replacing, sha256
-from stormlit.runs.checkpoint import WholeCheckpoint, check_claims, verify_file
+from stormlit.runs.checkpoint import VerifiedCheckpoint, check_claims, verify_file
 from stormlit.storm.replay import ReplayBuffer, ReplayRows
 
 
@@ -116,7 +116,7 @@ def read_index(index_file: Path, folder: Path) -> list[Segment]:
     raise CheckpointError(f"{index_file} is damaged: its list of replay segments makes no sense")
 
 
-def verify_replay(checkpoint: WholeCheckpoint, folder: Path) -> dict[str, list[Segment]]:
+def verify_replay(checkpoint: VerifiedCheckpoint, folder: Path) -> dict[str, list[Segment]]:
     """Check every process's segments that a checkpoint lists, and return them, in order, by the file that lists them.
 
     folder: the run's ``replay``.  Raises ``CheckpointError`` naming the file that is missing, truncated or changed.

@@ -11,10 +11,10 @@ from stormlit.config.compose import compose, to_tree
 from stormlit.config.schema import Config
 from stormlit.errors import ConfigError
 from stormlit.runs.assembly import make_fabric
-from stormlit.runs.checkpoint import list_checkpoints, newest_whole
+from stormlit.runs.checkpoint import list_checkpoints, newest_valid
 from stormlit.runs.directory import RunDirectory, find_run, refuse_if_training
-from stormlit.runs.run import new_run, plain_name, train_run
-from stormlit.runs.snapshot import WholeSnapshot, verify_snapshot
+from stormlit.runs.snapshot import VerifiedSnapshot, verify_snapshot
+from stormlit.runs.train import new_run, plain_name, train_run
 
 # What ``resume=auto`` lets a job script change on the way: where things are, how often something is shown or saved,
 # and the budget, which may grow. Everything else changes what is learned.
@@ -43,7 +43,7 @@ def resume_run(reference: str, root: Path, overrides: Sequence[str]) -> None:
     directory, named = find_run(reference, root)
     refuse_if_training(directory)
     if named is None:
-        snapshot, damaged = newest_whole(directory, lambda folder: verify_snapshot(directory, folder))
+        snapshot, damaged = newest_valid(directory, lambda folder: verify_snapshot(directory, folder))
     else:
         snapshot, damaged = verify_snapshot(directory, named), []
     config = compose([str(snapshot.checkpoint.folder / "config.yaml")], overrides)
@@ -59,7 +59,7 @@ def train_or_resume(config: Config, files: list[str]) -> None:
     if config.resume == "auto":
         refuse_if_training(directory)
         if list_checkpoints(directory):
-            snapshot, damaged = newest_whole(directory, lambda folder: verify_snapshot(directory, folder))
+            snapshot, damaged = newest_valid(directory, lambda folder: verify_snapshot(directory, folder))
             saved = compose([str(snapshot.checkpoint.folder / "config.yaml")])
             _refuse_other_configuration(saved, config, directory)
             _go_on(config, directory, snapshot, damaged)
@@ -69,7 +69,7 @@ def train_or_resume(config: Config, files: list[str]) -> None:
     train_run(config, fabric, directory)
 
 
-def _go_on(config: Config, directory: RunDirectory, snapshot: WholeSnapshot, damaged: Sequence[Path]) -> None:
+def _go_on(config: Config, directory: RunDirectory, snapshot: VerifiedSnapshot, damaged: Sequence[Path]) -> None:
     # The run may have been moved since, and belongs where it is now.
     run = dataclasses.replace(config.run, dir=str(directory.root), name=directory.name)
     config = dataclasses.replace(config, run=run)

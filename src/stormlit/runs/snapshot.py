@@ -15,11 +15,11 @@ from stormlit.config.compose import to_yaml
 from stormlit.errors import CheckpointError, SaveError
 from stormlit.files import read_json
 from stormlit.runs.checkpoint import (
-    WholeCheckpoint,
+    VerifiedCheckpoint,
     discard_later,
     list_checkpoints,
-    load_weights,
-    newest_whole,
+    load_modules,
+    newest_valid,
     read_tensors,
     set_aside,
     verify,
@@ -27,79 +27,80 @@ from stormlit.runs.checkpoint import (
 from stormlit.runs.checkpoint_writer import CheckpointWriter
 from stormlit.runs.directory import RunDirectory, find_run
 from stormlit.runs.replay_segments import Segment, verify_replay
-from stormlit.runs.training import Training
+from stormlit.runs.run import Run
+from stormlit.storm.training import Training
 
 
 @dataclass(frozen=True, slots=True)
-class WholeSnapshot:
+class VerifiedSnapshot:
     """A checkpoint and the replay rows it needs, all of which ``verify_snapshot`` has found whole.
 
     segments: the files of rows, by the name of the checkpoint's file that lists them.
     """
 
-    checkpoint: WholeCheckpoint
+    checkpoint: VerifiedCheckpoint
     segments: Mapping[str, Sequence[Segment]]
 
 
-def verify_snapshot(run: RunDirectory, folder: Path) -> WholeSnapshot:
+def verify_snapshot(run: RunDirectory, folder: Path) -> VerifiedSnapshot:
     """Check all that going on from a checkpoint reads; raises ``CheckpointError`` naming the file that is not whole."""
     checkpoint = verify(folder)
-    return WholeSnapshot(checkpoint, verify_replay(checkpoint, run.replay))
+    return VerifiedSnapshot(checkpoint, verify_replay(checkpoint, run.replay))
 
 
-def save_snapshot(training: Training) -> Path:
+def save_snapshot(run: Run) -> Path:
     """Write a checkpoint of every process at the current step; returns its folder.
 
     Raises ``SaveError``, in every process, when one of them cannot write; the checkpoints before are as they were.
     """
-    fabric, process = training.fabric, training.fabric.global_rank
-    writer = CheckpointWriter(training.directory, training.progress.env_steps)
+    training, process = run.training, run.training.fabric.global_rank
+    writer = CheckpointWriter(run.directory, run.env_steps)
 
     def shared_files() -> None:
         if training.is_main:
             writer.begin()
-            writer.add("config.yaml", to_yaml(training.config).encode())
+            writer.add("config.yaml", to_yaml(run.config).encode())
             writer.add_tensors(
                 "weights.pt",
                 {"world_model": training.world_model.state_dict(), "agent": training.agent.state_dict()},
             )
 
     def own_files() -> None:
-        writer.add_tensors(f"training-{process}.pt", training.state_dict())
-        training.segments.save(training.replay)
+        writer.add_tensors(f"training-{process}.pt", run.state_dict())
+        run.segments.save(training.replay)
         first_row = training.replay.total_rows - training.replay.rows
-        writer.add(f"replay-{process}.json", json.dumps(training.segments.index(first_row)).encode())
+        writer.add(f"replay-{process}.json", json.dumps(run.segments.index(first_row)).encode())
         writer.settle()
 
     def commit() -> None:
         if training.is_main:
-            training.tracker.flush()  # a checkpoint that survives a power failure must not be ahead of the metrics
-            writer.commit(training.config.checkpoint.keep, training.run_id)
+            run.tracker.flush()  # a checkpoint that survives a power failure must not be ahead of the metrics
+            writer.commit(run.config.checkpoint.keep, run.run_id)
 
     try:
         for part in (shared_files, own_files, commit):
-            _in_every_process(fabric, part)
+            _in_every_process(training.fabric, part)
     except OSError as error:
         if training.is_main:
             writer.abandon()
         raise SaveError(
-            f"the checkpoint at step {training.progress.env_steps:,} could not be written to {training.directory.path} "
+            f"the checkpoint at step {run.env_steps:,} could not be written to {run.directory.path} "
             f"({error.strerror or error}); the last good one is kept"
         ) from error
-    _drop_unneeded_segments(training)
-    training.clock.restart()
-    training.saved_at = training.progress.env_steps
+    _drop_unneeded_segments(run)
+    run.clock.restart()
+    run.saved_at = run.env_steps
     return writer.final
 
 
-def save_or_go_on(training: Training) -> None:
-    """A checkpoint on the way: one that cannot be written is told and counted, and training goes on."""
+def save_or_go_on(run: Run) -> None:
+    """A checkpoint on the way: one that cannot be written is reported and counted, and training goes on."""
     try:
-        save_snapshot(training)
+        save_snapshot(run)
     except SaveError as error:
-        training.progress.failed_checkpoints += 1
-        training.clock.restart()  # or every step would try again
-        if training.is_main:
+        run.training.progress.failed_checkpoints += 1
+        run.clock.restart()  # or every step would try again
+        if run.training.is_main:
             print(f"stormlit: {error}, and training goes on", file=sys.stderr, flush=True)
 
 
@@ -118,36 +119,33 @@ def _in_every_process(fabric: Fabric, work: Callable[[], None]) -> None:
         raise failure or OSError("another process of the run could not write")
 
 
-def _drop_unneeded_segments(training: Training) -> None:
+def _drop_unneeded_segments(run: Run) -> None:
     """Delete the segments of this process that no checkpoint still there needs."""
     needed = []
-    for folder in list_checkpoints(training.directory):
+    for folder in list_checkpoints(run.directory):
         try:
-            first_row = read_json(folder / f"replay-{training.fabric.global_rank}.json")["first_row"]
+            first_row = read_json(folder / f"replay-{run.training.fabric.global_rank}.json")["first_row"]
         except (CheckpointError, KeyError):
-            return  # damaged: nobody knows what it needs
+            return  # damaged: what it needs is unknown
         needed.append(first_row)
     if needed and all(isinstance(row, int) for row in needed):
-        training.segments.drop_before(min(needed))
+        run.segments.drop_before(min(needed))
 
 
-def load_initial_weights(training: Training, reference: str) -> None:
-    """Begin with the weights of another run, and nothing else of it; raises ``CheckpointError`` as ``load`` does."""
-    directory, folder = find_run(reference, training.directory.root)
-    checkpoint = newest_whole(directory, verify)[0] if folder is None else verify(folder)
-    _load_modules(training, checkpoint)
+def load_initial_weights(training: Training, reference: str, root: Path) -> None:
+    """Begin with the weights of another run, and nothing else of it; raises ``CheckpointError`` as ``load`` does.
+
+    root: the folder that holds all runs.
+    """
+    directory, folder = find_run(reference, root)
+    checkpoint = newest_valid(directory, verify)[0] if folder is None else verify(folder)
+    load_modules(checkpoint, training.world_model, training.agent)
 
 
-def _load_modules(training: Training, checkpoint: WholeCheckpoint) -> None:
-    weights = read_tensors(checkpoint.folder / "weights.pt")
-    load_weights(training.world_model, weights.get("world_model", {}), "world_model")
-    load_weights(training.agent, weights.get("agent", {}), "agent")
-
-
-def restore_snapshot(training: Training, snapshot: WholeSnapshot) -> None:
+def restore_snapshot(run: Run, snapshot: VerifiedSnapshot) -> None:
     """Put a run back where a checkpoint left it. Raises ``CheckpointError`` naming the file that does not fit."""
     folder, files = snapshot.checkpoint.folder, snapshot.checkpoint.manifest["files"]
-    process = training.fabric.global_rank
+    training, process = run.training, run.training.fabric.global_rank
     name, rows = f"training-{process}.pt", f"replay-{process}.json"
     processes = sum(file.startswith("training-") for file in files)
     if processes != training.fabric.world_size:
@@ -157,28 +155,27 @@ def restore_snapshot(training: Training, snapshot: WholeSnapshot) -> None:
     for needed in (name, rows):
         if needed not in files:  # such a file was not verified either
             raise CheckpointError(f"{folder / 'manifest.json'} is damaged: it does not list {needed}")
-    _load_modules(training, snapshot.checkpoint)
+    load_modules(snapshot.checkpoint, training.world_model, training.agent)
     state = read_tensors(folder / name)
     try:
-        training.load_state_dict(state)
+        run.load_state_dict(state)
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{folder / name} does not fit this run: {' '.join(str(error).split())}") from error
-    training.segments.load(training.replay, snapshot.segments[rows])
-    training.saved_at = training.progress.env_steps
+    run.segments.load(training.replay, snapshot.segments[rows])
+    run.saved_at = run.env_steps
 
 
-def forget_other_futures(training: Training, folder: Path | None, damaged: Sequence[Path] = ()) -> None:
+def discard_newer_than(run: Run, folder: Path | None, damaged: Sequence[Path] = ()) -> None:
     """Remove what would contradict the run from here on: checkpoints newer than the one it goes on from and their
     replay rows, or, for a new run (``folder`` None), whatever one that died before its first checkpoint has left.
 
     damaged: newer checkpoints that could not be used; they are kept aside, under another name.
     """
-    directory = training.directory
-    if training.is_main:
+    if run.training.is_main:
         for unusable in damaged:
             print(f"kept the damaged checkpoint {unusable.name} as {set_aside(unusable).name}", file=sys.stderr)
-        dropped = discard_later(directory, folder)
+        dropped = discard_later(run.directory, folder)
         if dropped:
             print(f"dropped the later checkpoints {', '.join(dropped)}: this makes another future", file=sys.stderr)
-    training.fabric.barrier()
-    training.segments.drop_from(training.replay.total_rows)
+    run.training.fabric.barrier()
+    run.segments.drop_from(run.training.replay.total_rows)

@@ -33,21 +33,18 @@ class Collector:
         self.envs, self.player, self.replay = envs, player, replay
         self.returns = returns
         self.held_back = [0.0] * envs.num_envs  # last rewards of the episodes before
+        self.latest_return: float | None = None  # of the last finished episode
         self.random = np.random.default_rng(seed)
         self.obs = envs.reset()
         self.is_first = np.ones(envs.num_envs, dtype=bool)
 
-    def step(self, *, random: bool) -> list[Episode]:
-        """Take one action in every environment.  Returns the episodes that ended."""
-        return self.take(self.choose(random=random))
-
-    def choose(self, *, random: bool) -> np.ndarray:
+    def select_action(self, *, random: bool) -> np.ndarray:
         """The next action of every environment, (N,) int64."""
         if random:
             return self.random.integers(self.envs.num_actions, size=self.envs.num_envs)
         return self.player.act(self.obs, self.is_first)
 
-    def take(self, action: np.ndarray) -> list[Episode]:
+    def step(self, action: np.ndarray) -> list[Episode]:
         """Step the environments and store what happened.  Returns the episodes that ended."""
         outcome = self.envs.step(action)
         # After a crash the row says reward 0 and no end, which nobody knows: one false target a crash, and those are
@@ -55,9 +52,11 @@ class Collector:
         # first of an episode, so that no KL, memory or return reaches across.
         self.replay.append(self.obs, action, outcome.reward, outcome.terminated, self.is_first)
         self.obs, self.is_first = outcome.obs, outcome.is_first
-        if self.returns == "complete":
-            return outcome.episodes
-        return [self._without_last_reward(episode) for episode in outcome.episodes]
+        episodes = outcome.episodes
+        if self.returns == "without_last_reward":
+            episodes = [self._without_last_reward(episode) for episode in episodes]
+        self.latest_return = next((e.episode_return for e in reversed(episodes) if not e.crashed), self.latest_return)
+        return episodes
 
     def _without_last_reward(self, episode: Episode) -> Episode:
         reported = episode.episode_return - episode.last_reward + self.held_back[episode.env_index]

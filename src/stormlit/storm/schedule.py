@@ -76,6 +76,21 @@ class Ratio:
 
 
 @dataclass(slots=True)
+class Plan:
+    """What a training does, in environment steps over all environments and processes.
+
+    env_steps: budget.  warmup_steps: random start.  world_model, agent: the updates that steps owe.
+    overlap: whether the updates are launched before the environments take the step that comes next.
+    """
+
+    env_steps: int
+    warmup_steps: int
+    world_model: Ratio
+    agent: Ratio
+    overlap: bool = False
+
+
+@dataclass(slots=True)
 class Progress:
     """How far a run has come.  env_steps: after frame skip, over all environments and processes."""
 

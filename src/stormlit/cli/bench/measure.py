@@ -143,7 +143,7 @@ def _describe(name: str, phases: Phases) -> Measured:
     training = phases.training
     return Measured(
         name=name,
-        config=training.config,
+        config=phases.config,
         precision=training.fabric._precision.precision,
         device=training.fabric.device,
         times_per_env_step={phase: phases.times_per_env_step(phase) for phase in PHASES},

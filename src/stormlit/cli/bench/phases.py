@@ -6,19 +6,15 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from stormlit.cli.bench.counting import OperationCounter
 from stormlit.config.schema import Config
-from stormlit.runs.assembly import make_fabric
-from stormlit.runs.directory import RunDirectory
-from stormlit.runs.training import Training, build_training
+from stormlit.runs.assembly import build_training, make_fabric
 from stormlit.storm import loop
 from stormlit.storm.schedule import Ratio
-from stormlit.tracking import NoneTracker
+from stormlit.storm.training import Training
 
 SAMPLE_BATCH, WORLD_MODEL, SAMPLE_CONTEXTS = "sample batch", "world-model update", "sample contexts"
 IMAGINATION, AGENT, ACTING, STEPPING = "imagination", "agent update", "acting", "environment step"
@@ -31,21 +27,20 @@ PHASES = (*COLLECT, *FIT_WORLD_MODEL, *IMPROVE_AGENT)
 
 @contextmanager
 def prepared(config: Config) -> Iterator[Phases]:
-    """A training in a temporary folder, without a tracker, after its random start, and its phases.
+    """A training after its random start, and its phases; nothing is written.
 
     The buffer holds ``loop.warmup_steps`` environment steps, or more where windows are longer.
     Raises what building a training raises.
     """
-    with TemporaryDirectory(prefix="stormlit-bench-") as folder:
-        path = Path(folder)
-        training = build_training(config, make_fabric(config), RunDirectory(path / "run"), NoneTracker(path, path))
-        try:
-            longest = max(config.loop.batch_length, config.imagination.context_length)
-            for _ in range(max(training.warmup_steps // training.envs.num_envs, longest)):
-                training.collector.step(random=True)
-            yield Phases(training)
-        finally:
-            training.envs.close()
+    training = build_training(config, make_fabric(config))
+    collector = training.collector
+    try:
+        longest = max(config.loop.batch_length, config.imagination.context_length)
+        for _ in range(max(training.plan.warmup_steps // training.envs.num_envs, longest)):
+            collector.step(collector.select_action(random=True))
+        yield Phases(training, config)
+    finally:
+        training.envs.close()
 
 
 class Phases:
@@ -54,12 +49,12 @@ class Phases:
     training: one whose replay buffer holds windows of full length.
     """
 
-    def __init__(self, training: Training) -> None:
-        self.training, self._collector = training, training.collector
+    def __init__(self, training: Training, config: Config) -> None:
+        self.training, self.config, self._collector = training, config, training.collector
         self._action = np.zeros(training.envs.num_envs, dtype=np.int64)
-        self._batch = loop.sample_batch(training)
-        self._contexts = loop.sample_contexts(training)
-        self._trajectory = loop.imagine_rollouts(training, self._contexts)
+        self._batch = training.experience.sample_batch()
+        self._contexts = training.experience.sample_contexts()
+        self._trajectory = loop.imagine(training, self._contexts)
         self._functions: dict[str, Callable[[], None]] = {
             ACTING: self._act,
             STEPPING: self._step,
@@ -86,7 +81,7 @@ class Phases:
 
     def times_per_env_step(self, phase: str) -> float:
         """How often the training loop runs a phase for every environment step."""
-        settings = self.training.config.loop
+        settings = self.config.loop
         if phase in COLLECT:
             return 1 / self.training.envs.num_envs
         if phase in FIT_WORLD_MODEL:
@@ -96,13 +91,13 @@ class Phases:
     @property
     def whole_env_steps(self) -> int:
         """Environment steps after which every update they owe is a whole one (fractions to the nearest 1/100)."""
-        settings, num_envs = self.training.config.loop, self.training.envs.num_envs
+        settings, num_envs = self.config.loop, self.training.envs.num_envs
         rates = settings.world_model_updates_per_env_step, settings.agent_updates_per_env_step
         return num_envs * math.lcm(*(Fraction(rate * num_envs).limit_denominator(100).denominator for rate in rates))
 
     def run_whole(self) -> None:
         """Take ``whole_env_steps`` with all the updates they owe, as ``loop.fit`` does."""
-        settings, num_envs = self.training.config.loop, self.training.envs.num_envs
+        settings, num_envs = self.config.loop, self.training.envs.num_envs
         owed = [
             (FIT_WORLD_MODEL, Ratio(settings.world_model_updates_per_env_step)),
             (IMPROVE_AGENT, Ratio(settings.agent_updates_per_env_step)),
@@ -114,16 +109,16 @@ class Phases:
 
     def _act(self) -> None:
         with self.training.fabric.autocast():
-            self._action = self._collector.choose(random=False)
+            self._action = self._collector.select_action(random=False)
 
     def _step(self) -> None:
-        self._collector.take(self._action)
+        self._collector.step(self._action)
 
     def _sample_batch(self) -> None:
-        self._batch = loop.sample_batch(self.training)
+        self._batch = self.training.experience.sample_batch()
 
     def _sample_contexts(self) -> None:
-        self._contexts = loop.sample_contexts(self.training)
+        self._contexts = self.training.experience.sample_contexts()
 
     def _imagine(self) -> None:
-        self._trajectory = loop.imagine_rollouts(self.training, self._contexts)
+        self._trajectory = loop.imagine(self.training, self._contexts)

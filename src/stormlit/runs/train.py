@@ -1,0 +1,243 @@
+"""One training run from beginning to end: directory, tracker, loop, last evaluation, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+
+from stormlit.config.compose import to_tree, to_yaml
+from stormlit.config.schema import Config
+from stormlit.envs import env_name
+from stormlit.errors import ConfigError
+from stormlit.files import write_atomically
+from stormlit.registry import build
+from stormlit.runs.assembly import build_training
+from stormlit.runs.checkpoint import latest_checkpoint, list_checkpoints
+from stormlit.runs.directory import RunDirectory, exclusive
+from stormlit.runs.housekeeping import after_step, evaluate_agent, log_metrics, make_media, record, warn_on_os_error
+from stormlit.runs.play import play_baselines
+from stormlit.runs.progress import ProgressBar
+from stormlit.runs.run import Run
+from stormlit.runs.signals import Stopped, StopSignals
+from stormlit.runs.snapshot import (
+    VerifiedSnapshot,
+    discard_newer_than,
+    load_initial_weights,
+    restore_snapshot,
+    save_snapshot,
+)
+from stormlit.storm.evaluate import Evaluation
+from stormlit.storm.loop import fit
+from stormlit.tracking import RunStatus, Tracker, run_tags
+
+
+def new_run(config: Config, files: list[str], fabric: Fabric) -> tuple[Config, RunDirectory]:
+    """Name a new run. The main process decides, the others follow.
+
+    Returns the configuration with its name filled in.  Raises ``ConfigError`` when the name is taken.
+    """
+    name = ""
+    if fabric.is_global_zero:
+        name = config.run.name or (plain_name if config.resume == "auto" else _free_name)(config, files)
+    name = fabric.broadcast(name)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
+    directory = RunDirectory(Path(config.run.dir).expanduser() / name)
+    # A run that died before its first checkpoint has nothing to go on with: it may begin anew.
+    if fabric.broadcast(bool(list_checkpoints(directory))):
+        raise ConfigError(
+            f"run.name={name}: there is a run of that name in {config.run.dir}; go on with "
+            f"`stormlit resume {name}` or choose another name"
+        )
+    return config, directory
+
+
+def train_run(
+    config: Config,
+    fabric: Fabric,
+    directory: RunDirectory,
+    snapshot: VerifiedSnapshot | None = None,
+    damaged: Sequence[Path] = (),
+) -> None:
+    """Train from scratch, or from a checkpoint of the same run, to the end of the budget, and report.
+
+    damaged: newer checkpoints that cannot be used and are to be kept aside.
+    Raises ``Stopped`` when a signal has ended it, ``SaveError`` when the last checkpoint could not be written.
+    """
+    # What this process decided upon: between that and the lock another one may train the run.
+    known = [] if snapshot is None else list_checkpoints(directory)
+    node = config.tracking if fabric.is_global_zero else {"name": "none"}
+    tracker: Tracker = build("tracker", node, directory.path, directory.root, key="tracking")
+    # Everything that can be wrong with the input is found before the first trace of the run is left.
+    run = Run.of(config, directory, build_training(config, fabric), tracker)
+    if snapshot is not None:
+        restore_snapshot(run, snapshot)
+    elif config.run.init_from is not None:
+        load_initial_weights(run.training, config.run.init_from, directory.root)
+    with exclusive(directory) if fabric.is_global_zero else nullcontext():
+        if fabric.is_global_zero:
+            _refuse_if_changed(directory, known)
+            _begin(run, run_id=_run_id(directory, snapshot))
+        with _writable(directory):
+            discard_newer_than(run, None if snapshot is None else snapshot.checkpoint.folder, damaged)
+        results = _train_to_the_end(run)
+        if fabric.is_global_zero:
+            with warn_on_os_error("that the run is finished"):
+                directory.write_finished(run.env_steps)
+    if results:
+        print(report(run, results), flush=True)
+
+
+def _train_to_the_end(run: Run) -> list[Evaluation]:
+    """Fit and finish with the progress bar shown; whatever happens, the tracker's run is closed with how it ended."""
+    status: RunStatus = "FAILED"
+    training = run.training
+    with StopSignals() as run.signals:
+        try:
+            with ProgressBar(training.plan.env_steps, run.env_steps, enabled=training.is_main) as run.bar:
+                fit(training, lambda: after_step(run))
+                results = finish(run)
+            status = "FINISHED"
+        except (KeyboardInterrupt, Stopped):
+            status = "KILLED"
+            raise
+        finally:
+            training.envs.close()
+            with warn_on_os_error(f"the tracker's last words, {status},"):
+                run.tracker.finish(status)
+    return results
+
+
+def _run_id(directory: RunDirectory, snapshot: VerifiedSnapshot | None) -> str | None:
+    """The tracker's run to go on with, None for a new one."""
+    if snapshot is None:
+        return None
+    return snapshot.checkpoint.manifest.get("run_id") or directory.run_id()
+
+
+def _refuse_if_changed(directory: RunDirectory, known: list[Path]) -> None:
+    if list_checkpoints(directory) != known:
+        raise ConfigError(
+            f"run.name={directory.name}: another process has trained that run in {directory.root} meanwhile; "
+            f"go on with `stormlit resume {directory.name}` or choose another name"
+        )
+
+
+@contextmanager
+def _writable(directory: RunDirectory) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"run.dir={directory.root}: cannot write there ({error.strerror or error})") from error
+
+
+def _begin(run: Run, run_id: str | None) -> None:
+    """Leave the first traces of a run, or go on with the tracker's run ``run_id``."""
+    config, directory, tracker = run.config, run.directory, run.tracker
+    tags = _tags(config, run.training.fabric)
+    from_step = None if run_id is None else run.env_steps
+    with _writable(directory):
+        run.run_id = tracker.start(
+            name=directory.name, params=to_tree(config), tags=tags, run_id=run_id, from_step=from_step
+        )
+        directory.forget_finished()
+        write_atomically(directory.config_file, to_yaml(config).encode())
+        directory.write_identity(run.run_id)
+        tracker.artifact(directory.config_file)
+    print(_headline(run), file=sys.stderr, flush=True)
+
+
+def finish(run: Run) -> list[Evaluation]:
+    """The last metrics, checkpoint, video and evaluations; returns the agent's and the baselines' results."""
+    schedules, env_steps = run.schedules, run.env_steps
+    # What the loop has done at this very step is not done twice.
+    # Saved before the means are taken, so that a run that goes on from here logs what an unbroken one would.
+    if run.saved_at != env_steps:
+        save_snapshot(run)
+    with run.signals.at_once():
+        if schedules.log.last_due != env_steps:
+            log_metrics(run)
+        if schedules.media.last_due != env_steps:
+            make_media(run)
+        # A process that died after evaluating on the way, at the last step, has left none to this one.
+        if schedules.evaluation.last_due != env_steps or run.latest_evaluation is None:
+            evaluate_agent(run)
+        if run.latest_evaluation is None:
+            return []
+        run.tracker.artifact(latest_checkpoint(run.directory), "checkpoints")
+        baselines = play_baselines(run.config)
+        for baseline in baselines:
+            record(run, {f"eval/baseline/{baseline.policy}": baseline.mean}, "baselines")
+        return [run.latest_evaluation, *baselines]
+
+
+def report(run: Run, results: list[Evaluation]) -> str:
+    """What came out and where it is, for a person."""
+    directory = run.directory
+    width = max(len(result.policy) for result in results)
+    videos = sorted(directory.media.glob("dream-[0-9]*"))
+    lines = [
+        "",
+        f"{results[0].game}, {run.env_steps:,} environment steps: returns",
+        *(f"  {result.policy:<{width}} {result.summary()}" for result in results),
+        "",
+        f"run         {directory.path}  (name for `stormlit eval`, `dream`, `resume`: {directory.name})",
+        f"checkpoint  {latest_checkpoint(directory)}",
+        *(f"dream video {video}" for video in videos[-1:]),
+        *run.tracker.where_to_look(),
+    ]
+    return "\n".join(lines)
+
+
+def plain_name(config: Config, files: list[str]) -> str:
+    """``<file>-<environment>-s<seed>``."""
+    stem = re.sub(r"[^\w.+-]+", "-", Path(files[-1]).stem).strip("-.+") if files else ""
+    return f"{stem or 'storm'}-{env_name(config.env)}-s{config.seed}"
+
+
+def _free_name(config: Config, files: list[str]) -> str:
+    """The plain name, with a number behind it when that is taken."""
+    name = plain_name(config, files)
+    taken, number = name, 2
+    while list_checkpoints(RunDirectory(Path(config.run.dir).expanduser() / taken)):
+        taken, number = f"{name}-{number}", number + 1
+    return taken
+
+
+def _tags(config: Config, fabric: Fabric) -> dict[str, str]:
+    return {"game": env_name(config.env), "seed": str(config.seed), **run_tags(fabric.device)}
+
+
+def _headline(run: Run) -> str:
+    """What is about to run, and how much memory the replay buffer may take."""
+    config, training = run.config, run.training
+    fabric, replay, demonstrations = training.fabric, training.replay, training.experience.demonstrations
+    parameters = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (training.world_model, training.agent)]
+    shape = "x".join(str(n) for n in training.envs.obs_shape)
+    lines = [
+        f"{run.directory.name}: {env_name(config.env)} on {fabric.device} ({fabric._precision.precision}, "
+        f"{fabric.world_size} process{'es' * (fabric.world_size > 1)}, {torch.get_num_threads()} threads)",
+        f"world model {parameters[0]:.2f} M parameters, agent {parameters[1]:.2f} M",
+        f"replay buffer {replay.row_capacity * replay.num_envs:,} steps of {shape} uint8: at most "
+        f"{replay.nbytes / 2**20:,.0f} MiB on {replay.device}",
+    ]
+    if demonstrations is not None:
+        lines.append(
+            f"demonstrations: {demonstrations.steps:,} steps of "
+            f"{', '.join(file.name for file in demonstrations.files)}: "
+            f"{config.demonstrations.batch_size} more windows in a batch, "
+            f"{config.demonstrations.imagination_batch_size} more contexts in an imagination"
+        )
+    if training.plan.warmup_steps < config.loop.warmup_steps:
+        lines.append(
+            f"loop.env_steps={config.loop.env_steps} is not more than loop.warmup_steps={config.loop.warmup_steps}: "
+            f"the random start is shortened to {training.plan.warmup_steps} steps"
+        )
+    return os.linesep.join(lines)
