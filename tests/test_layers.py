@@ -74,7 +74,7 @@ def test_imports_go_down_only(module: str) -> None:
         assert ROOMS.index(_room(imported)) <= floor, f"{module} imports {imported}, which is above it"
 
 
-@pytest.mark.parametrize("module", [module for module in INNER if _room(module) in ("ops", "nn", "storm")])
+@pytest.mark.parametrize("module", [module for module in INNER if _room(module) in ("ops", "storm")])
 def test_the_method_is_given_plain_values_instead_of_the_configuration(module: str) -> None:
     assert _configuration_in(ast.parse(MODULES[module].read_text())) == []
 
