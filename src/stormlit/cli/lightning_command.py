@@ -6,6 +6,7 @@ Nothing heavy is imported before it is known to be needed.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Collection, Sequence
 from importlib import metadata
@@ -71,10 +72,15 @@ def _script_position(words: Sequence[str], value_options: Collection[str]) -> in
 
 def _fabric_run(given: Sequence[str]) -> NoReturn:
     from lightning.fabric.cli import _main as fabric  # the console script `fabric`; imports torch
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     options = [parameter for parameter in fabric.commands["run"].params if parameter.param_type_name == "option"]
     value_options = {name for option in options for name in option.opts}
-    fabric.main(["run", *fabric_arguments(given, value_options)], prog_name="lightning")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what is wrong
+    try:
+        fabric.main(["run", *fabric_arguments(given, value_options)], prog_name="lightning")
+    except ChildFailedError as error:
+        sys.exit(error.get_first_failure()[1].exitcode)
 
 
 def _lightning_sdk(subcommand: str) -> int:

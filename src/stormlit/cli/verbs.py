@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from stormlit import __version__
+from stormlit.cli.streams import unbreakable_streams
 from stormlit.errors import ConfigError, StormlitError
 from stormlit.runs.signals import Stopped
 
 RUN_HELP = "a run's name, its MLflow run id, or the path of a run or checkpoint"
-INTERRUPTED = 130
+BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,11 +27,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # `fabric run script -- train ...` hands the separator through.
     parsed = _parser().parse_args(words[1:] if words[:1] == ["--"] else words)
+    with unbreakable_streams() as output:
+        code = _run(parsed)
+        output.flush()
+        if output.error is not None and not isinstance(output.error, BrokenPipeError):
+            # A reader such as `head` may have seen enough; anything else is worth a word.
+            print(f"stormlit: the output could not be written ({_reason(output.error)})", file=sys.stderr)
+            if code == 0 and parsed.verb not in ("train", "resume"):  # what those are asked for is on the disk
+                code = NOT_WRITTEN
+    return code
+
+
+def _run(parsed: argparse.Namespace) -> int:
     command: Callable[[argparse.Namespace], None] = parsed.command
     try:
         command(parsed)
     except StormlitError as error:
-        print(f"stormlit: error: {error}", file=sys.stderr)
+        # Each of several processes finds the same input wrong.
+        if error.exit_code != BAD_INPUT or os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"stormlit: error: {error}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
         print(f"stormlit: {stopped}", file=sys.stderr)
@@ -37,9 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stormlit: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()
     return 0
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def train(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -29,10 +29,11 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """A context that notes SIGTERM, SIGINT and SIGUSR1 in ``received`` (0: none yet) instead of ending the process.
+    """A context that notes ``STOPPING`` signals in ``received`` (0: none yet) instead of ending the process.
 
     A SIGINT after that raises ``KeyboardInterrupt`` at once; other signals are ignored from then on. Outside the main
     thread, where Python allows no handlers, nothing changes. The handlers there were before come back at the end.
+    Under `nohup`, which ignores SIGHUP, that stays ignored.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,9 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in STOPPING}
+            under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            noted = [number for number in STOPPING if not (under_nohup and number == signal.SIGHUP)]
+            self._before = {number: signal.signal(number, self._note) for number in noted}
         return self
 
     def __exit__(
