@@ -266,7 +266,7 @@ def failing(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> 
     assert main(command) == 3
     (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stormlit: error:")]
     assert status(tmp_path / "run") == "FAILED"
-    assert "the run is saved: go on with `stormlit resume run env.max_restarts=N`" in told
+    assert f"the run is saved: go on with `stormlit resume {tmp_path / 'run'} env.max_restarts=N`" in told
     return told
 
 

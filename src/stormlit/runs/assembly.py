@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 
 from stormlit.config.schema import Config
 from stormlit.envs import VectorEnv
@@ -97,7 +98,12 @@ def make_fabric(config: Config) -> Fabric:
             precision=None if "LT_PRECISION" in os.environ else precision,  # type: ignore[arg-type]
         )
     else:
-        fabric = Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+        fabric = Fabric(
+            accelerator="cuda" if on_gpu else "cpu",
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]
+            plugins=LightningEnvironment(),  # not that of a SLURM job, whose tasks are no business of one process
+        )
         fabric.launch()
     # With several processes Fabric would round every float that goes into a training step to half precision, rewards
     # and continuations too; autocast, which we open ourselves, rounds only where it is safe.

@@ -52,7 +52,7 @@ def after_step(run: Run) -> None:
     if not stopped_by:
         return save_or_go_on(run)
     save_snapshot(run)
-    raise Stopped(stopped_by, f"after step {env_steps:,}; go on with `{run.resume_command()}`")
+    raise Stopped(stopped_by, f"after step {env_steps:,}; go on with `{run.directory.resume_command()}`")
 
 
 def _show_progress(run: Run) -> None:
@@ -79,7 +79,7 @@ def _save_and_fail(run: Run, failure: EnvironmentCrashError | None) -> NoReturn:
         save_snapshot(run)
     except SaveError as error:
         raise EnvironmentCrashError(f"{what}; besides, {error}") from failure
-    go_on = run.resume_command("env.max_restarts=N")
+    go_on = run.directory.resume_command("env.max_restarts=N")
     raise EnvironmentCrashError(f"{what}; the run is saved: go on with `{go_on}`") from failure
 
 
