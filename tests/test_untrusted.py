@@ -55,7 +55,7 @@ class Subject:
                 tensor.zero_()
         training.replay.total_rows = training.progress.env_steps = training.progress.episodes = 0
         checkpoint = newest(self.run)
-        snapshot = verify_snapshot(directory, checkpoint)
+        snapshot = verify_snapshot(checkpoint)
         text = (checkpoint / "config.yaml").read_bytes()
         if text not in self.configurations:
             self.configurations[text] = to_tree(compose([str(checkpoint / "config.yaml")]))

@@ -14,8 +14,8 @@ from stormlit.config.schema import Config
 from stormlit.envs import EnvSettings, VectorEnv
 from stormlit.envs import make_env as make_gymnasium_env
 from stormlit.runs.assembly import build_modules, player_factory
-from stormlit.runs.checkpoint import load_modules, newest_valid, verify
-from stormlit.runs.directory import RunDirectory, find_run
+from stormlit.runs.checkpoint import find_checkpoint, load_modules, verify
+from stormlit.runs.directory import RunDirectory
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.player import Player
 from stormlit.storm.world_model import WorldModel
@@ -47,8 +47,7 @@ def load(
     overrides: ``key=value`` changes to the run's configuration, such as ``evaluation.episodes=5``.
     Raises ``CheckpointError`` when it cannot be found, trusted or fitted, ``ConfigError`` for a bad override.
     """
-    directory, folder = find_run(reference, Path(run_dir).expanduser())
-    checkpoint = newest_valid(directory, verify)[0] if folder is None else verify(folder)
+    directory, checkpoint, _ = find_checkpoint(reference, Path(run_dir).expanduser(), verify)
     folder = checkpoint.folder
     config = compose([str(folder / "config.yaml")], overrides)
     envs = VectorEnv(dataclasses.replace(config.env, num_envs=1), seed=config.seed)
