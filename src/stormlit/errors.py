@@ -19,10 +19,6 @@ class ConfigError(StormlitError):
     """A configuration key, part, option or value that does not exist or has the wrong type."""
 
 
-class OptionError(ConfigError):
-    """A part's option out of range; begins with the option's bare name, which whoever builds the part completes."""
-
-
 class EnvironmentSetupError(StormlitError):
     """An unknown environment, or one whose observation or action space is not supported."""
 
@@ -62,10 +58,3 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     by_lowercase = {choice.lower(): choice for choice in choices}
     match = difflib.get_close_matches(word.lower(), list(by_lowercase), n=1, cutoff=0.5)
     return f" (did you mean '{by_lowercase[match[0]]}'?)" if match else ""
-
-
-def check_option(option: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raise ``OptionError`` unless ``low <= value <= high``."""
-    if not low <= value <= high:
-        expected = f"{low:g} to {high:g}" if high != float("inf") else f"at least {low:g}"
-        raise OptionError(f"{option}={value} is out of range: expected {expected}")

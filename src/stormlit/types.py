@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # an environment's process needs these types too, and not the
     import torch
     from torch import Tensor
 
-PartNode = Mapping[str, Any]
-"""A component node of the configuration, ``{name: cnn, **options}``."""
+PartNode = str | Mapping[str, Any]
+"""A component node of the configuration: ``{name: cnn, **options}``, or the name alone."""
 
 
 @dataclass(slots=True)

@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 from stormlit import nn, tracking
+from stormlit.config.schema import KEYS
 from stormlit.nn import agent_states as agent_state
 
-PART_KEYS: dict[str, str] = {
-    "world_model.encoder": "encoder",
-    "world_model.decoder": "decoder",
-    "world_model.latent": "latent",
-    "world_model.sequence_model": "sequence_model",
-    "world_model.reward_head": "head",
-    "world_model.continuation_head": "head",
-    "agent.agent_state": "agent_state",
-    "agent.actor": "head",
-    "agent.critic": "head",
-    "tracking": "tracker",
-}
+PART_KEYS = {key: option.part for key, option in KEYS.items() if option.part}
 
 __all__ = ["PART_KEYS", "agent_state", "nn", "tracking"]

@@ -7,7 +7,6 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
 from stormlit.storm.demonstrations import DemonstrationBuffer
 from stormlit.storm.experience import Experience, Windows
-from stormlit.storm.imagine import imagine
+from stormlit.storm.imagine import Imagination
 from stormlit.storm.learner import Learner
 from stormlit.storm.player import Player
 from stormlit.storm.replay import ReplayBuffer
@@ -129,8 +128,9 @@ def launched_by_fabric() -> bool:
 def build_modules(config: Config, obs_shape: tuple[int, ...], num_actions: int) -> tuple[WorldModel, ActorCritic]:
     """World model and agent for an environment.  obs_shape: (Y, X, C).  num_actions: A."""
     rows, columns, channels = obs_shape
-    world_model = WorldModel((channels, rows, columns), num_actions, **_options(config.world_model))
-    agent = ActorCritic(world_model.latent_dim, world_model.hidden_dim, num_actions, **_options(config.agent))
+    world_model = WorldModel((channels, rows, columns), num_actions, **dataclasses.asdict(config.world_model))
+    widths = world_model.latent_dim, world_model.hidden_dim
+    agent = ActorCritic(*widths, num_actions, **dataclasses.asdict(config.agent))
     return world_model, agent
 
 
@@ -138,29 +138,18 @@ def player_factory(
     config: Config, world_model: WorldModel, agent: ActorCritic, *, compile: bool = False
 ) -> Callable[[VectorEnv], Player]:
     """Builds players for given environments."""
-    options = _options(config.player)
-    return lambda envs: Player(world_model, agent, num_envs=envs.num_envs, compile=compile, **options)
+    options = dataclasses.asdict(config.player)
+    return lambda envs: Player(world_model, agent, envs.num_envs, compile, **options)
 
 
 def imagination(
     config: Config, world_model: WorldModel, agent: ActorCritic, device: torch.device, *, compile: bool
 ) -> Callable[[Batch], Trajectory]:
     """The rollouts that the configuration asks for, as a function of their contexts."""
-    settings = config.imagination
-
-    def rollouts(context: Batch) -> Trajectory:
-        return imagine(
-            world_model,
-            agent,
-            context,
-            horizon=settings.horizon,
-            from_posterior=settings.start == "posterior",
-            hard_ends=settings.ends == "hard",
-        )
-
+    rollouts = Imagination(world_model, agent, **dataclasses.asdict(config.imagination))
     if not compile:
         return rollouts
-    compiled = Compiled(rollouts, "imagination", device, full_windows(settings.context_length))
+    compiled = Compiled(rollouts.__call__, "imagination", device, full_windows(rollouts.context_length))
     # What a CUDA graph returns is gone with the next one, and the agent's update is one.
     return (lambda context: compiled(context).clone()) if device.type == "cuda" else compiled
 
@@ -183,9 +172,9 @@ def build_replay(config: Config, fabric: Fabric, obs_shape: tuple[int, ...]) -> 
             capacity,
             config.env.num_envs,
             (rows, columns, channels),
-            device=device,
-            seed=seed,
-            mark_episode_starts=config.replay.episode_starts == "marked",
+            device,
+            seed,
+            episode_starts=config.replay.episode_starts,
             order=config.replay.order,
         )
     except RuntimeError as error:  # what PyTorch's allocators raise
@@ -243,16 +232,6 @@ def per_process(total: int, processes: int, key: str) -> int:
     if total % processes:
         raise ConfigError(f"{key}={total} cannot be divided among {processes} processes")
     return total // processes
-
-
-def _options(settings: Any) -> dict[str, Any]:
-    """The fields of a settings dataclass as keyword arguments; nested ones as mappings, except the optimiser's."""
-    options: dict[str, Any] = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        nested = dataclasses.is_dataclass(value) and field.name != "optimizer"
-        options[field.name] = dataclasses.asdict(value) if nested else value
-    return options
 
 
 def _agreed(name: str, configured: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -137,12 +137,3 @@ class MlflowStore:
 def out_of_reach(error: Exception) -> bool:
     """Whether an error of ``MlflowStore`` may pass by itself, rather than being the configuration's fault."""
     return isinstance(error, OSError) or getattr(error, "error_code", None) in _OUT_OF_REACH
-
-
-def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The leaves of nested mappings as text, their keys joined by dots; an empty mapping is a leaf."""
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)

@@ -9,13 +9,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from stormlit.errors import ConfigError, check_option
-from stormlit.registry import register
+from stormlit.errors import ConfigError
+from stormlit.registry import Option, leaves, register
 from stormlit.tracking.base import RunStatus
 from stormlit.tracking.machine_load import MachineLoad
-from stormlit.tracking.mlflow_store import MlflowStore, flatten, out_of_reach
+from stormlit.tracking.mlflow_store import MlflowStore, out_of_reach
 from stormlit.tracking.sender import Sender, first_line, send_all
 from stormlit.tracking.spool import Backlog, Spool
 
@@ -42,10 +42,7 @@ class MlflowTracker:
     recorded twice: the first value stays, and the second would be the same but for measured times. If the run goes on
     with another configuration, which makes another future, a value that differs is recorded beside the first.
 
-    uri: MLflow tracking URI; None means ``sqlite:///<root>/mlflow.db`` (absolute).
-    experiment: the MLflow experiment, created when missing; a database keeps its artifacts in ``<root>/artifacts``.
-    flush_seconds: how long metric points are gathered before they are sent together.
-    system_metrics: also record the machine's load (processor, memory, disk, network, GPU) every 10 s.
+    A database keeps its artifacts in ``<root>/artifacts``.
     """
 
     def __init__(
@@ -53,12 +50,11 @@ class MlflowTracker:
         run_dir: Path,
         root: Path,
         *,
-        uri: str | None = None,
-        experiment: str = "stormlit",
-        flush_seconds: float = 10.0,
-        system_metrics: bool = False,
+        uri: Annotated[str | None, Option("MLflow tracking URI; null: sqlite:///<run.dir>/mlflow.db")] = None,
+        experiment: Annotated[str, Option("MLflow experiment, created when missing")] = "stormlit",
+        flush_seconds: Annotated[float, Option("how long points are gathered before they are sent", low=0)] = 10.0,
+        system_metrics: Annotated[bool, Option("also record the machine's load, every 10 s")] = False,
     ) -> None:
-        check_option("flush_seconds", flush_seconds, 0)
         self._run_dir = run_dir.resolve()
         self._root = root.resolve()
         self._uri = uri or f"sqlite:///{(self._root / 'mlflow.db').as_posix()}"
@@ -86,7 +82,7 @@ class MlflowTracker:
 
         A run goes on without an answer; only a store that answers that it does not have the run is an error then.
         """
-        flat = dict(flatten(params))
+        flat = {key: str(value) for key, value in leaves(params)}
         store = MlflowStore(self._uri, self._run_dir, self._root, run_id or "")
         try:
             store.open()

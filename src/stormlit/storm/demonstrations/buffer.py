@@ -58,7 +58,7 @@ class DemonstrationBuffer:
             (rows, columns, channels),
             device=device,
             seed=seed,
-            mark_episode_starts=mark_episode_starts,
+            episode_starts="marked" if mark_episode_starts else "ignored",
         )
         end = 0
         for demonstration in demonstrations:
