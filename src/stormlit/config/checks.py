@@ -50,6 +50,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("loop.max_nonfinite_updates", 0, 10**9),
     ("evaluation.episodes", 1, 10**6),
     ("evaluation.num_envs", 1, 10**4),
+    ("evaluation.max_steps_per_episode", 1, 2**31 - 1),
     ("evaluation.every_env_steps", 0, 10**12),
     ("checkpoint.every", 1, 10**12),
     ("checkpoint.every_minutes", 0, 10**9),
@@ -68,7 +69,7 @@ def check_ranges(config: Config) -> None:
     """Raise ``ConfigError`` for the first value out of range, or the first pair of values that contradict."""
     for key, low, high in RANGES:
         value = _value(config, key)
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise ConfigError(f"{key}={value} is out of range: expected {low:g} to {high:g}")
     for key, number in _numbers(dataclasses.asdict(config), ""):
         if not math.isfinite(number):

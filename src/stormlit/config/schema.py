@@ -188,6 +188,8 @@ class EvaluationSettings:
     num_envs: int = 5
     # dealt: each environment plays a fixed share of the episodes; first_to_end: those that end first are counted.
     selection: Literal["dealt", "first_to_end"] = "dealt"
+    # Environment steps after which an episode is truncated, on top of the environment's own limits; None: never.
+    max_steps_per_episode: int | None = 108_000
     # Most likely action instead of a sampled one.
     greedy: bool = False
     # Also during training; 0 only at the end.

@@ -22,6 +22,7 @@ from stormlit.runs.memory import keep_freed_memory
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
 from stormlit.storm.demonstrations import DemonstrationBuffer
+from stormlit.storm.evaluate import Evaluation, OnStep, evaluate, evaluate_baselines
 from stormlit.storm.experience import Experience, Windows
 from stormlit.storm.imagine import imagine
 from stormlit.storm.learner import Learner
@@ -55,7 +56,7 @@ def build_training(config: Config, fabric: Fabric) -> Training:
     world_model.eval()
     agent.eval()
     replay = build_replay(config, fabric, envs.obs_shape)
-    player = player_factory(config, world_model, agent, compile=compile)(envs)
+    player = player_factory(config, world_model, agent, compile=compile)(envs.num_envs)
     torch.manual_seed(config.seed + fabric.global_rank)
     return Training(
         fabric=fabric,
@@ -136,10 +137,48 @@ def build_modules(config: Config, obs_shape: tuple[int, ...], num_actions: int) 
 
 def player_factory(
     config: Config, world_model: WorldModel, agent: ActorCritic, *, compile: bool = False
-) -> Callable[[VectorEnv], Player]:
-    """Builds players for given environments."""
+) -> Callable[[int], Player]:
+    """Builds players for a number of environments."""
     options = _options(config.player)
-    return lambda envs: Player(world_model, agent, num_envs=envs.num_envs, compile=compile, **options)
+    return lambda num_envs: Player(world_model, agent, num_envs=num_envs, compile=compile, **options)
+
+
+def run_evaluation(
+    config: Config,
+    fabric: Fabric,
+    world_model: WorldModel,
+    agent: ActorCritic,
+    on_step: OnStep | None = None,
+) -> Evaluation:
+    """The agent's returns over ``evaluation.episodes`` whole episodes, in the run's precision."""
+    settings = config.evaluation
+    with fabric.autocast():
+        return evaluate(
+            "agent",
+            player_factory(config, world_model, agent),
+            config.env,
+            episodes=settings.episodes,
+            num_envs=settings.num_envs,
+            seed=config.seed,
+            max_steps_per_episode=settings.max_steps_per_episode,
+            greedy=settings.greedy,
+            selection=settings.selection,
+            on_step=on_step,
+        )
+
+
+def run_baselines(config: Config, on_step: Callable[[str], OnStep] | None = None) -> list[Evaluation]:
+    """The returns of ``evaluation.baselines`` over as many episodes, from the same seeds."""
+    settings = config.evaluation
+    return evaluate_baselines(
+        settings.baselines,
+        config.env,
+        episodes=settings.episodes,
+        num_envs=settings.num_envs,
+        seed=config.seed,
+        max_steps_per_episode=settings.max_steps_per_episode,
+        on_step=on_step,
+    )
 
 
 def imagination(
