@@ -13,6 +13,8 @@ from stormlit.errors import EnvironmentContractError
 
 cv2.setNumThreads(1)  # frames are small: a thread pool costs more than it gives, and fights with torch for the cores
 
+BOOLS = (bool, np.bool_)
+UINT8 = np.dtype(np.uint8)
 LARGEST_REWARD = float(np.finfo(np.float32).max)  # what is learned from is float32
 
 
@@ -59,9 +61,9 @@ class SquareImage(gymnasium.Wrapper[np.ndarray, int, np.ndarray, int]):
                 f"truncated, info)"
             )
         image, reward, terminated, truncated, info = returned
-        for word, value in (("terminated", terminated), ("truncated", truncated)):
-            if not isinstance(value, bool | np.bool_):
-                self._refuse(f"{word} as {_describe(value)}, not as a bool")
+        if not (isinstance(terminated, BOOLS) and isinstance(truncated, BOOLS)):
+            word, value = ("truncated", truncated) if isinstance(terminated, BOOLS) else ("terminated", terminated)
+            self._refuse(f"{word} as {_describe(value)}, not as a bool")
         return (
             self._checked_image(image),
             self._checked_reward(reward),
@@ -71,7 +73,7 @@ class SquareImage(gymnasium.Wrapper[np.ndarray, int, np.ndarray, int]):
         )
 
     def _checked_image(self, image: np.ndarray) -> np.ndarray:
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != self._shape:
+        if not isinstance(image, np.ndarray) or image.dtype != UINT8 or image.shape != self._shape:
             self._refuse(f"{_describe(image)}, its space says uint8 {self._shape}")
         if not self._full_range and not self.env.observation_space.contains(image):
             space = self.env.observation_space
