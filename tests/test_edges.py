@@ -155,7 +155,7 @@ def train(tmp_path: Path, *words: str) -> int:
 def test_training_is_saved_before_it_ends_with_the_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path, "env.id=edge_envs:NanReward-v0", "checkpoint.every=1000") == 2
     (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stormlit: error:")]
-    assert LATER["NanReward"] in told and "the run is saved: go on with `stormlit resume run" in told
+    assert LATER["NanReward"] in told and "the run is saved: go on with `stormlit resume " in told
     assert "max_restarts" not in told and status(tmp_path / "run") == "FAILED"
     held = read(newest(tmp_path / "run") / "training-0.pt")
     assert held["replay"]["total_rows"] == held["progress"]["env_steps"] == 4

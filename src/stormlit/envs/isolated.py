@@ -31,7 +31,7 @@ main({descriptor}, die_with_parent={die_with_parent})
 
 
 class IsolatedEnv:
-    """An environment in a process of its own; satisfies ``HostedEnv``.
+    """An environment in a process of its own; used like ``LocalEnv``.
 
     A fresh interpreter runs ``worker.main``: unlike ``multiprocessing`` this neither runs the user's main module again
     nor waits, when this process ends, for an environment that hangs.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -43,34 +43,10 @@ class Crash(Exception):
     """An environment that cannot be used any more, and why, as the end of a sentence about it."""
 
 
-class HostedEnv(Protocol):
-    """An environment, wherever it runs. After an error it can only be discarded."""
-
-    def facts(self) -> EnvFacts:
-        """To be called once, before the first reset.  Raises ``EnvironmentSetupError`` or ``Crash``."""
-        ...
-
-    def call_async(self, command: Command, value: int) -> None:
-        """Begin to reset with a seed, or to step with an action of the action space; never fails."""
-        ...
-
-    def call_wait(self) -> StepResult:
-        """Wait for what was called last.  Raises ``Crash``, or ``EnvironmentContractError`` as ``SquareImage`` does."""
-        ...
-
-    def close(self) -> None:
-        """End it in good order."""
-        ...
-
-    def discard(self) -> None:
-        """End it somehow; never fails."""
-        ...
-
-
 class LocalEnv:
     """An environment in this process: a crash is an exception, and a hang is for ever.
 
-    Raises ``EnvironmentSetupError`` as ``make_env`` does.
+    Raises ``EnvironmentSetupError`` as ``make_env`` does. After an error it can only be discarded.
     """
 
     def __init__(self, settings: EnvSettings) -> None:
@@ -78,6 +54,7 @@ class LocalEnv:
         self._called: tuple[Command, int] | None = None
 
     def facts(self) -> EnvFacts:
+        """To be called once, before the first reset."""
         env = self._env
         assert isinstance(env.action_space, gymnasium.spaces.Discrete) and env.observation_space.shape is not None
         num_actions = int(env.action_space.n)
@@ -86,9 +63,11 @@ class LocalEnv:
         )
 
     def call_async(self, command: Command, value: int) -> None:
+        """Begin to reset with a seed, or to step with an action of the action space; never fails."""
         self._called = (command, value)
 
     def call_wait(self) -> StepResult:
+        """Wait for what was called last.  Raises ``Crash``, or ``EnvironmentContractError`` as ``SquareImage`` does."""
         assert self._called is not None
         command, value = self._called
         try:
@@ -102,9 +81,11 @@ class LocalEnv:
             raise Crash(f"its {command} raised {describe(error)}") from error
 
     def close(self) -> None:
+        """End it in good order."""
         self._env.close()
 
     def discard(self) -> None:
+        """End it somehow; never fails."""
         with suppress(Exception):  # it is broken already
             self._env.close()
 

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stormlit.envs.isolated import IsolatedEnv
-from stormlit.envs.local import Command, Crash, EnvFacts, HostedEnv, LocalEnv, StepResult
+from stormlit.envs.local import Command, Crash, EnvFacts, LocalEnv, StepResult
 from stormlit.envs.settings import EnvSettings, env_key, env_name
 from stormlit.errors import EnvironmentContractError, EnvironmentCrashError, EnvironmentSetupError, describe
 from stormlit.types import Episode
+
+HostedEnv = LocalEnv | IsolatedEnv
 
 _log = logging.getLogger(__name__)
 

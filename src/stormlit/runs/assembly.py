@@ -144,41 +144,24 @@ def player_factory(
 
 
 def run_evaluation(
-    config: Config,
-    fabric: Fabric,
-    world_model: WorldModel,
-    agent: ActorCritic,
-    on_step: OnStep | None = None,
+    config: Config, fabric: Fabric, world_model: WorldModel, agent: ActorCritic, on_step: OnStep | None = None
 ) -> Evaluation:
     """The agent's returns over ``evaluation.episodes`` whole episodes, in the run's precision."""
-    settings = config.evaluation
+    player, how = player_factory(config, world_model, agent), config.evaluation
     with fabric.autocast():
         return evaluate(
-            "agent",
-            player_factory(config, world_model, agent),
-            config.env,
-            episodes=settings.episodes,
-            num_envs=settings.num_envs,
-            seed=config.seed,
-            max_steps_per_episode=settings.max_steps_per_episode,
-            greedy=settings.greedy,
-            selection=settings.selection,
-            on_step=on_step,
+            "agent", player, greedy=how.greedy, selection=how.selection, on_step=on_step, **_episodes(config)
         )
 
 
 def run_baselines(config: Config, on_step: Callable[[str], OnStep] | None = None) -> list[Evaluation]:
     """The returns of ``evaluation.baselines`` over as many episodes, from the same seeds."""
-    settings = config.evaluation
-    return evaluate_baselines(
-        settings.baselines,
-        config.env,
-        episodes=settings.episodes,
-        num_envs=settings.num_envs,
-        seed=config.seed,
-        max_steps_per_episode=settings.max_steps_per_episode,
-        on_step=on_step,
-    )
+    return evaluate_baselines(config.evaluation.baselines, on_step=on_step, **_episodes(config))
+
+
+def _episodes(config: Config) -> dict[str, Any]:
+    names = ("episodes", "num_envs", "max_steps_per_episode")
+    return {"settings": config.env, "seed": config.seed, **{name: getattr(config.evaluation, name) for name in names}}
 
 
 def imagination(
