@@ -55,7 +55,7 @@ def test_a_run_stopped_among_its_baselines_is_not_finished(
         raise AssertionError("it went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.runs.train, "play_baselines", stop)
+        patch.setattr(stormlit.runs.train, "run_baselines", stop)
         assert main(again(tmp_path, *words)) == 143
     run = tmp_path / "run"
     assert status(run) == "KILLED" and list(run.glob("evaluation/step-000000024.json"))

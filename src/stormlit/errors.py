@@ -6,7 +6,9 @@ The command line prints ``str(error)`` and nothing else; a traceback means a bug
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class StormlitError(Exception):
@@ -41,6 +43,12 @@ class EnvironmentCrashError(TrainingError):
     """Environments that crashed more often than ``env.max_restarts`` allows."""
 
 
+class EnvironmentContractError(EnvironmentSetupError, EnvironmentCrashError):
+    """An environment that breaks Gymnasium's interface or its own spaces: making it anew would not help."""
+
+    exit_code = 2
+
+
 class SaveError(StormlitError):
     """A checkpoint that could not be written, for want of space or permission."""
 
@@ -58,3 +66,10 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     by_lowercase = {choice.lower(): choice for choice in choices}
     match = difflib.get_close_matches(word.lower(), list(by_lowercase), n=1, cutoff=0.5)
     return f" (did you mean '{by_lowercase[match[0]]}'?)" if match else ""
+
+
+def describe(error: BaseException) -> str:
+    """Type, first line and place of an exception that another's code has raised."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    message = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {message} ({Path(place.filename).name}, line {place.lineno})"

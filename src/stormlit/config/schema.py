@@ -97,6 +97,10 @@ class EvaluationSettings:
         Literal["dealt", "first_to_end"],
         Option("each environment plays a fixed share of the episodes, or those that end first are counted"),
     ] = "dealt"
+    max_steps_per_episode: Annotated[
+        int | None,
+        Option("environment steps after which an evaluation's episode is truncated; null: no limit", 1, 2**31 - 1),
+    ] = 108_000
     greedy: Annotated[bool, Option("take the most likely action instead of a sampled one")] = False
     every_env_steps: Annotated[
         int, Option("environment steps between evaluations while training; 0: only at the end", 0, MANY)

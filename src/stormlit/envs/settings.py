@@ -118,6 +118,11 @@ def env_id(settings: EnvSettings) -> str:
     return f"ALE/{settings.game}-v5" if settings.game else str(settings.id)
 
 
+def is_atari(settings: EnvSettings) -> bool:
+    """Whether it is a game of the Arcade Learning Environment, to which ``settings.atari`` applies."""
+    return env_id(settings).startswith("ALE/")
+
+
 def env_name(settings: EnvSettings) -> str:
     """A short name without module, namespace and version.
 

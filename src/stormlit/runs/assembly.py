@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from stormlit.runs.memory import keep_freed_memory
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
 from stormlit.storm.demonstrations import DemonstrationBuffer
+from stormlit.storm.evaluate import Evaluation, OnStep, evaluate, evaluate_baselines
 from stormlit.storm.experience import Experience, Windows
 from stormlit.storm.imagine import Imagination
 from stormlit.storm.learner import Learner
@@ -54,7 +56,7 @@ def build_training(config: Config, fabric: Fabric) -> Training:
     world_model.eval()
     agent.eval()
     replay = build_replay(config, fabric, envs.obs_shape)
-    player = player_factory(config, world_model, agent, compile=compile)(envs)
+    player = player_factory(config, world_model, agent, compile=compile)(envs.num_envs)
     torch.manual_seed(config.seed + fabric.global_rank)
     return Training(
         fabric=fabric,
@@ -136,10 +138,31 @@ def build_modules(config: Config, obs_shape: tuple[int, ...], num_actions: int) 
 
 def player_factory(
     config: Config, world_model: WorldModel, agent: ActorCritic, *, compile: bool = False
-) -> Callable[[VectorEnv], Player]:
-    """Builds players for given environments."""
+) -> Callable[[int], Player]:
+    """Builds players for a number of environments."""
     options = dataclasses.asdict(config.player)
-    return lambda envs: Player(world_model, agent, envs.num_envs, compile, **options)
+    return lambda num_envs: Player(world_model, agent, num_envs, compile, **options)
+
+
+def run_evaluation(
+    config: Config, fabric: Fabric, world_model: WorldModel, agent: ActorCritic, on_step: OnStep | None = None
+) -> Evaluation:
+    """The agent's returns over ``evaluation.episodes`` whole episodes, in the run's precision."""
+    player, how = player_factory(config, world_model, agent), config.evaluation
+    with fabric.autocast():
+        return evaluate(
+            "agent", player, greedy=how.greedy, selection=how.selection, on_step=on_step, **_episodes(config)
+        )
+
+
+def run_baselines(config: Config, on_step: Callable[[str], OnStep] | None = None) -> list[Evaluation]:
+    """The returns of ``evaluation.baselines`` over as many episodes, from the same seeds."""
+    return evaluate_baselines(config.evaluation.baselines, on_step=on_step, **_episodes(config))
+
+
+def _episodes(config: Config) -> dict[str, Any]:
+    names = ("episodes", "num_envs", "max_steps_per_episode")
+    return {"settings": config.env, "seed": config.seed, **{name: getattr(config.evaluation, name) for name in names}}
 
 
 def imagination(

@@ -20,12 +20,11 @@ from stormlit.envs import env_name
 from stormlit.errors import ConfigError, SaveError, TrainingError
 from stormlit.files import write_atomically
 from stormlit.registry import build
-from stormlit.runs.assembly import build_training
+from stormlit.runs.assembly import build_training, run_baselines
 from stormlit.runs.checkpoint import latest_checkpoint, list_checkpoints
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.estimate import check_memory, out_of_memory, time_to_come
 from stormlit.runs.housekeeping import after_step, evaluate_agent, log_metrics, make_media, record, warn_on_os_error
-from stormlit.runs.play import play_baselines
 from stormlit.runs.progress import ProgressBar
 from stormlit.runs.run import Run
 from stormlit.runs.signals import Stopped, StopSignals
@@ -194,7 +193,7 @@ def finish(run: Run) -> list[Evaluation]:
         if run.latest_evaluation is None:
             return []
         run.tracker.artifact(latest_checkpoint(run.directory), "checkpoints")
-        baselines = play_baselines(run.config)
+        baselines = run_baselines(run.config, run.bar.show_evaluation)
         for baseline in baselines:
             record(run, {f"eval/baseline/{baseline.policy}": baseline.mean}, "baselines")
         return [run.latest_evaluation, *baselines]
