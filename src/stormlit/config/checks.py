@@ -11,6 +11,9 @@ from typing import Any
 from stormlit.config.schema import Config
 from stormlit.errors import ConfigError, nearest
 
+# What the trackers of all runs keep in run.dir, SQLite's files beside a database among them.
+MLFLOW_FILES = ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", ".mlflow.lock", "artifacts")
+
 # key, smallest value, largest value
 RANGES: tuple[tuple[str, float, float], ...] = (
     ("seed", 0, 2**31 - 1),
@@ -91,7 +94,7 @@ def check_ranges(config: Config) -> None:
                 f"evaluation.baselines: no baseline is called '{baseline}'{nearest(baseline, BASELINES)}; "
                 f"choose from {', '.join(BASELINES)}"
             )
-    if config.run.name in ("mlflow.db", "artifacts"):
+    if config.run.name in MLFLOW_FILES:
         raise ConfigError(
             f"run.name={config.run.name} is what MLflow's own files in run.dir are called: choose another"
         )
