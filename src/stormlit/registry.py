@@ -124,7 +124,7 @@ def _options(cls: type) -> list[inspect.Parameter]:
 
 def _options_dataclass(cls: type) -> type:
     """A dataclass with the options as fields, so that OmegaConf checks and converts the values."""
-    hints = typing.get_type_hints(vars(cls)["__init__"])
+    hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     fields = [
         (
             option.name,
