@@ -44,6 +44,8 @@ class FakeServer:
         self.runs: dict[str, SimpleNamespace] = {}
         self.down = self.hanging = self.loses_answers = self.refuses_artifacts = False
         self.deleted: set[str] = set()
+        self.answered = 0  # calls
+        self.uris: list[str] = []  # by which clients were made for it
         self.released = threading.Event()
         self.batches: list[int] = []  # the size of every batch of points that arrived
 
@@ -63,6 +65,7 @@ class FakeClient:
         def call(*arguments: Any, **options: Any) -> Any:
             if server.hanging:
                 server.released.wait(timeout=60)
+                server.answered += 1
             if server.down or (server.refuses_artifacts and name.startswith("log_artifact")):
                 raise ConnectionError("server is gone")
             answer = getattr(self, f"do_{name}")(*arguments, **options)
@@ -124,7 +127,9 @@ class FakeClient:
 def install(monkeypatch: pytest.MonkeyPatch, server: FakeServer) -> None:
     """Let ``import mlflow`` lead to a client of ``server``."""
     mlflow, entities = ModuleType("mlflow"), ModuleType("mlflow.entities")
-    mlflow.MlflowClient = lambda tracking_uri: FakeClient(server)  # type: ignore[attr-defined]
+    mlflow.MlflowClient = lambda tracking_uri: server.uris.append(tracking_uri) or FakeClient(server)  # type: ignore
     entities.Metric, entities.Param, entities.RunTag = Metric, Named, Named  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    for name in ("mlflow.store", "mlflow.store.db", "mlflow.store.db.utils"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))

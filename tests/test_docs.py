@@ -228,7 +228,7 @@ def test_the_example_tracker_tracks(tmp_path: Path) -> None:
     node = compose(["tiny"], ["tracking=jsonl"]).tracking
     tracker = registry.build("tracker", node, tmp_path, tmp_path.parent)
     assert isinstance(tracker, Tracker)
-    assert tracker.start(name="run", params={}, tags={}) == "run"
+    assert tracker.start(name="run", params={}, tags={})
     tracker.log({"agent/entropy": float(torch.tensor(0.5))}, 10)
     tracker.finish("FINISHED")
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 10, "agent/entropy": 0.5}\n'
