@@ -58,7 +58,8 @@ def test_the_environment_names_the_store_where_the_configuration_does_not(
     run_id = start(tracker)
     tracker.finish("FINISHED")
     assert tracker.where_to_look() == [
-        f"MLflow      http://of.environment  (from MLFLOW_TRACKING_URI; experiment ours, run id {run_id})"
+        f"MLflow      http://of.environment  (from MLFLOW_TRACKING_URI; experiment ours from "
+        f"MLFLOW_EXPERIMENT_NAME, run id {run_id})"
     ]
     run_once(tmp_path / "other", uri="http://given", experiment="theirs")
     assert server.uris == ["http://of.environment", "http://given"]

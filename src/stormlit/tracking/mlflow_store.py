@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import math
 import os
 import re
@@ -21,10 +22,8 @@ from typing import Any
 from stormlit.errors import ConfigError
 from stormlit.tracking.base import warn
 from stormlit.tracking.mlflow_database import MODEL_TRAINING, keep_artifacts_beside, sqlite_uri
-from stormlit.tracking.sender import POINTS_PER_BATCH, first_line
+from stormlit.tracking.sender import first_line
 from stormlit.tracking.spool import Entry
-
-PARAMS_PER_BATCH = 100  # MLflow's limit
 
 # Set only where the user has not. By default MLflow retries a server that is down for minutes, warning each time,
 # announces every database migration, reports usage, and prints addresses into the output of others.
@@ -102,9 +101,7 @@ class MlflowStore:
 
         run = self._client.create_run(self._experiment_id(experiment), run_name=name, tags=dict(tags))
         self.run_id = str(run.info.run_id)
-        flat = [Param(key, value) for key, value in params.items()]
-        for first in range(0, len(flat), PARAMS_PER_BATCH):
-            self._client.log_batch(self.run_id, params=flat[first : first + PARAMS_PER_BATCH])
+        self._client.log_batch(self.run_id, params=[Param(key, value) for key, value in params.items()])
         return self.run_id
 
     def find(self) -> None:
@@ -149,8 +146,7 @@ class MlflowStore:
             for entry in entries
             for key, value in entry["points"].items()
         ]
-        for first in range(0, len(points), POINTS_PER_BATCH):
-            self._client.log_batch(self.run_id, metrics=points[first : first + POINTS_PER_BATCH])
+        self._client.log_batch(self.run_id, metrics=points)
 
     def _log_artifact(self, path: Path, folder: str) -> None:
         if not os.access(path, os.R_OK):
@@ -194,41 +190,40 @@ class MlflowStore:
             )
 
 
-class MachineLoad:
+class MachineLoad(threading.Thread):
     """Hands processor, memory, disk, network and GPU load to ``log`` every 10 s, numbered from ``first_sample`` on.
 
-    The load is measured by MLflow's own monitors, in a thread of this class: MLflow's would talk to the store itself,
-    and give up for good the first time that fails. MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL changes the 10 s.
+    The load is measured by MLflow's own monitors, in this thread: MLflow's would talk to the store itself, and give up
+    for good the first time that fails. MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL changes the 10 s.
     Raises ``ConfigError`` when psutil is missing.
     """
 
     def __init__(
         self, log: Callable[[Mapping[str, float], int], None], uri: str, run_id: str, first_sample: int
     ) -> None:
+        super().__init__(name="stormlit-machine-load", daemon=True)
         try:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
         except ImportError as error:
             raise ConfigError(
                 "tracking.system_metrics=true needs psutil: `pip install psutil`, or leave it false"
             ) from error
-        self._log, self._sample = log, first_sample
+        self._log, self._samples = log, itertools.count(first_sample)
         self._monitor = SystemMetricsMonitor(run_id, tracking_uri=uri)  # only collects: its thread is not started
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stormlit-machine-load", daemon=True)
-        self._thread.start()
+        self._end = threading.Event()
+        self.start()
 
     def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join(timeout=1.0)
+        self._end.set()
+        self.join(timeout=1.0)
 
-    def _run(self) -> None:
+    def run(self) -> None:
         try:
             self._monitor.collect_metrics()  # rates are counted from here
-            while not self._stopped.wait(self._monitor.sampling_interval):
+            while not self._end.wait(self._monitor.sampling_interval):
                 self._monitor.collect_metrics()
                 load = self._monitor.aggregate_metrics()
-                self._log({f"system/{key}": value for key, value in load.items()}, self._sample)
-                self._sample += 1
+                self._log({f"system/{key}": value for key, value in load.items()}, next(self._samples))
                 for part in self._monitor.monitors:
                     part.clear_metrics()
         except Exception as error:  # a driver that fails is no reason to stop training

@@ -20,7 +20,7 @@ from stormlit.tracking.spool import Backlog, Entry, Spool
 
 LONGEST_NAME = 250  # MLflow's limit
 EXPERIMENT = "stormlit"
-ENVIRONMENT = "MLFLOW_TRACKING_URI"
+URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
 
 # Where a run is, how long it is, and who watches it changes no value that it logs.
 CHANGES_NO_VALUE = ("resume", "run.", "loop.env_steps", "checkpoint.", "tracking.")
@@ -86,8 +86,9 @@ class MlflowTracker(Tracker):
             flat["run.dir"] = str(self.root)  # however it was spelt, and from whichever folder
         begun = self._begun(run_id)
         self._store = store = self._store_of(begun, run_id or "")
-        variable = os.environ.get("MLFLOW_EXPERIMENT_NAME") if self._experiment == EXPERIMENT else None
-        self._experiment = begun.get("experiment") or variable or self._experiment
+        if run_id is None and self._experiment == EXPERIMENT:
+            self._experiment = os.environ.get(EXPERIMENT_VARIABLE) or EXPERIMENT
+        self._experiment = begun.get("experiment", self._experiment)
         try:
             store.open()
             if run_id is None:
@@ -140,8 +141,11 @@ class MlflowTracker(Tracker):
 
     def where_to_look(self) -> list[str]:
         store = self._store or self._store_of({}, "")
-        source = f"from {ENVIRONMENT}; " if store.named_by == ENVIRONMENT else ""
-        lines = [f"MLflow      {store.where}  ({source}experiment {self._experiment}, run id {store.run_id})"]
+        source = f"from {URI_VARIABLE}; " if store.named_by == URI_VARIABLE else ""
+        experiment = self._experiment
+        if experiment == os.environ.get(EXPERIMENT_VARIABLE):
+            experiment += f" from {EXPERIMENT_VARIABLE}"
+        lines = [f"MLflow      {store.where}  ({source}experiment {experiment}, run id {store.run_id})"]
         if store.uri.startswith("sqlite:"):
             uri = shlex.quote(store.where)
             lines.append(
@@ -206,19 +210,16 @@ class MlflowTracker(Tracker):
 
     def _store_of(self, begun: Entry, run_id: str) -> MlflowStore:
         """The store that is configured, or, with nothing configured, the one in which the run began."""
-        variable = os.environ.get(ENVIRONMENT)
-        if self._uri is not None:
-            uri, named_by = self._uri, "tracking.uri"
-        elif begun.get("store", ENVIRONMENT if variable and not begun else "") == ENVIRONMENT:
-            if not variable:
-                raise ConfigError(
-                    f"run {run_id} is recorded where {ENVIRONMENT} led when it began, and that is not set now: set it, "
-                    "or give tracking.uri=..."
-                )
-            uri, named_by = variable, ENVIRONMENT
-        else:
-            uri, named_by = None, "tracking.uri"
-        return MlflowStore(uri, self.run_dir, self.root, run_id, named_by)
+        variable = os.environ.get(URI_VARIABLE)
+        named_by = begun.get("store") if begun else variable and URI_VARIABLE
+        if self._uri is not None or named_by != URI_VARIABLE:
+            return MlflowStore(self._uri, self.run_dir, self.root, run_id)
+        if not variable:
+            raise ConfigError(
+                f"run {run_id} is recorded where {URI_VARIABLE} led when it began, and that is not set now: set it, or "
+                "give tracking.uri=..."
+            )
+        return MlflowStore(variable, self.run_dir, self.root, run_id, URI_VARIABLE)
 
     def _remember(self, params: Mapping[str, str], from_step: int | None) -> int:
         """Read from the spool what was logged at steps that come again, and with which parameters.
