@@ -82,18 +82,20 @@ class MlflowStore:
         except ImportError as error:
             raise ConfigError("tracking=mlflow needs MLflow: `pip install mlflow`, or use tracking=csv") from error
         self._root.mkdir(parents=True, exist_ok=True)
-        # MLflow makes the folder that an SQLite URI names, escapes and all.
-        escaped = Path(self.uri.removeprefix("sqlite:///")).parents if self.uri.startswith("sqlite:///") else ()
-        strays = [folder for folder in escaped if not folder.exists()]
         # One process at a time: two that make the tables of a new SQLite file at once disturb each other.
         with (self._root / ".mlflow.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self._database is not None and self._database.exists():
                 keep_artifacts_beside(self._database)
-            self._client = MlflowClient(tracking_uri=self.uri)
-        for folder in strays:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+            # MLflow also makes the folder that an SQLite URI would name if nothing in it were escaped.
+            unescaped = Path(self.uri.removeprefix("sqlite:///")).parents if self._database is not None else ()
+            strays = [folder for folder in unescaped if not folder.exists()]
+            try:
+                self._client = MlflowClient(tracking_uri=self.uri)
+            finally:
+                for folder in strays:
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
 
     def create(self, experiment: str, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
         """Begin a run and return its id.  params: flat."""
