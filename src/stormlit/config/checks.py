@@ -11,6 +11,8 @@ from stormlit.envs.settings import check_settings
 from stormlit.errors import ConfigError, nearest
 from stormlit.registry import check_values, leaves
 
+# What the trackers of all runs keep in run.dir, SQLite's files beside a database among them.
+MLFLOW_FILES = ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", ".mlflow.lock", "artifacts")
 BASELINES = ("random", "constant")
 
 
@@ -31,7 +33,7 @@ def check_ranges(config: Config) -> None:
                 f"evaluation.baselines: no baseline is called '{baseline}'{nearest(baseline, BASELINES)}; "
                 f"choose from {', '.join(BASELINES)}"
             )
-    if config.run.name in ("mlflow.db", "artifacts"):
+    if config.run.name in MLFLOW_FILES:
         raise ConfigError(
             f"run.name={config.run.name} is what MLflow's own files in run.dir are called: choose another"
         )

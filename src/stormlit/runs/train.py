@@ -237,7 +237,7 @@ def _tags(config: Config, fabric: Fabric) -> dict[str, str]:
 
 
 def _headline(run: Run) -> str:
-    """What is about to run, and how much memory the replay buffer may take."""
+    """What is about to run, how much memory the replay buffer may take, and where the numbers go."""
     config, training = run.config, run.training
     fabric, replay, demonstrations = training.fabric, training.replay, training.experience.demonstrations
     parameters = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (training.world_model, training.agent)]
@@ -248,6 +248,7 @@ def _headline(run: Run) -> str:
         f"world model {parameters[0]:.2f} M parameters, agent {parameters[1]:.2f} M",
         f"replay buffer {replay.row_capacity * replay.num_envs:,} steps of {shape} uint8: at most "
         f"{replay.nbytes / 2**20:,.0f} MiB on {replay.device}",
+        *run.tracker.where_to_look()[:1],
     ]
     if demonstrations is not None:
         lines.append(
