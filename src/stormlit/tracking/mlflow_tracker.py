@@ -56,7 +56,9 @@ class MlflowTracker(Tracker):
             str | None,
             Option("MLflow tracking URI; null: that of MLFLOW_TRACKING_URI, else sqlite:///<run.dir>/mlflow.db"),
         ] = None,
-        experiment: Annotated[str, Option("MLflow experiment, created when missing")] = EXPERIMENT,
+        experiment: Annotated[
+            str, Option("MLflow experiment; MLFLOW_EXPERIMENT_NAME stands in for the default")
+        ] = EXPERIMENT,
         flush_seconds: Annotated[float, Option("how long points are gathered before they are sent", low=0)] = 10.0,
         system_metrics: Annotated[bool, Option("also record the machine's load, every 10 s")] = False,
     ) -> None:
