@@ -179,7 +179,7 @@ def test_a_class_that_is_no_part_is_a_section_of_the_configuration() -> None:
     keys = dict(registry.options_below(section))
     assert list(keys) == ["panes", *(f"shutter.{name}" for name in shutter)]
     assert keys["shutter.slats"].help == "slats of the shutter"
-    with pytest.raises(ConfigError, match="^shutter.slats=0 is out of range"):
+    with pytest.raises(ConfigError, match=r"^shutter\.slats=0 is out of range"):
         registry.check_values(keys, dict(registry.leaves({"panes": 1, "shutter": {**shutter, "slats": 0}})))
     with pytest.raises(OmegaConfBaseException):
         OmegaConf.merge(OmegaConf.structured(section), {"shutter": {"finish": "painted"}})

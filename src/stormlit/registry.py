@@ -76,10 +76,8 @@ class Option:
     def allowed(self) -> str:
         """What it may be, in words."""
         words = names(self.part) if self.part else (True, False) if self.type is bool else self.choices
-        kinds = {int: "whole number", float: "number", str: "path" if self.path else "text", list: "list"}
-        kind = kinds.get(
-            typing.get_origin(self.types[0]) or self.types[0], "path, or list of paths" if self.path else ""
-        )
+        kinds = {int: "whole number", float: "number", str: "text", list: "list"}
+        kind = "path" if self.path else kinds.get(typing.get_origin(self.types[0]) or self.types[0], "")
         named = ", ".join(str(word).lower() if word in (True, False) else word for word in words)
         bounds = dataclasses.replace(self, high=math.inf) if self.high >= 10**9 else self  # as good as none
         return named or bounds.range or kind or "any value"

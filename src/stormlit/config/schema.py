@@ -48,13 +48,9 @@ class ReplayPlacement:
 class DemonstrationSettings:
     """Recorded play mixed into what is learned from (the paper's section 5.3)."""
 
-    path: Annotated[Any, Option("a file of `stormlit demos`, or a list of them; null: there are none", path=True)] = (
-        None
-    )
-    batch_size: Annotated[int, Option("windows of demonstrations added to each world-model batch", 0, 10**6)] = 4
-    imagination_batch_size: Annotated[int, Option("contexts of demonstrations added to each imagination", 0, 10**7)] = (
-        256
-    )
+    path: Annotated[Any, Option("a file of `stormlit demos`, or a list of them; null: none", path=True)] = None
+    batch_size: Annotated[int, Option("demonstrated windows added to each world-model batch", 0, 10**6)] = 4
+    imagination_batch_size: Annotated[int, Option("demonstrated contexts added to each imagination", 0, 10**7)] = 256
     timing: Annotated[
         Literal["aligned", "as_published"],
         Option("move actions of the official pickles to the frames they were taken at, or leave them as published"),
