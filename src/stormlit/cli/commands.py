@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import yaml
 
 from stormlit import registry
 from stormlit.config.parts import PART_KEYS
+from stormlit.config.schema import KEYS, Config
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
 from stormlit.files import write_json
@@ -91,5 +95,26 @@ def list_components(kind: str | None) -> str:
         for name in names:
             summary = (registry.part_class(shown, name).__doc__ or "").strip().splitlines()[0]
             lines.append(f"  {name:<12} {summary}")
-            lines += [f"      {option} = {default!r}" for option, default in registry.schema(shown, name).items()]
+            for option in registry.options(registry.part_class(shown, name)).values():
+                told = f"  {option.help}" if option.help else ""
+                lines.append(f"      {option.name} = {_as_word(option.default)}{told} ({option.allowed})")
     return "\n".join(lines)
+
+
+def list_keys(config: Config) -> str:
+    """Every key with its meaning, its value and what it may be, as a table in Markdown."""
+    lines = ["| key | meaning | default | range |", "|---|---|---|---|"]
+    values = dict(registry.leaves(dataclasses.asdict(config)))
+    for key, option in KEYS.items():
+        rows = [(key, option)]
+        if option.part:
+            chosen = registry.part_class(option.part, values[f"{key}.name"])
+            values[key] = values[f"{key}.name"]
+            rows += [(f"{key}.{name}", below) for name, below in registry.options(chosen).items()]
+        lines += [f"| `{k}` | {o.help} | `{_as_word(values[k])}` | {o.allowed} |" for k, o in rows]
+    return "\n".join(lines)
+
+
+def _as_word(value: object) -> str:
+    """A value as it is written in a file, on one line."""
+    return str(yaml.safe_dump(value, default_flow_style=True, width=math.inf)).removesuffix("...\n").strip()
