@@ -7,8 +7,6 @@ A checkpoint lists the files it needs, with their sizes and SHA-256, in its ``re
 
 from __future__ import annotations
 
-import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import torch
 
 from stormlit.errors import CheckpointError
-from stormlit.files import read_json, replacing, sha256
+from stormlit.files import npz_headers, read_json, replacing, sha256
 from stormlit.runs.checkpoint import WholeCheckpoint, check_claims, verify_file
 from stormlit.storm.replay import ReplayBuffer, ReplayRows
 
@@ -145,7 +143,7 @@ def _read(path: Path, count: int, replay: ReplayBuffer) -> ReplayRows:
     """The rows of a segment. Nothing is allocated before every array is known to have the size it should."""
     try:
         check_claims(path)
-        claimed = _headers(path)
+        claimed = npz_headers(path)
         for name in ReplayRows.__slots__:
             expected = getattr(replay.storage, name)
             wanted = ((count, *expected.shape[1:]), torch.empty(0, dtype=expected.dtype).numpy().dtype)
@@ -159,17 +157,3 @@ def _read(path: Path, count: int, replay: ReplayBuffer) -> ReplayRows:
         raise
     except Exception as error:  # zip, header and key errors of a damaged file
         raise CheckpointError(f"replay segment {path} is damaged and was refused") from error
-
-
-def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape and dtype of every array of a file; raises ``ValueError`` where its bytes do not make up that shape."""
-    found = {}
-    with zipfile.ZipFile(path) as archive:
-        for name in ReplayRows.__slots__:
-            with archive.open(f"{name}.npy") as file:
-                np.lib.format.read_magic(file)
-                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-                if file.tell() + math.prod(shape) * dtype.itemsize != archive.getinfo(f"{name}.npy").file_size:
-                    raise ValueError(f"{name} does not have the bytes of its shape")
-                found[name] = shape, dtype
-    return found
