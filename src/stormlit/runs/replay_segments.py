@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,7 @@ class ReplaySegments:
                 continue
             rows = _read(self.folder / segment.name, segment.end - segment.first, replay)
             first, last = next_row - segment.first, min(segment.end, end_row) - segment.first
-            kept = ReplayRows(*(getattr(rows, name)[first:last] for name in ReplayRows.__slots__))
-            replay.restore(kept, segment.first + last)
+            replay.restore(rows.map(itemgetter(slice(first, last))), segment.first + last)
             next_row = segment.first + last
         replay.total_rows = end_row
         if next_row != end_row:
