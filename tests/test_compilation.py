@@ -81,8 +81,14 @@ def test_a_compiled_rollout_is_the_plain_one(sparse: bool) -> None:
             torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=0)
 
 
+# Where more than one tensor is drawn before the next is needed, older compilers draw them in another order.
+IN_ORDER = pytest.mark.skipif(
+    torch.__version__ < "2.13", reason="compiled draws come in another order before torch 2.13"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("context", ["latents", "frames"])
+@pytest.mark.parametrize("context", ["latents", pytest.param("frames", marks=IN_ORDER)])
 def test_compiled_acting_is_the_plain_one(context: Literal["latents", "frames"]) -> None:
     """Over two episodes, the second of which begins while the context is full; counting does not disturb it."""
     world_model, frames = small_world_model(), np.random.default_rng(0).integers(256, size=(8, 2, 16, 16, 3))

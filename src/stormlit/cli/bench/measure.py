@@ -16,6 +16,7 @@ from tqdm import tqdm
 from stormlit.cli.bench.counting import OperationCounter
 from stormlit.cli.bench.phases import PHASES, Phases, prepared
 from stormlit.config.schema import Config
+from stormlit.nn.fast.compilation import should_compile
 
 WHOLE = "whole step"
 # Compiling and capturing on a GPU take a few runs of their own.
@@ -54,6 +55,7 @@ class Measured:
     name: str
     config: Config
     precision: str
+    compiled: bool
     device: torch.device
     times_per_env_step: dict[str, float]
     whole_env_steps: int
@@ -145,6 +147,7 @@ def _describe(name: str, phases: Phases) -> Measured:
         name=name,
         config=training.config,
         precision=training.fabric._precision.precision,
+        compiled=should_compile(training.config.compile, training.fabric),
         device=training.fabric.device,
         times_per_env_step={phase: phases.times_per_env_step(phase) for phase in PHASES},
         whole_env_steps=phases.whole_env_steps,

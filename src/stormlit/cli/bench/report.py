@@ -12,6 +12,7 @@ import torch
 from stormlit.cli.bench.measure import WHOLE, Measured, Spread, peak_memory
 from stormlit.cli.bench.phases import PHASES
 from stormlit.config.compose import to_tree
+from stormlit.nn.fast.compilation import compile_report
 from stormlit.tracking import run_tags
 
 # Of the JSON files, for those who read them.
@@ -33,18 +34,21 @@ def report(results: Sequence[Measured]) -> str:
     return "\n".join([*lines, "", f"peak memory ({kind}): {_mebibytes(peak)}"])
 
 
+def header(step: str, command: str, device: torch.device) -> dict[str, Any]:
+    """What the JSON file of every benchmark begins with.  command: that measures the same again."""
+    made_with = {**run_tags(device), "threads": torch.get_num_threads(), "cpu_cores": os.cpu_count()}
+    return {"schema": SCHEMA, "step": step, "command": command, "made_with": made_with, **compile_report()}
+
+
 def as_json(results: Sequence[Measured], rounds: int, command: str) -> dict[str, Any]:
     """Everything in the report, each setting's configuration, and the operations by name.  Times are in seconds.
 
-    command: that measures the same again.
+    command: see ``header``.
     """
     device = results[0].device
     kind, peak = peak_memory(device)
     return {
-        "schema": SCHEMA,
-        "step": "bench",
-        "command": command,
-        "made_with": {**run_tags(device), "threads": torch.get_num_threads(), "cpu_cores": os.cpu_count()},
+        **header("bench", command, device),
         "rounds": rounds,
         "peak_memory": {"of": kind, "bytes": peak},
         "settings": [_setting(result) for result in results],
@@ -79,6 +83,7 @@ def _setting(result: Measured) -> dict[str, Any]:
     return {
         "name": result.name,
         "precision": result.precision,
+        "compiled": result.compiled,
         "config": to_tree(result.config),
         "phases": phases,
         "whole_step": whole,
