@@ -117,6 +117,8 @@ def make_fabric(config: Config) -> Fabric:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if on_gpu:
         torch.set_float32_matmul_precision("high")
+        # Its gradients with a mask can be NaN (github.com/pytorch/pytorch/issues/196678).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     else:
         keep_freed_memory()
     return fabric

@@ -81,6 +81,8 @@ class Learner:
             if not (isinstance(self.losses, Compiled) and self.losses.give_up(error)):
                 raise
             self.optimizer.zero_grad(set_to_none=True)
+            if before is not None:  # or running statistics would move twice
+                self._restore_unless(torch.zeros_like(self.in_a_row, dtype=torch.bool), before)
             losses, total = self._differentiate(batch)
         norm = self.fabric.clip_gradients(
             self.module, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
