@@ -80,7 +80,7 @@ def compare_times(official: Any, arguments: argparse.Namespace) -> None:
         theirs = Official(official, phases, arguments, size)
         _fill(phases, theirs, arguments.frames)
         seconds = _alternate([theirs.runs(), _our_runs(phases)], arguments.rounds, device)
-        compiled = should_compile(phases.training.config.compile, phases.training.fabric)
+        compiled = should_compile(phases.config.compile, phases.training.fabric)
     given = {**{name: getattr(arguments, name) for name in OPTIONS}, "config": Path(arguments.config).name}
     words = [f"--{name}={value}" for name, value in given.items()] + [f"--set={word}" for word in arguments.set]
     found = header("official", shlex.join([*PROGRAM, *words]), device)

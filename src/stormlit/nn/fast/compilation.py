@@ -28,7 +28,7 @@ class Compiled(Generic[Arguments, Result]):
     modes, which count operations: the compiler would refuse it there, for good.
 
     function: without data-dependent control flow.  what: the function in the warning.
-    worth_it: whether to compile for the shapes of these arguments, by default always; what is not runs as it is.
+    compile_when: whether to compile for the shapes of these arguments, by default always; what is not runs as it is.
     """
 
     def __init__(
@@ -36,19 +36,19 @@ class Compiled(Generic[Arguments, Result]):
         function: Callable[Arguments, Result],
         what: str,
         device: torch.device,
-        worth_it: Callable[..., bool] | None = None,
+        compile_when: Callable[..., bool] | None = None,
     ) -> None:
         # Random numbers of the generator that runs without compiling use, or the two could not be compared.
         torch._inductor.config.fallback_random = True
-        self.function, self.what, self.worth_it = function, what, worth_it
+        self.function, self.what, self.compile_when = function, what, compile_when
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         self.compiled: Callable[Arguments, Result] | None = torch.compile(
             function, fullgraph=True, dynamic=False, mode=mode
         )
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        worth_it = self.worth_it is None or self.worth_it(*args, **kwargs)
-        if self.compiled is not None and worth_it and not is_in_torch_dispatch_mode():
+        compile_when = self.compile_when is None or self.compile_when(*args, **kwargs)
+        if self.compiled is not None and compile_when and not is_in_torch_dispatch_mode():
             try:
                 return self.compiled(*args, **kwargs)
             except Exception as error:
@@ -96,7 +96,7 @@ def compile_report() -> dict[str, Any]:
     return {"not_compiled": list(FAILURES), "cuda_graphs_skipped": counters["inductor"]["cudagraph_skips"]}
 
 
-def full_windows(length: int) -> Callable[[Batch], bool]:
+def has_length(length: int) -> Callable[[Batch], bool]:
     """Whether a batch's windows have ``length`` steps: those of a buffer that is still filling are shorter, grow with
     every step, and would be compiled anew each time.
     """
