@@ -11,7 +11,7 @@ import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from stormlit.files import write_json
-from stormlit.runs.dream_media import write_dream_video, write_reconstruction_grid
+from stormlit.runs.pictures import write_dream_video, write_reconstruction_grid
 from stormlit.runs.play import play_agent
 from stormlit.runs.training import Training
 from stormlit.storm.dream import dream, dream_length, dream_window
