@@ -17,8 +17,8 @@ from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
 from stormlit.files import write_json
 from stormlit.runs.assembly import make_fabric, player_factory, run_baselines, run_evaluation
-from stormlit.runs.dream_media import write_dream_video
 from stormlit.runs.load import load
+from stormlit.runs.pictures import write_dream_video
 from stormlit.runs.progress import evaluation_bar
 from stormlit.storm.collect import Collector
 from stormlit.storm.dream import dream, dream_length, dream_window
