@@ -14,7 +14,7 @@ from stormlit.nn.optimizers import OptimizerSettings
 from stormlit.registry import schema
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel
-from stormlit.types import Batch, Trajectory
+from stormlit.types import Batch, OneHots, Trajectory
 
 IMAGE = (3, 16, 16)  # C, Y, X
 ACTIONS = 3
@@ -107,11 +107,11 @@ def random_trajectory(rows: int = 4, horizon: int = 5, latent_dim: int = 16, see
     )
 
 
-def dense(latent: Tensor, latent_dim: int = LATENT) -> Tensor:
-    """A latent as it is, or in dense form if it is sparse: (..., G) int64 to (..., Z) float32."""
-    if latent.is_floating_point():
+def dense(latent: Tensor | OneHots, latent_dim: int = LATENT) -> Tensor:
+    """A latent as it is, or (..., Z) float32 of one-hots."""
+    if not isinstance(latent, OneHots):
         return latent
-    return torch.nn.functional.one_hot(latent, latent_dim).sum(dim=-2).float()
+    return torch.nn.functional.one_hot(latent.positions, latent_dim).sum(dim=-2).float()
 
 
 def dense_twohot(value: float, bins: list[float]) -> list[float]:

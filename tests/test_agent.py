@@ -167,7 +167,7 @@ def test_the_slow_critic_follows_exactly_and_never_learns_by_itself() -> None:
 def test_the_agent_s_losses_never_reach_the_world_model() -> None:
     world_model = small_world_model()
     agent = small_agent(world_model)
-    trajectory = imagine(world_model, agent, random_batch(), horizon=3, from_posterior=False)
+    trajectory = imagine(world_model, agent, random_batch(), horizon=3, from_posterior=False, sparse=False)
     tensors = (trajectory.latent, trajectory.hidden, trajectory.reward, trajectory.continuation, trajectory.weight)
     assert not any(tensor.requires_grad for tensor in tensors)
     agent.training_step(trajectory).total.backward()

@@ -7,9 +7,10 @@ import itertools
 from torch import Tensor, nn
 
 from stormlit.errors import check_option
-from stormlit.nn.fast.sparse import InputLinear, SparseState
+from stormlit.nn.fast.sparse import InputLinear
 from stormlit.ops.twohot import symlog_bins, twohot_decode, twohot_loss
 from stormlit.registry import register
+from stormlit.types import OneHots
 
 
 @register("head", "mlp")
@@ -19,6 +20,8 @@ class MLPHead(nn.Module):
     in_dim, out_dim: widths.  hidden_dim: width of the hidden layers.  zero_output: start the last layer at zero, so
     that the first predictions are uniform (policies, two-hot) or 0; the paper starts it like any other layer.
     """
+
+    accepts_sparse = True
 
     def __init__(
         self, in_dim: int, out_dim: int, hidden_dim: int, *, num_layers: int = 2, zero_output: bool = False
@@ -36,8 +39,8 @@ class MLPHead(nn.Module):
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
 
-    def forward(self, x: Tensor | SparseState) -> Tensor:
-        """x: (..., in_dim), or the same in sparse form.  Returns (..., out_dim)."""
+    def forward(self, x: Tensor | OneHots) -> Tensor:
+        """x: (..., in_dim), or the same as one-hots.  Returns (..., out_dim)."""
         return self.output(self.hidden(x))
 
 

@@ -17,7 +17,7 @@ from stormlit.nn.return_normalizer import PercentileScale
 from stormlit.ops.categorical import entropy, sample
 from stormlit.ops.returns import lambda_returns
 from stormlit.registry import build
-from stormlit.types import Losses, PartNode, Trajectory
+from stormlit.types import Losses, OneHots, PartNode, Trajectory
 
 
 class ActorCritic(L.LightningModule):
@@ -66,17 +66,17 @@ class ActorCritic(L.LightningModule):
         self.value_encoding = TwoHot(value_bins, value_low, value_high)
         self.return_scale = PercentileScale(**return_normalizer)
 
-    def policy(self, latent: Tensor, hidden: Tensor) -> Tensor:
-        """latent: (..., Z).  hidden: (..., D).  Returns the actions' log-probabilities (..., A) float32."""
+    def policy(self, latent: Tensor | OneHots, hidden: Tensor) -> Tensor:
+        """latent: (..., Z), or one-hots.  hidden: (..., D).  Returns log-probabilities (..., A) float32."""
         return F.log_softmax(self.actor(self.agent_state(latent, hidden)).float(), dim=-1)
 
-    def act(self, latent: Tensor, hidden: Tensor, *, greedy: bool = False) -> Tensor:
-        """latent: (..., Z).  hidden: (..., D).  Returns sampled or most likely actions (...,) int64."""
+    def act(self, latent: Tensor | OneHots, hidden: Tensor, *, greedy: bool = False) -> Tensor:
+        """latent: (..., Z), or one-hots.  hidden: (..., D).  Returns sampled or most likely actions (...,) int64."""
         log_probs = self.policy(latent, hidden)
         return log_probs.argmax(dim=-1) if greedy else sample(log_probs)
 
-    def value(self, latent: Tensor, hidden: Tensor) -> Tensor:
-        """latent: (..., Z).  hidden: (..., D).  Returns the critic's value (...,) float32."""
+    def value(self, latent: Tensor | OneHots, hidden: Tensor) -> Tensor:
+        """latent: (..., Z), or one-hots.  hidden: (..., D).  Returns the critic's value (...,) float32."""
         return self.value_encoding.decode(self.critic(self.agent_state(latent, hidden)))
 
     def training_step(self, trajectory: Trajectory, batch_idx: int = 0) -> Losses:  # type: ignore[override]
