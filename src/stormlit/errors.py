@@ -23,6 +23,10 @@ class OptionError(ConfigError):
     """A part's option out of range; begins with the option's bare name, which whoever builds the part completes."""
 
 
+class PartError(ConfigError):
+    """A part that does not keep what its kind promises (``nn/interfaces.py``)."""
+
+
 class EnvironmentSetupError(StormlitError):
     """An unknown environment, or one whose observation or action space is not supported."""
 

@@ -1,8 +1,8 @@
 """What a part of each kind has to offer. ``stormlit.check_part`` holds every part to this.
 
-Everything is dense: latents are (..., Z) float32, and so is what is made of them. A part may carry the attribute
-``accepts_sparse = True``; it is then also given ``OneHots`` (see ``types``) where no gradient passes, if the latent, the
-sequence model, the agent state, the actor and the critic all do, and must answer as it does to the dense form.
+Everything is dense: latents are (..., Z) float32, and so is what is made of them. A part may say
+``accepts_sparse = True``. It is then also given ``OneHots`` (see ``types``) where no gradient passes, if the latent,
+the sequence model, the agent state, the actor and the critic all say so, and must answer as it does to the dense form.
 """
 
 from __future__ import annotations

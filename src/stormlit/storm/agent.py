@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stormlit.nn.building import build_part
 from stormlit.nn.heads import TwoHot
 from stormlit.nn.optimizers import OptimizerSettings, adam
 from stormlit.nn.return_normalizer import PercentileScale
 from stormlit.ops.categorical import entropy, sample
 from stormlit.ops.returns import lambda_returns
-from stormlit.registry import build
 from stormlit.types import Losses, OneHots, PartNode, Trajectory
 
 
@@ -59,9 +59,9 @@ class ActorCritic(L.LightningModule):
         self.lambda_bootstrap, self.slow_critic_target = lambda_bootstrap, slow_critic_target
         self.loss_scales, self.slow_critic_decay = dict(loss_scales), slow_critic_decay
         self.optimizer_settings = optimizer
-        self.agent_state = build("agent_state", agent_state, latent_dim, world_hidden_dim, key="agent.agent_state")
-        self.actor = build("head", actor, self.agent_state.state_dim, num_actions, hidden_dim, key="agent.actor")
-        self.critic = build("head", critic, self.agent_state.state_dim, value_bins, hidden_dim, key="agent.critic")
+        self.agent_state = build_part("agent_state", agent_state, latent_dim, world_hidden_dim, key="agent.agent_state")
+        self.actor = build_part("head", actor, self.agent_state.state_dim, num_actions, hidden_dim, key="agent.actor")
+        self.critic = build_part("head", critic, self.agent_state.state_dim, value_bins, hidden_dim, key="agent.critic")
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.value_encoding = TwoHot(value_bins, value_low, value_high)
         self.return_scale = PercentileScale(**return_normalizer)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stormlit.nn.building import build_part
 from stormlit.nn.fast.frozen import frozen
 from stormlit.nn.fast.norm import training_memory_format
 from stormlit.nn.fast.sparse import draw
 from stormlit.nn.heads import TwoHot
 from stormlit.nn.optimizers import OptimizerSettings, adam
 from stormlit.ops.kl import kl_balance
-from stormlit.registry import build
 from stormlit.types import Batch, Losses, OneHots, PartNode, WorldState
 
 FRAMES_AT_ONCE = 128
@@ -56,10 +56,10 @@ class WorldModel(L.LightningModule):
         self.obs_shape, self.num_actions, self.hidden_dim = obs_shape, num_actions, hidden_dim
         self.loss_scales, self.optimizer_settings = dict(loss_scales), optimizer
         self.free_bits, self.free_bits_clip = free_bits, free_bits_clip
-        self.encoder = build("encoder", encoder, obs_shape, key="world_model.encoder")
-        self.latent = build("latent", latent, self.encoder.embed_dim, hidden_dim, key="world_model.latent")
+        self.encoder = build_part("encoder", encoder, obs_shape, key="world_model.encoder")
+        self.latent = build_part("latent", latent, self.encoder.embed_dim, hidden_dim, key="world_model.latent")
         self.latent_dim: int = self.latent.latent_dim
-        self.sequence_model = build(
+        self.sequence_model = build_part(
             "sequence_model",
             sequence_model,
             self.latent_dim,
@@ -67,11 +67,11 @@ class WorldModel(L.LightningModule):
             hidden_dim,
             key="world_model.sequence_model",
         )
-        self.decoder = build("decoder", decoder, self.latent_dim, obs_shape, key="world_model.decoder")
-        self.reward_head = build(
+        self.decoder = build_part("decoder", decoder, self.latent_dim, obs_shape, key="world_model.decoder")
+        self.reward_head = build_part(
             "head", reward_head, hidden_dim, reward_bins, hidden_dim, key="world_model.reward_head"
         )
-        self.continuation_head = build(
+        self.continuation_head = build_part(
             "head", continuation_head, hidden_dim, 1, hidden_dim, key="world_model.continuation_head"
         )
         self.reward_encoding = TwoHot(reward_bins, reward_low, reward_high)
