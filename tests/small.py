@@ -156,8 +156,3 @@ def random_tokens(rows: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     is_first = torch.zeros(rows, LENGTH, dtype=torch.bool)
     is_first[0, 3] = is_first[1, 2] = is_first[1, 5] = True
     return torch.randn(rows, LENGTH, LATENT), torch.randint(ACTIONS, (rows, LENGTH)), is_first
-
-
-def visible(is_first: Tensor, query: int, key: int) -> bool:
-    """Whether step ``query`` may see step ``key``: not later, and no episode start in between.  is_first: (T,) bool."""
-    return key <= query and not is_first[key + 1 : query + 1].any()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from small import ACTIONS, HIDDEN, LATENT, LENGTH, random_tokens, small_part, visible
+from small import ACTIONS, HIDDEN, LATENT, LENGTH, random_tokens, small_part
 from stormlit.errors import ConfigError
 from stormlit.registry import build
 
