@@ -44,11 +44,9 @@ class Case:
     def part(self) -> Any:
         """The part in evaluation mode, moved off its first weights: a layer that begins at zero hides what it does."""
         part = ask(f"{self.who}: building it", self._make)
-        if isinstance(part, nn.Module):
-            part.eval()
-            with torch.no_grad():
-                for parameter in part.parameters():
-                    parameter.add_(0.02 * torch.randn_like(parameter))
+        with torch.no_grad():
+            for parameter in part.eval().parameters() if isinstance(part, nn.Module) else ():
+                parameter.add_(0.02 * torch.randn_like(parameter))
         return part
 
     def passes(self, part: Any) -> list[Pass]:
@@ -155,6 +153,7 @@ def any_memory_order(case: Case) -> None:
     given = case.passes(part)[0][2][0]
     with torch.no_grad():
         plain = part(given)
+        part.to(memory_format=torch.channels_last)
         for name, function in (("channels-last", part), ("frozen", frozen(part))):
             other = given.to(memory_format=torch.channels_last) if given.ndim == 4 else given
             seen = ask(f"{case.who} in {name} form", function, other)
