@@ -10,7 +10,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import importlib
 import inspect
+import os
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -59,14 +62,41 @@ def names(kind: str) -> list[str]:
 
 
 def part_class(kind: str, name: str, key: str = "") -> type:
-    """The class registered under a name; ``key`` is the configuration key named in the error."""
-    if name not in names(kind):
-        where = f"{key}={name}: " if key else ""
+    """The class registered under a name, or the one that ``module:Class`` names; ``key`` is named in the error."""
+    known = names(kind)
+    where = f"{key}={name}: " if key else ""
+    if ":" in name:
+        return _imported(name, where)
+    if name not in known:
         raise ConfigError(
-            f"{where}no {kind.replace('_', ' ')} is called '{name}'{nearest(name, names(kind))}; "
-            f"choose one of {', '.join(names(kind))}"
+            f"{where}no {kind.replace('_', ' ')} is called '{name}'{nearest(name, known)}; "
+            f"choose one of {', '.join(known)}"
         )
     return _parts[kind][name]
+
+
+def _imported(name: str, where: str) -> type:
+    """A class of a module that can be imported from the Python path or from the working directory."""
+    module_name, _, class_name = name.partition(":")
+    if os.getcwd() not in sys.path:  # the console script's path does not have it
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        if missing or not module_name.strip("."):
+            reason = f"there is no module '{module_name}' in {os.getcwd()} or on the Python path"
+        raise ConfigError(f"{where}{'' if missing else f'{module_name} cannot be imported: '}{reason}") from error
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type):
+        own = [each for each, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        classes = [each for each in own if isinstance(getattr(module, each), type)]
+        raise ConfigError(
+            f"{where}{module_name} has no class '{class_name}'{nearest(class_name, classes)}; "
+            f"it has {', '.join(classes) or 'none'}"
+        )
+    return found
 
 
 def schema(kind: str, name: str) -> dict[str, Any]:
@@ -111,8 +141,14 @@ def build(kind: str, node: str | Mapping[str, Any], *surroundings: Any, key: str
     surroundings: the positional constructor arguments of its kind.  key: configuration key for error messages.
     """
     options = fill(kind, node, key)
+    name = options.pop("name")
+    cls = part_class(kind, name, key)
     try:
-        return part_class(kind, options.pop("name"))(*surroundings, **options)
+        inspect.signature(cls).bind(*surroundings, **options)
+    except TypeError as error:
+        raise ConfigError(f"{key or kind}={name} cannot be built with what {cls.__name__} is given: {error}") from error
+    try:
+        return cls(*surroundings, **options)
     except OptionError as error:
         raise ConfigError(f"{key or kind}.{error}") from error
 

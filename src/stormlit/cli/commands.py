@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from stormlit import registry
-from stormlit.config.parts import PART_KEYS
+from stormlit.config.parts import PART_KEYS, check_part
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
 from stormlit.files import write_json
+from stormlit.nn.laws import LAWS
 from stormlit.runs.assembly import make_fabric, player_factory
 from stormlit.runs.dream_media import write_dream_video
 from stormlit.runs.load import load
@@ -80,15 +81,25 @@ def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path
     return f"dream video {write_dream_video(path, seen, envs.action_meanings)}"
 
 
-def list_components(kind: str | None) -> str:
-    """Every part of a kind, or of all kinds, with its options and defaults, and the keys where it is chosen."""
+def list_components(kind: str | None, name: str | None = None) -> str:
+    """One part, every part of a kind, or of all kinds, with options, defaults, and the keys where it is chosen."""
     lines: list[str] = []
     for shown in [kind] if kind else registry.kinds():
-        names = registry.names(shown)
+        names = [name] if name else registry.names(shown)
         keys = [key for key, part_kind in PART_KEYS.items() if part_kind == shown]
         lines.append(f"{shown}  (chosen by {', '.join(f'{key}=NAME' for key in keys)})")
         for name in names:
-            summary = (registry.part_class(shown, name).__doc__ or "").strip().splitlines()[0]
-            lines.append(f"  {name:<12} {summary}")
+            summary = (registry.part_class(shown, name).__doc__ or "").strip().partition("\n")[0]
+            lines.append(f"  {name:<12} {summary}".rstrip())
             lines += [f"      {option} = {default!r}" for option, default in registry.schema(shown, name).items()]
     return "\n".join(lines)
+
+
+def check_component(kind: str | None, name: str | None) -> str:
+    """Hold a part to the laws of its kind; raises ``ConfigError`` with a sentence for each that it does not keep."""
+    if kind is None or name is None:
+        raise ConfigError("--check needs a part: stormlit components KIND NAME --check")
+    if sentences := check_part(kind, name):
+        raise ConfigError("\n".join(sentences))
+    laws = "".join(f"\n  {law.__doc__}" for law in LAWS.get(kind, ()))
+    return f"{kind.replace('_', ' ')} '{name}' holds:{laws}" if laws else f"there are no laws for a {kind} yet"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -60,8 +62,11 @@ def ask(who: str, function: Callable[..., Any], *given: Any) -> Any:
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in given if isinstance(x, Tensor))
         reason = " ".join(str(error).split())
+        frames = traceback.extract_tb(error.__traceback__)
+        frame = ([f for f in frames[1:] if f"{os.sep}torch{os.sep}" not in f.filename] or frames)[-1]
+        at = f"{os.path.basename(frame.filename)}:{frame.lineno}"
         on = f" on {shapes}" if shapes else ""
-        raise PartError(f"{who} fails{on}: {type(error).__name__}: {reason[:200]}") from error
+        raise PartError(f"{who} fails{on}: {type(error).__name__}: {reason[:200]} ({at})") from error
 
 
 def expect(who: str, output: Any, shape: tuple[int, ...], why: str) -> None:
