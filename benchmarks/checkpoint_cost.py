@@ -23,7 +23,7 @@ from stormlit.runs.run import Run
 from stormlit.runs.snapshot import save_snapshot
 from stormlit.storm.loop import fit_world_model, improve_agent
 from stormlit.storm.training import Training
-from stormlit.tracking.none_tracker import NoneTracker
+from stormlit.tracking import NoneTracker
 
 
 def fill(training: Training, rows: int) -> None:

@@ -47,7 +47,7 @@ class Subject:
         envs = VectorEnv(config.env, seed=config.seed)
         rows, length = config.loop.batch_size, config.loop.batch_length
         replay = ReplayBuffer(rows * length, envs.num_envs, envs.obs_shape, device=self.device, seed=config.seed)
-        player = player_factory(config, self.world_model, self.agent)(envs)
+        player = player_factory(config, self.world_model, self.agent)(envs.num_envs)
         collector = Collector(envs, player, replay, seed=config.seed)
         torch.manual_seed(config.seed)
         for _ in range(rows * length // envs.num_envs):

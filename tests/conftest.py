@@ -14,6 +14,8 @@ import pytest
 
 # Before torch is imported, and inherited by the processes that tests start.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+    os.environ.pop(variable, None)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -44,3 +46,10 @@ def run_stormlit(tmp_path: Path) -> RunStormlit:
 def run(trained: Path, tmp_path: Path) -> Path:
     """A copy of the module's ``trained`` for a test to change; not where it was trained, like a run that was moved."""
     return Path(shutil.copytree(trained, tmp_path / "runs" / "run"))
+
+
+@pytest.fixture(scope="session")
+def mlflow_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose database is created once: MLflow's migrations take seconds."""
+    pytest.importorskip("mlflow")
+    return tmp_path_factory.mktemp("runs with a space")

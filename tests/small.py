@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from stormlit.config import parts
-from stormlit.nn.optimizers import OptimizerSettings
 from stormlit.registry import schema
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel
@@ -49,7 +48,7 @@ def small_world_model(sequence_model: str = "transformer", seed: int = 0, **chan
         "reward_bins": 21,
         "reward_low": -5.0,
         "reward_high": 5.0,
-        "optimizer": OptimizerSettings(learning_rate=1e-3),
+        "optimizer": {"learning_rate": 1e-3, "eps": 1e-8, "clip_norm": 1000.0},
     }
     return WorldModel(IMAGE, ACTIONS, **{**settings, **changes}).eval()
 
@@ -73,7 +72,7 @@ def small_agent(world_model: WorldModel | None = None, seed: int = 0, **changes:
         "value_bins": 21,
         "value_low": -5.0,
         "value_high": 5.0,
-        "optimizer": OptimizerSettings(learning_rate=1e-3),
+        "optimizer": {"learning_rate": 1e-3, "eps": 1e-8, "clip_norm": 1000.0},
     }
     return ActorCritic(latent_dim, HIDDEN, ACTIONS, **{**settings, **changes}).eval()
 

@@ -12,7 +12,7 @@ import torch
 
 from stormlit.cli import main
 from stormlit.config.compose import compose
-from stormlit.envs import EnvSettings, VectorEnv
+from stormlit.envs import EnvSettings
 from stormlit.storm.evaluate import ConstantPolicy, Policy, evaluate
 from test_cli_errors import refusal, refused_training
 from test_evaluate import ShortOrLong
@@ -105,7 +105,7 @@ def test_returns_are_printed_where_they_cannot_be_written(run: Path, capsys: pyt
     assert "Traceback" not in captured.err
 
 
-def still(envs: VectorEnv) -> Policy:
+def still(num_envs: int) -> Policy:
     return ConstantPolicy(0)
 
 

@@ -140,7 +140,7 @@ def _ring(**options: Any) -> ReplayBuffer:
 
 def test_5_windows_tell_where_episodes_begin_or_hide_it() -> None:
     assert _ring().sample(50, 5).is_first.sum() == 50
-    assert _ring(mark_episode_starts=False).sample(50, 5).is_first.sum() == 0
+    assert _ring(episode_starts="ignored").sample(50, 5).is_first.sum() == 0
 
 
 def test_5_windows_follow_age_or_storage_across_the_seam() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import operator
 import re
 import shlex
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
 import stormlit
 from small import random_batch
@@ -22,6 +22,7 @@ from stormlit.config.compose import compose, to_tree
 from stormlit.errors import ConfigError
 from stormlit.runs.assembly import build_modules
 from stormlit.tracking import Tracker
+from test_training_run import SMALL
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -222,13 +223,15 @@ def test_the_example_of_the_sequence_models_law_holds() -> None:
     exec(compile(extension("model.prefill"), "law.py", "exec"), {})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_registry")
-def test_the_example_tracker_tracks(tmp_path: Path) -> None:
-    exec(compile(extension("JsonLinesTracker"), "jsonl.py", "exec"), {"__name__": "jsonl"})
-    node = compose(["tiny"], ["tracking=jsonl"]).tracking
-    tracker = registry.build("tracker", node, tmp_path, tmp_path.parent)
-    assert isinstance(tracker, Tracker)
-    assert tracker.start(name="run", params={}, tags={}) == "run"
-    tracker.log({"agent/entropy": float(torch.tensor(0.5))}, 10)
-    tracker.finish("FINISHED")
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 10, "agent/entropy": 0.5}\n'
+def test_the_example_tracker_tracks_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_tracker.py").write_text(extension("JsonLinesTracker"))
+    monkeypatch.syspath_prepend(tmp_path)
+    tracker = importlib.import_module("their_tracker").JsonLinesTracker
+    assert issubclass(tracker, Tracker)
+    words = [*SMALL, "tracking=jsonl", "tracking.file_name=all.jsonl", f"run.dir={tmp_path}", "run.name=run"]
+    assert main(["train", *words, "loop.env_steps=40"]) == 0
+    assert main(["resume", "run", f"run.dir={tmp_path}", "loop.env_steps=48"]) == 0
+    logged = [json.loads(line) for line in (tmp_path / "run" / "all.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "agent/entropy" in line] == [32, 40, 48]

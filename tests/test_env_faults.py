@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,19 +69,16 @@ def test_a_crash_ends_one_episode_of_one_environment(
     envs, sound = faulty(name, isolation, num_envs=2), VectorEnv(EnvSettings(None, "stormlit/Catch-v0", 16, 2), seed=0)
     sound.reset()
     played: list[list[bool]] = [[], []]  # for each environment and episode, whether it crashed
-    before = envs.current_obs
     for _ in range(24):
         step = envs.step(np.array([1, 1]))
         for episode in step.episodes:
             index, number = episode.env_index, len(played[episode.env_index])
             assert episode.seed == episode_seed(0, index, number)
-            assert step.is_first[index] and step.truncated[index] == episode.truncated == episode.crashed
+            assert step.is_first[index] and episode.truncated == episode.crashed
             assert episode.length == (FAULTY_STEP - 1 if episode.crashed else EPISODE)
             if episode.crashed:
                 assert not step.terminated[index] and step.reward[index] == 0.0 == episode.last_reward
-                np.testing.assert_array_equal(step.final_obs[index], before[index])
             played[index].append(episode.crashed)
-        before = step.obs
     assert played == [faulty_episodes(row, len(played[row])) for row in range(2)]
     crashes = sum(map(sum, played))
     assert crashes >= 1 and min(map(len, played)) >= 3
@@ -134,8 +130,8 @@ def test_too_many_crashes_stop_at_a_sound_state(isolation: str) -> None:
     steps = []
     while envs.failure is None:
         steps.append(envs.step(np.array([1])))
-    assert [step.is_first.tolist() for step in steps] == [[True]] * 3
-    np.testing.assert_array_equal(envs.current_obs, steps[-1].final_obs)
+    assert [step.is_first.tolist() for step in steps] == [[False], [True]] * 3
+    np.testing.assert_array_equal(envs.current_obs, steps[-2].obs)
     state = envs.state_dict()
     for _ in range(2):
         with pytest.raises(EnvironmentCrashError, match=r"^environment 0 \(Always\) crashed: .* env.max_restarts=2$"):
@@ -148,15 +144,6 @@ def test_too_many_crashes_stop_at_a_sound_state(isolation: str) -> None:
     assert restored.restarts == 2 and restored.failure is None
     (row,) = restored.state_dict()["rows"]
     assert (row["seed"], row["actions"]) == (episode_seed(0, 0, 3), [])
-
-
-def test_too_many_crashes_before_the_first_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("no beginning at all")
-
-    monkeypatch.setattr("faulty_envs.Faulty.reset", refuse)
-    with pytest.raises(EnvironmentCrashError, match="its reset raised RuntimeError: no beginning at all"):
-        faulty("Raise", max_restarts=3)
 
 
 @pytest.mark.parametrize("isolation", ["none", "process"])
@@ -204,8 +191,7 @@ def test_a_crash_while_an_episode_is_played_again_is_survived(tmp_path: Path) ->
 
 def played(max_restarts: int = 20, **how: Any) -> Any:
     settings = EnvSettings(game=None, id="faulty_envs:Raise-v0", size=16, max_restarts=max_restarts)
-    random: Callable[[VectorEnv], RandomPolicy] = lambda envs: RandomPolicy(envs.num_actions, 0)  # noqa: E731
-    return evaluate("random", random, settings, episodes=8, num_envs=3, seed=0, **how)
+    return evaluate("random", lambda _: RandomPolicy(3, 0), settings, episodes=8, num_envs=3, seed=0, **how)
 
 
 @pytest.mark.parametrize("selection", ["dealt", "first_to_end"])
@@ -266,7 +252,7 @@ def failing(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> 
     assert main(command) == 3
     (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stormlit: error:")]
     assert status(tmp_path / "run") == "FAILED"
-    assert "the run is saved: go on with `stormlit resume run env.max_restarts=N`" in told
+    assert f"the run is saved: go on with `stormlit resume {tmp_path / 'run'} env.max_restarts=N`" in told
     return told
 
 

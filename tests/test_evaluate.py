@@ -53,11 +53,11 @@ def short_or_long(monkeypatch: pytest.MonkeyPatch) -> EnvSettings:
     return EnvSettings(game=None, id="stormlit-test/ShortOrLong-v0", size=8)
 
 
-def still(envs: VectorEnv) -> Policy:
+def still(num_envs: int) -> Policy:
     return ConstantPolicy(0)
 
 
-def agent_of(words: list[str]) -> tuple[EnvSettings, Callable[[VectorEnv], Policy]]:
+def agent_of(words: list[str]) -> tuple[EnvSettings, Callable[[int], Policy]]:
     torch.manual_seed(0)
     config = compose(["tiny"], words)
     envs = VectorEnv(config.env, seed=0)
@@ -78,14 +78,21 @@ def test_short_episodes_are_not_favoured(short_or_long: EnvSettings) -> None:
 def test_exactly_so_many_episodes_are_dealt_out_evenly(
     episodes: int, num_envs: int, short_or_long: EnvSettings
 ) -> None:
-    counted: list[Episode] = []
+    shown: list[tuple[int, int]] = []
     result = evaluate(
-        "still", still, short_or_long, episodes=episodes, num_envs=num_envs, seed=1, on_episode=counted.append
+        "still",
+        still,
+        short_or_long,
+        episodes=episodes,
+        num_envs=num_envs,
+        seed=1,
+        on_step=lambda counted, steps: shown.append((counted, steps)),
     )
     assert len(result.episodes) == len(result.returns) == episodes
     shares = Counter(episode.env_index for episode in result.episodes)
     assert max(shares.values()) - min(shares.values()) <= 1 and len(shares) == min(episodes, num_envs)
-    assert sorted(counted, key=lambda e: e.seed) == sorted(result.episodes, key=lambda e: e.seed)
+    assert [steps for _, steps in shown] == [min(num_envs, episodes) * (n + 1) for n in range(len(shown))]
+    assert shown[-1][0] == episodes and [counted for counted, _ in shown] == sorted(counted for counted, _ in shown)
     assert len({episode.seed for episode in result.episodes}) == episodes
 
 
@@ -120,7 +127,7 @@ def test_the_callers_random_state_is_left_alone() -> None:
     evaluate("agent", make_player, env, episodes=2, num_envs=2, seed=9)
     assert torch.equal(torch.rand(3), expected)
     numpy_state = np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
-    evaluate("random", lambda envs: RandomPolicy(envs.num_actions, 0), CATCH, episodes=2, num_envs=2, seed=9)
+    evaluate("random", lambda _: RandomPolicy(3, 0), CATCH, episodes=2, num_envs=2, seed=9)
     assert np.random.get_state()[1].tolist() == numpy_state  # type: ignore[index, union-attr]
 
 
@@ -144,9 +151,9 @@ def test_every_action_is_held_as_a_baseline() -> None:
 
 def test_raw_rewards_are_counted_whatever_is_learned_from() -> None:
     game = EnvSettings(game="Amidar", size=16, reward_transform="sign", max_episode_steps=60)
-    result = evaluate("random", lambda envs: RandomPolicy(envs.num_actions, 0), game, episodes=2, num_envs=2, seed=0)
+    result = evaluate("random", lambda _: RandomPolicy(10, 0), game, episodes=2, num_envs=2, seed=0)
     raw = EnvSettings(game="Amidar", size=16, reward_transform="identity", max_episode_steps=60)
-    same = evaluate("random", lambda envs: RandomPolicy(envs.num_actions, 0), raw, episodes=2, num_envs=2, seed=0)
+    same = evaluate("random", lambda _: RandomPolicy(10, 0), raw, episodes=2, num_envs=2, seed=0)
     assert result.returns == same.returns
     assert all(episode.truncated and episode.length == 60 for episode in result.episodes)
 

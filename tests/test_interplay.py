@@ -55,7 +55,7 @@ def test_a_run_stopped_among_its_baselines_is_not_finished(
         raise AssertionError("it went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.runs.train, "play_baselines", stop)
+        patch.setattr(stormlit.runs.train, "run_baselines", stop)
         assert main(again(tmp_path, *words)) == 143
     run = tmp_path / "run"
     assert status(run) == "KILLED" and list(run.glob("evaluation/step-000000024.json"))
@@ -102,7 +102,7 @@ def test_a_run_that_another_process_trained_meanwhile_is_left_alone(
 
     monkeypatch.setattr(stormlit.runs.train, "build_training", another_was_first)
     sentence = refusal(capsys, *again(tmp_path, "loop.env_steps=32"))
-    assert "another process has trained that run" in sentence and "stormlit resume run" in sentence
+    assert "another process has trained that run" in sentence and f"stormlit resume {tmp_path / 'run'}" in sentence
     assert newest(tmp_path / "run").name == "step-000000030" and status(tmp_path / "run") == "FINISHED"
     assert main(again(tmp_path, "loop.env_steps=32")) == 0
 

@@ -51,7 +51,7 @@ def wait_until_gone(pids: list[int], seconds: float = 20.0) -> None:
 
 
 def pids(envs: VectorEnv) -> list[int]:
-    return [row.env._process.pid for row in envs._rows]  # type: ignore[union-attr]
+    return [slot.env._process.pid for slot in envs._slots]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_signal_without_a_name_is_a_crash_like_any_other(caplog: pytest.LogCap
     envs = VectorEnv(EnvSettings(**CATCH, isolation="process"), seed=0)
     envs.reset()
     os.kill(pids(envs)[0], signal.SIGRTMIN + 3)
-    assert envs.step(np.array([1])).truncated.all()
+    assert envs.step(np.array([1])).episodes[0].crashed
     assert f"killed by signal {signal.SIGRTMIN + 3}" in caplog.text
     envs.close()
 
@@ -201,7 +201,7 @@ from stormlit.envs import EnvSettings, VectorEnv
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background of a shell ignore it
 envs = VectorEnv(EnvSettings(game=None, id=sys.argv[1], size=8, num_envs=2, isolation="process"), seed=0)
 envs.reset()
-print(*(row.env._process.pid for row in envs._rows), flush=True)
+print(*(slot.env._process.pid for slot in envs._slots), flush=True)
 if sys.argv[2] == "ends":
     sys.exit()
 while True:

@@ -13,7 +13,7 @@ from broken_parts import SoundEncoder, SoundHead, SoundLatent, SoundSequence, So
 WRONG = [
     ("encoder", "WrongWidth", r" gives \(1, 2048\) where its embed_dim says 2049"),
     ("encoder", "NoWidth", r" has no 'embed_dim', which every encoder has"),
-    ("encoder", "NoModule", r" is no torch.nn.Module"),
+    ("encoder", "NoModule", r" NoModule does not derive from torch.nn.Module, as every encoder must"),
     ("encoder", "Integers", r" gives torch.int64 where floating-point numbers are expected"),
     ("encoder", "ScalesInPlace", r" changes what it is given in place"),
     ("encoder", "CentresTheBatch", r" lets one row of a batch depend on the others in evaluation mode"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 
@@ -15,7 +16,24 @@ def test_bar_shows_steps_rate_return_and_phase(capsys: pytest.CaptureFixture[str
         bar.advance(100)
         bar.show(12.5, "train")
     last = capsys.readouterr().err.strip().split("\r")[-1]
-    assert " 75%" in last and "150/200" in last and "step/s" in last and "train, return 12.5" in last
+    assert " 75%" in last and "150/200" in last and " steps/s, " in last
+    assert last.endswith(" left, train, return 12.5]")
+
+
+def test_random_steps_tell_nothing_about_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBar(total=10_000) as bar:
+        bar.advance(1000)
+        bar.show(None, "random")
+    assert " left" not in capsys.readouterr().err
+    with ProgressBar(total=1000) as bar:
+        bar.advance(500)  # at once
+        bar.show(None, "random")
+        time.sleep(0.2)  # a step of training
+        bar.advance(1)
+        bar.show(None, "train")
+    last = capsys.readouterr().err.strip().split("\r")[-1]
+    minutes, seconds = re.search(r"(\d+):(\d+) left", last).groups()  # type: ignore[union-attr]
+    assert int(minutes) * 60 + int(seconds) >= 499 * 0.2 - 1
 
 
 def test_no_return_is_shown_before_the_first_episode_ends(capsys: pytest.CaptureFixture[str]) -> None:

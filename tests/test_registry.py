@@ -116,6 +116,6 @@ def test_an_option_without_a_default_is_refused() -> None:
         def __init__(self, *, batteries: int) -> None:
             self.batteries = batteries
 
-    with pytest.raises(ValueError, match="option 'batteries' of light_source 'torch' needs a default"):
+    with pytest.raises(ConfigError, match="option 'batteries' of Torch needs a default"):
         register("light_source", "torch")(Torch)
     assert "torch" not in names("light_source")

@@ -204,7 +204,9 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(elsewhere.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["mlflow.db", "artifacts"])
+@pytest.mark.parametrize(
+    "name", ["mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", ".mlflow.lock", "artifacts"]
+)
 def test_names_of_mlflows_own_files_are_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sentence = refusal(capsys, "train", *SMALL, f"run.dir={tmp_path / 'runs'}", f"run.name={name}")
     assert f"run.name={name}" in sentence and "MLflow" in sentence

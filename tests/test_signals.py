@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -52,14 +53,20 @@ def stopped(root: Path, at: int, *numbers: int, words: tuple[str, ...] = ()) -> 
     "number", [pytest.param(number, marks=[] if number == signal.SIGTERM else pytest.mark.slow) for number in STOPPING]
 )
 def test_a_signal_ends_the_step_saves_and_goes_on_exactly(
-    number: signal.Signals, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals,
+    unbroken: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     capsys.readouterr()
     assert stopped(tmp_path / "b", 37, number) == 128 + number
-    assert f"stopped by {number.name} after step 37" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"stopped by {number.name} after step 37" in told
     run = tmp_path / "b" / "run"
     assert newest(run).name == "step-000000037" and status(run) == "KILLED"
-    resume(run, 48)
+    monkeypatch.chdir("/")
+    assert main(shlex.split(told.rpartition("go on with `")[2].rpartition("`")[0])[1:]) == 0  # as it is printed
     assert_same_run(unbroken, run)
 
 
@@ -152,6 +159,16 @@ def test_the_context_itself() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert handlers() == before
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -67,7 +69,7 @@ def wait_until(condition: Any, seconds: float = 10.0) -> None:
 
 def test_entries_are_pending_until_they_are_sent(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool" / "run.spool")
-    odd = {"points": {"nan": math.inf, "x": 0.1 + 0.2}, "step": 7, "time": 1}
+    odd = {"points": {"nan": "nan", "x": 0.1 + 0.2}, "step": 7, "time": 1}
     artifact = {"artifact": "media/ü\n.mp4", "folder": "media"}
     for entry in (points(0), points(1), artifact, points(2), {"end": "FINISHED", "time": 9}, odd):
         spool.append(entry)
@@ -305,6 +307,31 @@ def test_nothing_that_a_store_raises_ends_the_thread(spool: Spool) -> None:
     assert store.taken == [points(0)]
 
 
+def test_a_terminal_that_has_closed_ends_no_thread(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a warning raises, in the thread that sends and in the one that trains."""
+    with open(os.devnull, "w") as closed:
+        handler = logging.StreamHandler(closed)
+    monkeypatch.setattr(sys, "stderr", closed)
+    logger = logging.getLogger("stormlit")
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(ValueError, match="closed file"):
+            logger.warning("the stream is closed indeed")
+        store = Store()
+        store.down = True
+        sender = Sender(spool, store, interval=0.0)
+        spool.append(points(0))
+        wait_until(lambda: sender._lanes[0].failures)
+        store.down = False
+        assert sender.drain()
+        sender.stop()
+        spool.close()
+        spool.append(points(1))  # refused, with a warning
+    finally:
+        logger.removeHandler(handler)
+    assert store.taken == [points(0)]
+
+
 def test_draining_does_not_wait_for_the_interval_when_it_comes_during_a_call(spool: Spool) -> None:
     """What is appended while a batch is on its way must follow it at once, not an hour later."""
     store = Store()
@@ -332,22 +359,20 @@ def test_draining_gives_up_on_a_dead_store(spool: Spool, monkeypatch: pytest.Mon
     store.down = True
     sender = Sender(spool, store, interval=0.0)
     spool.append(points(0))
-    began = time.monotonic()
-    assert not sender.drain()
+    assert not sender.drain(at_most=math.inf)
     sender.stop()
-    assert 0.2 <= time.monotonic() - began < 2.0
 
 
 def test_draining_takes_a_limited_time_even_if_the_store_answers(spool: Spool) -> None:
     store = Store()
-    store.send = lambda entries: time.sleep(0.1)  # type: ignore[method-assign,assignment,misc]
-    for step in range(100):
+    sent: list[Entry] = []
+    store.send = lambda entries: sent.extend(entries) or time.sleep(0.05)  # type: ignore[method-assign,func-returns-value]
+    for step in range(200):
         spool.append({"end": "KILLED", "time": step})  # sent one by one
     sender = Sender(spool, store, interval=0.0)
-    began = time.monotonic()
-    assert not sender.drain(at_most=0.3)
+    assert not sender.drain(at_most=0.2)
     sender.stop()
-    assert 0.3 <= time.monotonic() - began < 2.0
+    assert 0 < len(sent) < 200
 
 
 def test_sending_it_all_counts_what_was_sent(spool: Spool) -> None:

@@ -176,7 +176,7 @@ def test_a_run_is_named_after_file_environment_and_seed(tmp_path: Path, capsys: 
     assert {run.name for run in tmp_path.iterdir()} == {"tiny-Catch-s3", "tiny-Catch-s3-2"}
     capsys.readouterr()
     assert main([*words, "run.name=tiny-Catch-s3"]) == 2
-    assert "resume tiny-Catch-s3" in capsys.readouterr().err
+    assert f"resume {tmp_path / 'tiny-Catch-s3'}" in capsys.readouterr().err
 
 
 def test_only_so_many_checkpoints_are_kept(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from stormlit.runs.directory import RunDirectory, find_run
 from stormlit.runs.run import Run
 from stormlit.runs.snapshot import restore_snapshot, verify_snapshot
 from stormlit.runs.train import _run_id
-from stormlit.tracking.none_tracker import NoneTracker
+from stormlit.tracking import NoneTracker
 from test_training_run import differences, newest, reseal, train
 
 SHORT = ("loop.warmup_steps=8", "loop.env_steps=20", "checkpoint.every=10", "evaluation.episodes=1")
@@ -55,7 +55,7 @@ class Subject:
                 tensor.zero_()
         training.replay.total_rows = training.progress.env_steps = training.progress.episodes = 0
         checkpoint = newest(self.run)
-        snapshot = verify_snapshot(directory, checkpoint)
+        snapshot = verify_snapshot(checkpoint)
         text = (checkpoint / "config.yaml").read_bytes()
         if text not in self.configurations:
             self.configurations[text] = to_tree(compose([str(checkpoint / "config.yaml")]))

@@ -83,22 +83,20 @@ def test_shapes_types_and_attributes() -> None:
     np.testing.assert_array_equal(first, env.current_obs)
     step = env.step(np.array([0, 2]))
     np.testing.assert_array_equal(step.obs, env.current_obs)
-    for images in (first, step.obs, step.final_obs):
+    for images in (first, step.obs):
         assert (images.shape, images.dtype) == ((2, 64, 64, 3), np.uint8)
     assert (step.reward.shape, step.reward.dtype) == ((2,), np.float32)
-    for flags in (step.terminated, step.truncated, step.is_first):
+    for flags in (step.terminated, step.is_first):
         assert (flags.shape, flags.dtype) == ((2,), np.bool_)
     env.close()
 
 
-def test_ended_environment_is_reset_and_its_true_final_frame_kept() -> None:
+def test_ended_environment_is_reset() -> None:
     env = _counter()
     env.step(np.array([0, 0]))
     step = env.step(np.array([0, 1]))
-    assert _values(step.final_obs) == [_first_value(0, 0) + 2, _first_value(1, 0) + 2]
     assert _values(step.obs) == [_first_value(0, 0) + 2, _first_value(1, 1)]
     assert step.terminated.tolist() == [False, True]
-    assert step.truncated.tolist() == [False, False]
     assert step.is_first.tolist() == [False, True]
     (episode,) = step.episodes
     assert (episode.env_index, episode.seed) == (1, episode_seed(0, 1, 0))
@@ -125,9 +123,9 @@ def test_what_ends_an_episode(
 ) -> None:
     env = _counter(life_loss_terminates=life_loss_terminates)
     step = env.step(np.array([action, 0]))
-    assert (step.terminated[0], step.truncated[0], step.is_first[0]) == (terminated, truncated, is_first)
+    assert (step.terminated[0], step.is_first[0]) == (terminated, is_first)
     assert [episode.truncated for episode in step.episodes] == ([truncated] if is_first else [])
-    assert not (step.terminated[1] or step.truncated[1] or step.is_first[1])
+    assert not (step.terminated[1] or step.is_first[1])
 
 
 def test_rewards_are_transformed_and_returns_are_raw() -> None:
@@ -142,7 +140,8 @@ def test_rewards_are_transformed_and_returns_are_raw() -> None:
 def test_max_episode_steps_truncates_every_episode() -> None:
     env = _counter(max_episode_steps=3)
     steps = [env.step(np.array([0, 0])) for _ in range(7)]
-    assert [step.truncated.all() for step in steps] == [False, False, True, False, False, True, False]
+    assert [step.is_first.all() for step in steps] == [False, False, True, False, False, True, False]
+    assert all(episode.truncated for step in steps for episode in step.episodes)
     assert not any(step.terminated.any() for step in steps)
 
 
@@ -183,7 +182,6 @@ def test_steps_do_not_share_memory() -> None:
     env = _counter()
     step = env.step(np.array([0, 0]))
     kept = step.obs.copy()
-    step.final_obs[:] = 7
     env.current_obs[:] = 7
     env.step(np.array([0, 0]))
     np.testing.assert_array_equal(step.obs, kept)
@@ -205,7 +203,7 @@ def test_lost_life_is_termination_without_reset_in_a_game() -> None:
         step = env.step(np.array([1]))
         lives_lost += int(step.terminated[0])
     assert lives_lost == 5
-    assert step.terminated[0] and not step.truncated[0]
+    assert step.terminated[0] and not step.episodes[0].truncated
     # without lives as ends, the same episode terminates once
     raw = VectorEnv(EnvSettings(game="Breakout", life_loss_terminates=False), seed=0)
     raw.reset()
@@ -217,7 +215,7 @@ def test_frame_cap_truncates_and_is_not_a_termination() -> None:
     env = VectorEnv(EnvSettings(game="Pong", atari=AtariSettings(max_frames=10)), seed=0)
     env.reset()
     steps = [env.step(np.array([0])) for _ in range(3)]
-    assert [bool(step.truncated[0]) for step in steps] == [False, False, True]
+    assert [bool(step.is_first[0]) for step in steps] == [False, False, True]
     assert not any(step.terminated[0] for step in steps)
     assert (steps[-1].episodes[0].length, steps[-1].episodes[0].truncated) == (3, True)
 
@@ -226,7 +224,7 @@ def test_frame_cap_truncates_and_is_not_a_termination() -> None:
 
 
 def _assert_equal_steps(first: EnvStep, second: EnvStep) -> None:
-    for name in ("obs", "final_obs", "reward", "terminated", "truncated", "is_first"):
+    for name in ("obs", "reward", "terminated", "is_first"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
     assert first.episodes == second.episodes
 

@@ -6,7 +6,9 @@ The command line prints ``str(error)`` and nothing else; a traceback means a bug
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class StormlitError(Exception):
@@ -17,10 +19,6 @@ class StormlitError(Exception):
 
 class ConfigError(StormlitError):
     """A configuration key, part, option or value that does not exist or has the wrong type."""
-
-
-class OptionError(ConfigError):
-    """A part's option out of range; begins with the option's bare name, which whoever builds the part completes."""
 
 
 class PartError(ConfigError):
@@ -49,6 +47,12 @@ class EnvironmentCrashError(TrainingError):
     """Environments that crashed more often than ``env.max_restarts`` allows."""
 
 
+class EnvironmentContractError(EnvironmentSetupError, EnvironmentCrashError):
+    """An environment that breaks Gymnasium's interface or its own spaces: making it anew would not help."""
+
+    exit_code = 2
+
+
 class SaveError(StormlitError):
     """A checkpoint that could not be written, for want of space or permission."""
 
@@ -68,8 +72,8 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" (did you mean '{by_lowercase[match[0]]}'?)" if match else ""
 
 
-def check_option(option: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raise ``OptionError`` unless ``low <= value <= high``."""
-    if not low <= value <= high:
-        expected = f"{low:g} to {high:g}" if high != float("inf") else f"at least {low:g}"
-        raise OptionError(f"{option}={value} is out of range: expected {expected}")
+def describe(error: BaseException) -> str:
+    """Type, first line and place of an exception that another's code has raised."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    message = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {message} ({Path(place.filename).name}, line {place.lineno})"

@@ -1,8 +1,15 @@
-"""Parts by name: a component node is ``{name: cnn, **options}``.
+"""Options, each declared in one place, and parts by name.
 
-A part is a class whose constructor takes its surroundings (shapes, widths) as positional parameters and its options as
-keyword-only ones. The keyword-only parameters are the schema: their names, annotations and defaults are the single
-place where an option is declared. A new part is one class and one decorator.
+Whatever takes options says so in its constructor, by keyword-only parameters whose annotation says what they are:
+
+    hidden_dim: Annotated[int, Option("width of the heads", low=1)] = 512
+
+Name, type, default, range and the line of help are read from there by the configuration, its checks, the listings of
+the command line and the table in docs/configuration.md. Positional parameters are a class's surroundings (shapes,
+widths, a device), which no configuration sets.
+
+A part is such a class with a name: a component node is ``{name: cnn, **options}``. A new part is one class and one
+decorator.
 """
 
 from __future__ import annotations
@@ -12,39 +19,169 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import math
 import os
 import sys
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from stormlit.errors import ConfigError, OptionError, nearest
+from stormlit.errors import ConfigError, nearest
 
 PartClass = TypeVar("PartClass", bound=type)
 
 _parts: dict[str, dict[str, type]] = {}
+_bases: dict[str, tuple[type, str]] = {}
+
+DEFAULTS: Mapping[str, Any] = MappingProxyType({})
+"""A group of options all of which have their defaults."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What an option is, beside what Python's own syntax says of it.
+
+    help: one line.  low, high: smallest and largest value.  below: the option beside it that must be larger.
+    part: the kind of part that is chosen here.  group: the class whose options these are; the value is a mapping of
+    them, or the settings dataclass itself.  name, type, default: filled in by ``options``.
+    """
+
+    help: str = ""
+    low: float = -math.inf
+    high: float = math.inf
+    below: str = ""
+    part: str = ""
+    group: type | None = None
+    name: str = ""
+    type: Any = Any
+    default: Any = None
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values of a ``Literal``; empty for any other type."""
+        return typing.get_args(self.type) if typing.get_origin(self.type) is Literal else ()
+
+    @property
+    def types(self) -> tuple[Any, ...]:
+        """The types it may have: more than one for ``int | None``."""
+        return typing.get_args(self.type) if type(None) in typing.get_args(self.type) else (self.type,)
+
+    @property
+    def range(self) -> str:
+        """Its range in words, empty where there is none."""
+        if math.inf not in (self.high, -self.low):
+            return f"{self.low:g} to {self.high:g}"
+        return f"at least {self.low:g}" if self.low > -math.inf else ""
+
+
+def options(cls: type) -> dict[str, Option]:
+    """The options of a class by name, in order: its constructor's keyword-only parameters, or a dataclass's fields.
+
+    Raises ``ConfigError`` for one without a type or without a default.
+    """
+    if dataclasses.is_dataclass(cls):
+        defaults = {
+            f.name: f.default_factory() if callable(f.default_factory) else f.default for f in dataclasses.fields(cls)
+        }
+    else:
+        defaults = {p.name: p.default for p in _keyword_only(cls)}
+    try:
+        constructor = cls if dataclasses.is_dataclass(cls) else cls.__init__  # type: ignore[misc]
+        hints = typing.get_type_hints(constructor, include_extras=True)
+    except NameError as error:
+        raise ConfigError(f"the annotations of {cls.__name__} cannot be read: {error}") from error
+    declared: dict[str, Option] = {}
+    for name, default in defaults.items():
+        hint = hints[name]
+        notes = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Option)]
+        note = notes[0] if notes else Option()
+        declared[name] = dataclasses.replace(
+            note,
+            name=name,
+            type=hint.__origin__ if hasattr(hint, "__metadata__") else hint,
+            default={"name": default} if isinstance(default, str) and note.part else default,
+            group=note.group or (type(default) if dataclasses.is_dataclass(default) else None),
+        )
+    return declared
+
+
+def options_below(cls: type, prefix: str = "") -> Iterator[tuple[str, Option]]:
+    """Every option of a class and of the groups in it, with its dotted key."""
+    for name, option in options(cls).items():
+        if option.group is not None:
+            yield from options_below(option.group, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", option
+
+
+@functools.cache
+def settings(cls: type, base: type | None = None) -> type:
+    """A dataclass whose fields are a class's options, after those of ``base``; OmegaConf checks their types."""
+    if dataclasses.is_dataclass(cls):
+        return cls
+    fields = []
+    for name, option in options(cls).items():
+        hint, make = option.type, functools.partial(copy.deepcopy, option.default)
+        if option.part:
+            hint = Any
+        elif option.group is not None:
+            hint = settings(option.group)
+            make = functools.partial(hint, **option.default)
+        fields.append((name, Annotated[hint, option], dataclasses.field(default_factory=make)))
+    return dataclasses.make_dataclass(f"{cls.__name__}Options", fields, bases=(base,) if base else ())
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings with its dotted key; an empty mapping is a value."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def check_values(declared: Mapping[str, Option], values: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise ``ConfigError`` for the first number out of range or not finite, or the first pair in the wrong order."""
+    for key, option in declared.items():
+        value = values.get(key)
+        if isinstance(value, (int, float)) and option.range and not option.low <= value <= option.high:
+            raise ConfigError(f"{prefix}{key}={value} is out of range: expected {option.range}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{prefix}{key}={value} is not a finite number")
+        larger = f"{key.removesuffix(option.name)}{option.below}"
+        if option.below and value >= values[larger]:
+            raise ConfigError(f"{prefix}{key}={value} must be smaller than {prefix}{larger}={values[larger]}")
 
 
 def register(kind: str, name: str) -> Callable[[PartClass], PartClass]:
     """Class decorator: make the class buildable as ``{kind: {name: name, ...}}``.
 
-    Raises ``ValueError`` when the name is taken or an option has no default.
+    Raises ``ValueError`` when the name is taken, ``ConfigError`` when an option has no type or no default.
     """
 
     def decorate(cls: PartClass) -> PartClass:
         registered = _parts.setdefault(kind, {})
         if name in registered and registered[name] is not cls:
             raise ValueError(f"{kind} '{name}' is registered twice: {registered[name]} and {cls}")
-        for option in _options(cls):
-            if option.default is inspect.Parameter.empty:
-                raise ValueError(f"option '{option.name}' of {kind} '{name}' needs a default")
+        _keyword_only(cls)
         registered[name] = cls
         return cls
 
     return decorate
+
+
+def require_base(kind: str, base: type, name: str) -> None:
+    """Have ``module:Class`` parts of a kind derive from ``base``, which a sentence calls ``name``."""
+    _bases[kind] = base, name
+
+
+def check_class(kind: str, cls: type) -> None:
+    """Raise ``ConfigError`` unless the class derives from what its kind requires, and declares its options."""
+    base, name = _bases.get(kind, (object, "object"))
+    if not issubclass(cls, base):
+        raise ConfigError(f"{cls.__name__} does not derive from {name}, as every {kind.replace('_', ' ')} must")
+    _keyword_only(cls)
 
 
 def kinds() -> list[str]:
@@ -66,7 +203,7 @@ def part_class(kind: str, name: str, key: str = "") -> type:
     known = names(kind)
     where = f"{key}={name}: " if key else ""
     if ":" in name:
-        return _imported(name, where)
+        return _imported(kind, name, where)
     if name not in known:
         raise ConfigError(
             f"{where}no {kind.replace('_', ' ')} is called '{name}'{nearest(name, known)}; "
@@ -75,7 +212,7 @@ def part_class(kind: str, name: str, key: str = "") -> type:
     return _parts[kind][name]
 
 
-def _imported(name: str, where: str) -> type:
+def _imported(kind: str, name: str, where: str) -> type:
     """A class of a module that can be imported from the Python path or from the working directory."""
     module_name, _, class_name = name.partition(":")
     if os.getcwd() not in sys.path:  # the console script's path does not have it
@@ -96,20 +233,28 @@ def _imported(name: str, where: str) -> type:
             f"{where}{module_name} has no class '{class_name}'{nearest(class_name, classes)}; "
             f"it has {', '.join(classes) or 'none'}"
         )
+    try:
+        check_class(kind, found)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from error
     return found
 
 
 def schema(kind: str, name: str) -> dict[str, Any]:
     """The options of a part with their defaults, in the order of its constructor."""
-    return {option.name: option.default for option in _options(part_class(kind, name))}
+    return {option.name: option.default for option in options(part_class(kind, name)).values()}
 
 
 def fill(kind: str, node: str | Mapping[str, Any], key: str = "") -> dict[str, Any]:
     """Validate a component node and return it with every option present: ``{name: ..., **options}``.
 
     node: a part's name, or a mapping with ``name`` and options.  key: configuration key for error messages.
-    Raises ``ConfigError`` for an unknown part or option and for a value of the wrong type.
+    Raises ``ConfigError`` for an unknown part or option and for a value of the wrong type or out of range.
     """
+    # An environment's process imports this module too, and needs no OmegaConf.
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     where = key or kind
     if not isinstance(node, (str, Mapping)):
         raise ConfigError(
@@ -120,19 +265,20 @@ def fill(kind: str, node: str | Mapping[str, Any], key: str = "") -> dict[str, A
         raise ConfigError(f"{where} needs a name; choose one of {', '.join(names(kind))}")
     name = given.pop("name")
     cls = part_class(kind, str(name), key)
-    allowed = schema(kind, name)
+    declared = options(cls)
     for option in given:
-        if option not in allowed:
+        if option not in declared:
             raise ConfigError(
-                f"{where}.{option} is not an option of {kind.replace('_', ' ')} '{name}'{nearest(option, allowed)}; "
-                f"it has {', '.join(allowed) or 'no options'}"
+                f"{where}.{option} is not an option of {kind.replace('_', ' ')} '{name}'{nearest(option, declared)}; "
+                f"it has {', '.join(declared) or 'no options'}"
             )
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(_options_dataclass(cls)), given)
-        return {"name": name, **typing.cast(dict[str, Any], OmegaConf.to_container(typed))}
+        filled = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(settings(cls)), given))
     except OmegaConfBaseException as error:
         option = getattr(error, "full_key", None) or ""
         raise ConfigError(f"{where}.{option}: {str(error).splitlines()[0]}") from error
+    check_values(declared, typing.cast(dict[str, Any], filled), f"{where}.")
+    return {"name": name, **typing.cast(dict[str, Any], filled)}
 
 
 def build(kind: str, node: str | Mapping[str, Any], *surroundings: Any, key: str = "") -> Any:
@@ -140,33 +286,23 @@ def build(kind: str, node: str | Mapping[str, Any], *surroundings: Any, key: str
 
     surroundings: the positional constructor arguments of its kind.  key: configuration key for error messages.
     """
-    options = fill(kind, node, key)
-    name = options.pop("name")
+    filled = fill(kind, node, key)
+    name = filled.pop("name")
     cls = part_class(kind, name, key)
     try:
-        inspect.signature(cls).bind(*surroundings, **options)
+        inspect.signature(cls).bind(*surroundings, **filled)
     except TypeError as error:
         raise ConfigError(f"{key or kind}={name} cannot be built with what {cls.__name__} is given: {error}") from error
-    try:
-        return cls(*surroundings, **options)
-    except OptionError as error:
-        raise ConfigError(f"{key or kind}.{error}") from error
+    return cls(*surroundings, **filled)
 
 
-def _options(cls: type) -> list[inspect.Parameter]:
-    parameters = inspect.signature(cls).parameters.values()
-    return [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-
-
-def _options_dataclass(cls: type) -> type:
-    """A dataclass with the options as fields, so that OmegaConf checks and converts the values."""
-    hints = typing.get_type_hints(vars(cls)["__init__"])
-    fields = [
-        (
-            option.name,
-            hints[option.name],
-            dataclasses.field(default_factory=functools.partial(copy.copy, option.default)),
-        )
-        for option in _options(cls)
-    ]
-    return dataclasses.make_dataclass(f"{cls.__name__}Options", fields)
+def _keyword_only(cls: type) -> list[inspect.Parameter]:
+    """The parameters that are options; raises ``ConfigError`` for one without a type or without a default."""
+    found = [p for p in inspect.signature(cls).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    for parameter in found:
+        for missing, what in ((parameter.annotation, "a type"), (parameter.default, "a default")):
+            if missing is inspect.Parameter.empty:
+                raise ConfigError(
+                    f"option '{parameter.name}' of {cls.__name__} needs {what}, as in '{parameter.name}: int = 1'"
+                )
+    return found

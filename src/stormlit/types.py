@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # an environment's process needs these types too, and not the
     import torch
     from torch import Tensor
 
-PartNode = Mapping[str, Any]
-"""A component node of the configuration, ``{name: cnn, **options}``."""
+PartNode = str | Mapping[str, Any]
+"""A component node of the configuration: ``{name: cnn, **options}``, or the name alone."""
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Episode:
 
     ``length`` is in environment steps (after frame skip), ``seed`` is what the episode was reset with, ``last_reward``
     is the part of the return that came with the last step. ``crashed``: the environment died in the step after these,
-    whose outcome nobody knows, and the episode counts as truncated.
+    whose outcome is unknown, and the episode counts as truncated.
     """
 
     env_index: int
@@ -48,22 +48,18 @@ class Episode:
 
 @dataclass(slots=True)
 class EnvStep:
-    """What N environments answered to one vector of actions.
+    """What came of one vector of actions in N environments.
 
     obs: (N, Y, X, C) uint8, the frame to act on next; after an episode's end it is the new episode's first frame.
-    final_obs: (N, Y, X, C) uint8, the frame the action really led to; differs from ``obs`` only where an episode ended.
     reward: (N,) float32, transformed as configured; what the world model learns.
     terminated: (N,) bool, the environment ended, or a life was lost where life loss counts as an end.
-    truncated: (N,) bool, cut by a time limit or a crash; never set together with an end of the environment itself.
     is_first: (N,) bool, ``obs`` is the first frame of an episode.
     episodes: the episodes that ended with this step.
     """
 
     obs: np.ndarray
-    final_obs: np.ndarray
     reward: np.ndarray
     terminated: np.ndarray
-    truncated: np.ndarray
     is_first: np.ndarray
     episodes: list[Episode] = field(default_factory=list)
 

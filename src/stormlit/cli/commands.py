@@ -13,10 +13,10 @@ from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
 from stormlit.files import write_json
 from stormlit.nn.laws import LAWS
-from stormlit.runs.assembly import make_fabric, player_factory
+from stormlit.runs.assembly import make_fabric, player_factory, run_baselines, run_evaluation
 from stormlit.runs.dream_media import write_dream_video
 from stormlit.runs.load import load
-from stormlit.runs.play import play_agent, play_baselines
+from stormlit.runs.progress import evaluation_bar
 from stormlit.storm.collect import Collector
 from stormlit.storm.dream import dream, dream_length, dream_window
 from stormlit.storm.evaluate import EVALUATION_ROW
@@ -30,8 +30,9 @@ def evaluate_run(reference: str, root: Path, overrides: Sequence[str]) -> str:
     fabric = make_fabric(config)
     trained.world_model.to(fabric.device)
     trained.agent.to(fabric.device)
-    result = play_agent(config, fabric, trained.world_model, trained.agent)
-    baselines = play_baselines(config)
+    with evaluation_bar(config.evaluation.episodes) as on_step:
+        result = run_evaluation(config, fabric, trained.world_model, trained.agent, on_step)
+        baselines = run_baselines(config, lambda _: on_step)
     how = "greedy" if config.evaluation.greedy else "sampled"
     file = trained.directory.evaluation / f"{trained.checkpoint.name}-{how}-{config.evaluation.episodes}.json"
     lines = [f"{result.game}, {trained.checkpoint}"]
@@ -64,7 +65,7 @@ def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path
     replay = ReplayBuffer(
         steps * envs.num_envs, envs.num_envs, (rows, columns, channels), device=torch.device("cpu"), seed=config.seed
     )
-    player = player_factory(config, trained.world_model, trained.agent)(envs)
+    player = player_factory(config, trained.world_model, trained.agent)(envs.num_envs)
     collector = Collector(envs, player, replay, seed=config.seed)
     for _ in range(steps):
         collector.step(collector.select_action(random=False))

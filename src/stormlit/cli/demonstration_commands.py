@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from stormlit.config.compose import compose
-from stormlit.config.schema import Config
-from stormlit.envs import VectorEnv
+from stormlit.envs import env_facts
 from stormlit.errors import ConfigError
 from stormlit.files import sha256
 from stormlit.runs.load import load
@@ -52,13 +51,12 @@ def convert(file: Path, output: Path, overrides: Sequence[str]) -> str:
         if not any(word.startswith(("env.game=", "env.id=")) for word in overrides):
             raise ConfigError("settings tell which environment the demonstration is of: add env.game=NAME or env.id=ID")
         config = compose([], overrides)
-        envs = _environment(config)
-        check_fits(file, demonstration, config.env, envs)
+        facts = env_facts(config.env)
+        check_fits(file, demonstration, config.env, facts)
         # Its own word on how its frames were made is better than a guess, and none is better too.
         told = demonstration.origin
-        demonstration.origin = origin_of(config.env, envs, told.policy, with_settings=False)
+        demonstration.origin = origin_of(config.env, facts, told.policy, with_settings=False)
         demonstration.origin.env = told.env
-        envs.close()
     write_npz(demonstration, output)
     return f"{len(demonstration):,} steps of {demonstration.origin.env_id or 'an unknown environment'}: {output}"
 
@@ -75,24 +73,18 @@ def record_run(reference: str, root: Path, overrides: Sequence[str], output: Pat
     else:
         trained = load(reference, run_dir=str(root), overrides=tuple(overrides))
         config, player, policy = trained.config, trained.player, f"{trained.directory.name}, {trained.checkpoint.name}"
-    envs = _environment(config)
-    most = LARGEST_BYTES // math.prod(envs.obs_shape)
+    facts = env_facts(config.env)
+    most = LARGEST_BYTES // math.prod(facts.obs_shape)
     if not 1 <= steps <= most:
         raise ConfigError(f"--steps={steps} is out of range: expected 1 to {most} steps of this size")
     if output.suffix != ".npz":
         raise ConfigError(f"--output={output}: expected a file ending in .npz")
     torch.manual_seed(config.seed)
-    chosen: Policy = player or RandomPolicy(envs.num_actions, config.seed)
+    chosen: Policy = player or RandomPolicy(facts.num_actions, config.seed)
     demonstration = record(config.env, chosen, steps=steps, seed=config.seed, greedy=config.evaluation.greedy)
-    demonstration.origin = origin_of(config.env, envs, policy, with_settings=True)
-    envs.close()
+    demonstration.origin = origin_of(config.env, facts, policy, with_settings=True)
     write_npz(demonstration, output)
     return f"{describe(output)}\nto train with it: stormlit train storm demonstrations.path={output}"
-
-
-def _environment(config: Config) -> VectorEnv:
-    """For what it says of itself; nothing is played."""
-    return VectorEnv(config.env, seed=config.seed)
 
 
 def _returns(demonstration: Demonstration) -> tuple[list[float], float | None]:

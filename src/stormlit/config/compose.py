@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -24,10 +24,9 @@ from stormlit.config.parts import PART_KEYS
 from stormlit.config.schema import Config
 from stormlit.config.yaml_limits import check_yaml
 from stormlit.errors import ConfigError, nearest
-from stormlit.registry import fill, schema
+from stormlit.registry import Option, fill, leaves, options, part_class
 
 Tree = dict[str, Any]
-INTEGERS = ("env.max_episode_steps",)  # those whose default is null
 TEXT_KEYS = ("run.dir", "run.name", "run.init_from", "env.game", "env.id")
 
 
@@ -51,17 +50,15 @@ def compose(files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:
     tree = _defaults()
     for name in files:
         path, layer = _read(name)
-        _assign(tree, _leaves(layer, ""), source=f"{path}: ")
+        _assign(tree, leaves(layer), source=f"{path}: ")
     _assign(tree, [_parse(override) for override in overrides], source="")
-    return from_tree(tree)
+    return _typed(tree)
 
 
-def from_tree(tree: Mapping[str, Any]) -> Config:
-    """Check a nested mapping (of ``compose`` or of a checkpoint) against the schema and return the typed object."""
-    filled = OmegaConf.to_container(OmegaConf.create(dict(tree)))
-    _check_keys(cast(Tree, filled))
+def _typed(filled: Tree) -> Config:
+    """The checked configuration that a tree with every key describes."""
     for key, kind in PART_KEYS.items():
-        parent, leaf = _parent(cast(Tree, filled), key)
+        parent, leaf = _parent(filled, key)
         parent[leaf] = fill(kind, parent[leaf], key)
     try:
         config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), filled)))
@@ -72,7 +69,7 @@ def from_tree(tree: Mapping[str, Any]) -> Config:
 
 
 def to_tree(config: Config) -> Tree:
-    """The configuration as nested built-in types; ``from_tree`` takes it back."""
+    """The configuration as nested built-in types; ``compose`` takes it back, from a file."""
     return dataclasses.asdict(config)
 
 
@@ -123,15 +120,6 @@ def _parse(override: str) -> tuple[str, Any]:
     return key, cast(Tree, value)["value"]
 
 
-def _leaves(layer: Tree, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in layer.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{key}.")
-        else:
-            yield key, value
-
-
 def _assign(tree: Tree, assignments: Any, source: str) -> None:
     """Write ``(key, value)`` pairs into the tree: names of parts first, so that the order given does not matter."""
     pairs = [(f"{key}.name" if key in PART_KEYS else key, value) for key, value in assignments]
@@ -145,9 +133,9 @@ def _assign(tree: Tree, assignments: Any, source: str) -> None:
                 if parent[leaf]["name"] != value:
                     parent[leaf] = {"name": value}
                 continue
-            _check_key(tree, key)
+            option = _option(tree, key)
             parent, leaf = _parent(tree, key)
-            if isinstance(value, float) and value.is_integer() and (key in INTEGERS or type(parent.get(leaf)) is int):
+            if isinstance(value, float) and value.is_integer() and int in option.types:
                 value = int(value)  # 1e5
             parent[leaf] = value
             if key in ("env.game", "env.id") and value is not None:
@@ -163,52 +151,28 @@ def _parent(tree: Tree, key: str) -> tuple[Tree, str]:
     return tree, leaf
 
 
-def _check_key(tree: Tree, key: str) -> None:
-    """Raise ``ConfigError`` unless the key is a leaf of the schema or an option of the part now named."""
-    node: Any = tree
-    path = key.split(".")
-    for depth, name in enumerate(path):
-        here = ".".join(path[:depth])
-        allowed = list(node)
-        if here in PART_KEYS:
-            allowed = list(schema(PART_KEYS[here], node["name"]))
-            here = f"{here} ({node['name']})"
+def _option(tree: Tree, key: str) -> Option:
+    """What a key sets; raises ``ConfigError`` unless that is one value of the schema or of the part now named."""
+    allowed, where, path = options(Config), "", key.split(".")
+    for depth, name in enumerate(path, start=1):
         if name not in allowed:
-            raise ConfigError(_unknown(tree, key, name, allowed, here))
-        if here.split(" ")[0] in PART_KEYS:
-            if depth + 1 < len(path):
-                raise ConfigError(f"{'.'.join(path[: depth + 1])} is a single value and has no key '{path[depth + 1]}'")
-            return
-        node = node[name]
-        if not isinstance(node, dict) and depth + 1 < len(path):
-            raise ConfigError(f"{'.'.join(path[: depth + 1])} is a single value and has no key '{path[depth + 1]}'")
-    if isinstance(node, dict) and key not in PART_KEYS:
-        raise ConfigError(
-            f"{key} is a group of settings; set one of them: {', '.join(f'{key}.{name}' for name in node)}"
-        )
-
-
-def _check_keys(tree: Tree) -> None:
-    """The same check for a whole tree, which may come from a file written by another version."""
-    reference = _defaults()
-
-    def visit(node: Tree, allowed: Tree, here: str) -> None:
-        for name in allowed:
-            if name not in node:
-                raise ConfigError(f"{here}{name} is missing")
-        for name, value in node.items():
-            key = f"{here}{name}"
-            if name not in allowed:
-                raise ConfigError(_unknown(reference, key, name, list(allowed), here.rstrip(".")))
-            if key not in PART_KEYS and isinstance(allowed[name], dict):
-                if not isinstance(value, dict):
-                    raise ConfigError(f"{key} must be a mapping with {', '.join(allowed[name])}")
-                visit(value, allowed[name], f"{key}.")
-
-    visit(tree, reference, "")
+            raise ConfigError(_unknown(tree, key, name, list(allowed), where))
+        option, where = allowed[name], ".".join(path[:depth])
+        if option.group is not None:
+            allowed = options(option.group)
+        elif option.part:
+            parent, leaf = _parent(tree, where)
+            part = parent[leaf]["name"]
+            allowed, where = options(part_class(option.part, part)), f"{where} ({part})"
+        elif depth < len(path):
+            raise ConfigError(f"{where} is a single value and has no key '{path[depth]}'")
+    if option.group is not None:
+        members = ", ".join(f"{key}.{name}" for name in allowed)
+        raise ConfigError(f"{key} is a group of settings; set one of them: {members}")
+    return option
 
 
 def _unknown(tree: Tree, key: str, name: str, allowed: Sequence[str], here: str) -> str:
-    everywhere = [full for full, _ in _leaves(tree, "") if full.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    everywhere = [full for full, _ in leaves(tree) if full.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     hint = nearest(name, allowed) or (f" (did you mean '{everywhere[0]}'?)" if everywhere else "")
     return f"there is no key '{key}'{hint}; {here or 'the configuration'} has {', '.join(allowed) or 'no options'}"

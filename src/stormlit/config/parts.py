@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 from stormlit import nn, registry, tracking
+from stormlit.config.schema import KEYS
 from stormlit.errors import ConfigError
 from stormlit.nn import agent_states as agent_state
 from stormlit.nn.laws import LAWS, broken_laws, surroundings
 
-PART_KEYS: dict[str, str] = {
-    "world_model.encoder": "encoder",
-    "world_model.decoder": "decoder",
-    "world_model.latent": "latent",
-    "world_model.sequence_model": "sequence_model",
-    "world_model.reward_head": "head",
-    "world_model.continuation_head": "head",
-    "agent.agent_state": "agent_state",
-    "agent.actor": "head",
-    "agent.critic": "head",
-    "tracking": "tracker",
-}
+PART_KEYS = {key: option.part for key, option in KEYS.items() if option.part}
 
 __all__ = ["PART_KEYS", "agent_state", "check_part", "nn", "tracking"]
 
@@ -34,21 +25,11 @@ def check_part(kind: str, part: str | type, **options: Any) -> list[str]:
     """
     registry.names(kind)
     cls = registry.part_class(kind, part) if isinstance(part, str) else part
-    name = part if isinstance(part, str) else f"{cls.__module__}:{cls.__qualname__}"
-    who = f"{kind.replace('_', ' ')} '{name}'"
+    who = f"{kind.replace('_', ' ')} '{part if isinstance(part, str) else f'{cls.__module__}:{cls.__qualname__}'}'"
+    given = surroundings(kind) if kind in LAWS else (Path("runs", "run"), Path("runs"))
     try:
-        for option in registry._options(cls):
-            if option.annotation is option.empty:
-                return [f"{who}: option '{option.name}' of {cls.__name__} needs a type"]
-            if option.default is option.empty:
-                return [f"{who}: option '{option.name}' of {cls.__name__} needs a default"]
-    except ConfigError as error:
-        return [f"{who}: {error}"]
-    if kind not in LAWS:
-        return []
-    given = surroundings(kind)
-    try:
+        registry.check_class(kind, cls)
         inspect.signature(cls).bind(*given, **options)
-    except TypeError as error:
+    except (ConfigError, TypeError) as error:
         return [f"{who}: {error}"]
-    return broken_laws(who, kind, lambda: cls(*given, **options), given)
+    return broken_laws(who, kind, lambda: cls(*given, **options), given) if kind in LAWS else []

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from stormlit.envs.atari import ATARI_100K_GAMES, human_normalized
-from stormlit.envs.make import make_env, square_image
-from stormlit.envs.row import episode_seed
-from stormlit.envs.settings import AtariSettings, EnvSettings, env_id, env_name
+from stormlit.envs.image import square_image
+from stormlit.envs.local import EnvFacts
+from stormlit.envs.make import make_env
+from stormlit.envs.settings import AtariSettings, EnvSettings, env_id, env_name, is_atari
+from stormlit.envs.slot import env_facts, episode_seed
 from stormlit.envs.vector import VectorEnv
 
 __all__ = [
     "ATARI_100K_GAMES",
     "AtariSettings",
+    "EnvFacts",
     "EnvSettings",
     "VectorEnv",
+    "env_facts",
     "env_id",
     "env_name",
     "episode_seed",
     "human_normalized",
+    "is_atari",
     "make_env",
     "square_image",
 ]

@@ -64,4 +64,5 @@ class Catch(gymnasium.Env[np.ndarray, np.int64]):
         return grid.repeat(self._cell, axis=0).repeat(self._cell, axis=1)
 
 
-gymnasium.register("stormlit/Catch-v0", entry_point="stormlit.envs.catch:Catch")
+# The limit lies after the last step of every episode: it tells that all of them end.
+gymnasium.register("stormlit/Catch-v0", entry_point="stormlit.envs.catch:Catch", max_episode_steps=GRID)

@@ -13,9 +13,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from stormlit.envs.local import Answer, Command, Crash, Facts
+from stormlit.envs.local import Command, Crash, EnvFacts, StepResult
 from stormlit.envs.settings import EnvSettings
-from stormlit.errors import EnvironmentSetupError
 
 START_SECONDS = 300.0  # to import and make an environment: generous, for a cold disk under load
 CLOSE_SECONDS = 5.0  # to close it in good order
@@ -32,7 +31,7 @@ main({descriptor}, die_with_parent={die_with_parent})
 
 
 class IsolatedEnv:
-    """An environment in a process of its own; satisfies ``HostedEnv``.
+    """An environment in a process of its own; used like ``LocalEnv``.
 
     A fresh interpreter runs ``worker.main``: unlike ``multiprocessing`` this neither runs the user's main module again
     nor waits, when this process ends, for an environment that hangs.
@@ -54,24 +53,20 @@ class IsolatedEnv:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
             )
         self._connection = Connection(ours.detach())
-        self._asked_at = time.monotonic()
+        self._called_at = time.monotonic()
         self._send(settings)
 
-    def facts(self) -> Facts:
-        reply = self._receive(START_SECONDS, "to start")
-        if isinstance(reply, EnvironmentSetupError):
-            raise reply
-        return reply
+    def facts(self) -> EnvFacts:
+        facts: EnvFacts = self._receive(START_SECONDS, "to start")
+        return facts
 
-    def ask(self, command: Command, value: int) -> None:
-        self._asked_at = time.monotonic()
+    def call_async(self, command: Command, value: int) -> None:
+        self._called_at = time.monotonic()
         self._send((command, value))
 
-    def answer(self) -> Answer:
-        reply = self._receive(self._limit, "of env.step_timeout_seconds")
-        if isinstance(reply, str):
-            raise Crash(reply)
-        return reply
+    def call_wait(self) -> StepResult:
+        result: StepResult = self._receive(self._limit, "of env.step_timeout_seconds")
+        return result
 
     def close(self) -> None:
         self._send(None)
@@ -89,14 +84,17 @@ class IsolatedEnv:
             self._connection.send(message)
 
     def _receive(self, limit: float | None, what: str) -> Any:
-        """The next message.  limit: seconds since it was asked for, None for no limit.  Raises ``Crash``."""
-        left = None if limit is None else max(0.0, self._asked_at + limit - time.monotonic())
+        """The next message.  limit: seconds since the call, or None.  Raises ``Crash`` or what was raised there."""
+        left = None if limit is None else max(0.0, self._called_at + limit - time.monotonic())
         try:
             if not self._connection.poll(left):
                 raise Crash(f"it did not answer within the {limit:g} seconds {what}")
-            return self._connection.recv()
+            message = self._connection.recv()
         except (EOFError, OSError):
             raise Crash(self._how_it_ended()) from None
+        if isinstance(message, Exception):
+            raise message
+        return message
 
     def _how_it_ended(self) -> str:
         try:

@@ -1,31 +1,36 @@
-"""One environment of a vector: asked to reset or to step, it answers later, or crashes. Here, in this process."""
+"""One environment of a vector, in this process: told to reset or to step, waited for later."""
 
 from __future__ import annotations
 
-import traceback
 from contextlib import suppress
-from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import gymnasium
 import numpy as np
 
+from stormlit.envs.atari import AtariProtocol
 from stormlit.envs.make import make_env
 from stormlit.envs.settings import EnvSettings
+from stormlit.errors import EnvironmentContractError, describe
 
 Command = Literal["reset", "step"]
 
 
-class Facts(NamedTuple):
-    """What an environment is like.  obs_shape: (Y, X, C).  action_meanings: its own words, else the numbers."""
+class EnvFacts(NamedTuple):
+    """What an environment is like.
+
+    obs_shape: (Y, X, C).  action_meanings: its own words, one for each action, else the numbers.
+    has_time_limit: whether something ends every episode, however it is played.
+    """
 
     obs_shape: tuple[int, ...]
     num_actions: int
     action_meanings: list[str]
+    has_time_limit: bool
 
 
-class Answer(NamedTuple):
-    """What followed a reset or a step.  obs: (Y, X, C) uint8.  reward: raw.  After a reset all but obs is nothing."""
+class StepResult(NamedTuple):
+    """What followed a reset or a step.  obs: (Y, X, C) uint8.  reward: raw.  After a reset only obs has a meaning."""
 
     obs: np.ndarray
     reward: float = 0.0
@@ -35,77 +40,69 @@ class Answer(NamedTuple):
 
 
 class Crash(Exception):
-    """An environment that is good for nothing any more, and why, as the end of a sentence about it."""
-
-
-class HostedEnv(Protocol):
-    """An environment, wherever it runs. After a ``Crash`` it can only be discarded."""
-
-    def facts(self) -> Facts:
-        """To be called once, before anything is asked.  Raises ``EnvironmentSetupError`` or ``Crash``."""
-        ...
-
-    def ask(self, command: Command, value: int) -> None:
-        """Begin to reset with a seed, or to step with an action of the action space; never fails."""
-        ...
-
-    def answer(self) -> Answer:
-        """Wait for what was asked last.  Raises ``Crash``."""
-        ...
-
-    def close(self) -> None:
-        """End it in good order."""
-        ...
-
-    def discard(self) -> None:
-        """End it somehow; never fails."""
-        ...
+    """An environment that cannot be used any more, and why, as the end of a sentence about it."""
 
 
 class LocalEnv:
     """An environment in this process: a crash is an exception, and a hang is for ever.
 
-    Raises ``EnvironmentSetupError`` as ``make_env`` does.
+    Raises ``EnvironmentSetupError`` as ``make_env`` does. After an error it can only be discarded.
     """
 
     def __init__(self, settings: EnvSettings) -> None:
         self._env = make_env(settings)
-        self._asked: tuple[Command, int] | None = None
+        self._called: tuple[Command, int] | None = None
 
-    def facts(self) -> Facts:
+    def facts(self) -> EnvFacts:
+        """To be called once, before the first reset."""
         env = self._env
         assert isinstance(env.action_space, gymnasium.spaces.Discrete) and env.observation_space.shape is not None
         num_actions = int(env.action_space.n)
-        if env.has_wrapper_attr("get_action_meanings"):
-            meanings = list(env.get_wrapper_attr("get_action_meanings")())
-        else:
-            meanings = [str(action) for action in range(num_actions)]
-        return Facts(env.observation_space.shape, num_actions, meanings)
+        return EnvFacts(
+            env.observation_space.shape, num_actions, _action_meanings(env, num_actions), _has_time_limit(env)
+        )
 
-    def ask(self, command: Command, value: int) -> None:
-        self._asked = (command, value)
+    def call_async(self, command: Command, value: int) -> None:
+        """Begin to reset with a seed, or to step with an action of the action space; never fails."""
+        self._called = (command, value)
 
-    def answer(self) -> Answer:
-        assert self._asked is not None
-        command, value = self._asked
+    def call_wait(self) -> StepResult:
+        """Wait for what was called last.  Raises ``Crash``, or ``EnvironmentContractError`` as ``SquareImage`` does."""
+        assert self._called is not None
+        command, value = self._called
         try:
             if command == "reset":
-                return Answer(self._env.reset(seed=value)[0])
+                return StepResult(self._env.reset(seed=value)[0])
             obs, reward, terminated, truncated, info = self._env.step(value)
-            return Answer(obs, float(reward), bool(terminated), bool(truncated), bool(info["life_lost"]))
-        except Exception as error:  # whatever it is: the environment's code is not ours
+            return StepResult(obs, float(reward), terminated, truncated, bool(info["life_lost"]))
+        except EnvironmentContractError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever it is: the environment's code is not ours
             raise Crash(f"its {command} raised {describe(error)}") from error
 
     def close(self) -> None:
+        """End it in good order."""
         self._env.close()
 
     def discard(self) -> None:
+        """End it somehow; never fails."""
         with suppress(Exception):  # it is broken already
             self._env.close()
 
 
-def describe(error: Exception) -> str:
-    """Type, first line and place of an exception."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    message = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {message} ({Path(place.filename).name}, line {place.lineno})"
+def _action_meanings(env: gymnasium.Env[Any, Any], num_actions: int) -> list[str]:
+    try:
+        meanings = env.get_wrapper_attr("get_action_meanings")()
+    except Exception:  # most environments have none, and of the others the code is not ours
+        meanings = None
+    if isinstance(meanings, list | tuple) and len(meanings) == num_actions:
+        return [str(meaning) for meaning in meanings]
+    return [str(action) for action in range(num_actions)]
+
+
+def _has_time_limit(env: gymnasium.Env[Any, Any]) -> bool:
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit | AtariProtocol):
+            return True
+        env = env.env
+    return False

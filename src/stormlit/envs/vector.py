@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import logging
 from typing import Any
 
 import numpy as np
 
-from stormlit.envs.row import Restarts, Row, open_envs
-from stormlit.envs.settings import EnvSettings, check_settings, env_name
-from stormlit.errors import CheckpointError, EnvironmentCrashError
-from stormlit.types import EnvStep, Episode
+from stormlit.envs.local import EnvFacts
+from stormlit.envs.settings import AtariSettings, EnvSettings, check_settings, env_key, env_name, is_atari
+from stormlit.envs.slot import EnvSlot, Restarts, open_envs
+from stormlit.errors import CheckpointError, EnvironmentContractError, EnvironmentCrashError
+from stormlit.types import EnvStep
+
+_log = logging.getLogger(__name__)
 
 
 class VectorEnv:
@@ -17,11 +23,12 @@ class VectorEnv:
 
     settings: all of them; ``num_envs`` is N, ``isolation`` says where; the episodes are the same wherever they are.
     seed: where every episode's seed comes from, not negative.
-    env_index_offset: added to an environment's row to get the ``env_index`` of ``episode_seed``, so that several
+    env_index_offset: added to an environment's place to get the ``env_index`` of ``episode_seed``, so that several
     vectors with one seed (processes, training and evaluation) play different episodes.
 
     A crash (an exception; with processes also their death, or a step that takes too long) truncates the episode, and a
-    new environment goes on with the next one; after ``max_restarts`` of them ``failure`` is set.
+    new environment goes on with the next one. After ``max_restarts`` of them, or when an environment breaks Gymnasium's
+    interface, ``failure`` is set.
 
     Attributes: ``num_envs``, ``obs_shape`` (Y, X, C), ``num_actions``, ``action_meanings`` (the environment's own
     words, else the numbers).  Raises what ``make_env`` raises.
@@ -31,23 +38,23 @@ class VectorEnv:
         check_settings(settings)
         self._name = env_name(settings)
         self._sign_rewards = settings.reward_transform == "sign"
-        self._life_loss_terminates = settings.life_loss_terminates
         self._restarts = Restarts(settings)
-        envs, facts = open_envs(settings)
+        envs, facts = open_envs(settings, settings.num_envs)
         offset = None if settings.episode_seeds == "same" else env_index_offset
-        self._rows = [
-            Row(env, settings, index, self._restarts, seed=seed, env_index=None if offset is None else offset + index)
+        self._slots = [
+            EnvSlot(
+                env, settings, index, self._restarts, seed=seed, env_index=None if offset is None else offset + index
+            )
             for index, env in enumerate(envs)
         ]
         self.num_envs: int = settings.num_envs
-        self.obs_shape = facts.obs_shape
-        self.action_meanings = facts.action_meanings
-        self.num_actions = facts.num_actions
+        self.obs_shape, self.num_actions, self.action_meanings, _ = facts
+        _warn(settings, facts)
 
     @property
     def current_obs(self) -> np.ndarray:
         """(N, Y, X, C) uint8, a copy of the frames to act on next."""
-        return np.stack([row.obs for row in self._rows])
+        return np.stack([slot.obs for slot in self._slots])
 
     @property
     def restarts(self) -> int:
@@ -62,9 +69,9 @@ class VectorEnv:
     def reset(self) -> np.ndarray:
         """Begin the next episode in every environment; returns the first frames, (N, Y, X, C) uint8.
 
-        Raises ``EnvironmentCrashError`` if the environments crash more often than allowed.
+        Raises ``failure``.
         """
-        self._begin_episodes(self._rows)
+        self._begin_episodes(self._slots)
         if self.failure is not None:
             raise self.failure
         return self.current_obs
@@ -72,53 +79,40 @@ class VectorEnv:
     def step(self, actions: np.ndarray) -> EnvStep:
         """Take one action in each environment, (N,) integers; an environment whose episode ended is reset at once.
 
-        A lost life is told as termination where the settings say so, and the game goes on. The returns of
-        ``episodes`` are raw, and their ``env_index`` is the row (without the offset).
-        A crash is told as truncation with reward 0 and the last frame known: what the action led to nobody knows. The
-        step on which the last restart was used up is told like any other; the next one raises ``failure``.
+        A lost life is termination where the settings say so, and the game goes on. The returns of ``episodes`` are raw,
+        and their ``env_index`` is the place (without the offset).
+        A crash is truncation with reward 0 and no termination, as what the action led to is unknown. The step on which
+        ``failure`` is set is returned like any other, and the next one raises it; only an environment that has never
+        worked raises it at once.
         Raises ``ValueError`` for actions of another shape or type, or outside the action space, before any is taken.
         """
         self._check_actions(actions)
         if self.failure is not None:
             raise self.failure
-        for row, action in zip(self._rows, actions, strict=True):
-            row.ask_step(int(action))
-        outcomes = [row.await_outcome() for row in self._rows]
-        reward, ended, truncated, life_lost, crashed = (np.array(column) for column in zip(*outcomes, strict=True))
-        final_obs = self.current_obs
-        is_first = ended | truncated
-        ended_rows = np.flatnonzero(is_first)
-        episodes = [
-            Episode(
-                env_index=int(index),
-                seed=self._rows[index].seed,
-                episode_return=self._rows[index].episode_return,
-                length=len(self._rows[index].actions),
-                truncated=bool(truncated[index]),
-                last_reward=float(reward[index]),
-                crashed=bool(crashed[index]),
-            )
-            for index in ended_rows
-        ]
-        self._begin_episodes([self._rows[index] for index in ended_rows])
+        for slot, action in zip(self._slots, actions, strict=True):
+            slot.step_async(int(action))
+        outcomes = [slot.step_wait() for slot in self._slots]
+        if isinstance(self.failure, EnvironmentContractError) and "step" not in self._restarts.succeeded:
+            raise self.failure
+        rewards, terminated, ended = zip(*outcomes, strict=True)
+        self._begin_episodes([slot for slot, episode in zip(self._slots, ended, strict=True) if episode])
+        reward = np.array(rewards)
         return EnvStep(
             obs=self.current_obs,
-            final_obs=final_obs,
             reward=(np.sign(reward) if self._sign_rewards else reward).astype(np.float32),
-            terminated=ended | life_lost if self._life_loss_terminates else ended,
-            truncated=truncated,
-            is_first=is_first,
-            episodes=episodes,
+            terminated=np.array(terminated),
+            is_first=np.array([episode is not None for episode in ended]),
+            episodes=[episode for episode in ended if episode],
         )
 
     def close(self) -> None:
         """Free the environments."""
-        for row in self._rows:
-            row.close()
+        for slot in self._slots:
+            slot.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Where every running episode stands, in built-in types; to be called after ``reset``."""
-        rows = [row.state_dict() for row in self._rows]
+        rows = [slot.state_dict() for slot in self._slots]
         return {"environment": self._name, "rows": rows, "restarts": self._restarts.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -128,7 +122,7 @@ class VectorEnv:
         takes as long as the episode took to play.
         Raises ``CheckpointError`` if the state is of another environment or number of environments, if it holds actions
         outside the action space, or if the replay does not lead to the same frame and return;
-        ``EnvironmentCrashError`` if environments crash more often than allowed.
+        ``failure`` if that is set on the way.
         """
         if state["environment"] != self._name or len(state["rows"]) != self.num_envs:
             raise CheckpointError(
@@ -136,13 +130,13 @@ class VectorEnv:
                 f"{self.num_envs} x {self._name}"
             )
         self._restarts.count = state.get("restarts", 0)
-        for row, row_state in zip(self._rows, state["rows"], strict=True):
-            for action in row_state["actions"]:
+        for slot, row in zip(self._slots, state["rows"], strict=True):
+            for action in row["actions"]:
                 if not 0 <= action < self.num_actions:
                     raise CheckpointError(
                         f"the checkpoint holds action {action}, where {self._name} has 0 to {self.num_actions - 1}"
                     )
-            if not row.load_state_dict(row_state):
+            if not slot.load_state_dict(row):
                 raise CheckpointError(
                     f"{self._name} is not reproducible from its seed: playing the actions of the saved episode again "
                     f"did not lead to the frame and return it was saved with"
@@ -156,8 +150,27 @@ class VectorEnv:
                 raise ValueError(f"action {action} is outside the action space, 0 to {self.num_actions - 1}")
 
     @staticmethod
-    def _begin_episodes(rows: list[Row]) -> None:
-        for row in rows:
-            row.ask_next_episode()
-        for row in rows:
-            row.await_first_frame()
+    def _begin_episodes(slots: list[EnvSlot]) -> None:
+        for slot in slots:
+            slot.reset_async()
+        for slot in slots:
+            slot.reset_wait()
+
+
+def _warn(settings: EnvSettings, facts: EnvFacts) -> None:
+    """Name what may surprise: settings without effect, and episodes that nothing ends."""
+    if not is_atari(settings):
+        default = AtariSettings()
+        for key, value in dataclasses.asdict(settings.atari).items():
+            if value != getattr(default, key):
+                _warn_once(f"env.atari.{key}={value} has no effect: {env_key(settings)} is no game of env.game")
+    if not facts.has_time_limit:
+        _warn_once(
+            f"{env_key(settings)} has no time limit: an episode that does not end by itself goes on for ever; "
+            f"env.max_episode_steps=N sets one"
+        )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _log.warning("%s", message)

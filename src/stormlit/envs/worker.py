@@ -1,4 +1,4 @@
-"""The process of one isolated environment: it does what it is asked through a socket, until the socket is closed.
+"""The process of one isolated environment: it does what it is told through a socket, until the socket is closed.
 
 Started by ``isolated.IsolatedEnv``. Imports no PyTorch, so that it starts soon and takes little memory.
 """
@@ -12,7 +12,7 @@ import sys
 from multiprocessing.connection import Connection
 
 from stormlit.envs.local import Crash, LocalEnv
-from stormlit.errors import EnvironmentSetupError
+from stormlit.errors import EnvironmentContractError, EnvironmentSetupError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -20,8 +20,8 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def main(descriptor: int, *, die_with_parent: bool) -> None:
     """Serve one environment.
 
-    descriptor: of a socket; settings come in, facts or an ``EnvironmentSetupError`` go out, then each (command, value)
-    is followed by an ``Answer``, or by the text of a ``Crash``.  None, or the end of the parent, ends it.
+    descriptor: of a socket; settings come in and ``EnvFacts`` go out, then each (command, value) is followed by a
+    ``StepResult``. In place of either, what was raised.  None, or the end of the parent, ends it.
     die_with_parent: be killed when the thread that started this process ends, however busy this process is.
     """
     if die_with_parent and sys.platform == "linux":
@@ -37,14 +37,14 @@ def main(descriptor: int, *, die_with_parent: bool) -> None:
 def _serve(connection: Connection) -> None:
     try:
         env = LocalEnv(connection.recv())
+        connection.send(env.facts())
     except EnvironmentSetupError as error:
         connection.send(error)
         return
-    connection.send(env.facts())
-    while (asked := connection.recv()) is not None:
-        env.ask(*asked)
+    while (call := connection.recv()) is not None:
+        env.call_async(*call)
         try:
-            connection.send(env.answer())
-        except Crash as crash:
-            connection.send(str(crash))
+            connection.send(env.call_wait())
+        except (Crash, EnvironmentContractError) as error:
+            connection.send(error)
     env.close()

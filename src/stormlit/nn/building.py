@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stormlit.errors import PartError, StormlitError
 from stormlit.nn import interfaces
 from stormlit.nn.fast.sparse import draw
-from stormlit.registry import build
+from stormlit.registry import build, require_base
 
 INTERFACES: dict[str, type] = {
     "encoder": interfaces.Encoder,
@@ -23,6 +23,8 @@ INTERFACES: dict[str, type] = {
     "head": interfaces.Head,
     "agent_state": interfaces.AgentState,
 }
+for _kind in INTERFACES:
+    require_base(_kind, nn.Module, "torch.nn.Module")
 
 
 def build_part(kind: str, node: str | Mapping[str, Any], *surroundings: Any, key: str) -> Any:
@@ -38,8 +40,6 @@ def try_part(who: str, kind: str, part: Any, *surroundings: Any) -> None:
     who: the part in the sentence.  surroundings: what its constructor was given.
     Random numbers, running statistics and modes are what they were afterwards.
     """
-    if not isinstance(part, nn.Module):
-        raise PartError(f"{who} is no torch.nn.Module, as every {kind.replace('_', ' ')} must be")
     interface = INTERFACES[kind]
     for member in [*interface.__annotations__, *(name for name in vars(interface) if name[0] != "_")]:
         if not hasattr(part, member):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stormlit.nn.fast.frozen import Forward, fold_batch_norms
 from stormlit.nn.fast.norm import BatchNorm, training_memory_format
-from stormlit.nn.image import stage_channels
+from stormlit.nn.image import FinalWidth, StemChannels, stage_channels
 from stormlit.registry import register
 
 
@@ -16,10 +16,12 @@ from stormlit.registry import register
 class ConvEncoder(nn.Module):
     """4x4 stride-2 convolutions with BatchNorm and ReLU, channels doubling, until ``final_width`` pixels are left.
 
-    obs_shape: (C, Y, X).  stem_channels: channels of the first layer.  final_width: side of the last feature map.
+    obs_shape: (C, Y, X).
     """
 
-    def __init__(self, obs_shape: tuple[int, int, int], *, stem_channels: int = 32, final_width: int = 4) -> None:
+    def __init__(
+        self, obs_shape: tuple[int, int, int], *, stem_channels: StemChannels = 32, final_width: FinalWidth = 4
+    ) -> None:
         super().__init__()
         channels = stage_channels(obs_shape, stem_channels, final_width)
         layers: list[nn.Module] = []
@@ -44,11 +46,16 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """The encoder's mirror: a linear layer to the smallest map, then 4x4 stride-2 transposed convolutions.
 
-    latent_dim: Z.  obs_shape: (C, Y, X).  stem_channels, final_width: as in the encoder.
+    latent_dim: Z.  obs_shape: (C, Y, X).
     """
 
     def __init__(
-        self, latent_dim: int, obs_shape: tuple[int, int, int], *, stem_channels: int = 32, final_width: int = 4
+        self,
+        latent_dim: int,
+        obs_shape: tuple[int, int, int],
+        *,
+        stem_channels: StemChannels = 32,
+        final_width: FinalWidth = 4,
     ) -> None:
         super().__init__()
         channels = stage_channels(obs_shape, stem_channels, final_width)[::-1]

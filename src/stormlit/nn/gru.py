@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from stormlit.errors import check_option
 from stormlit.nn.mixer import ActionMixer
-from stormlit.registry import register
+from stormlit.registry import Option, register
 from stormlit.types import OneHots
 
 
@@ -28,14 +28,20 @@ class GRUMemory:
 class GRUSequence(nn.Module):
     """Token mixer, then gated recurrent layers.
 
-    latent_dim: Z.  num_actions: A.  hidden_dim: D.  num_layers: stacked recurrent layers.
+    latent_dim: Z.  num_actions: A.  hidden_dim: D.
     """
 
     accepts_sparse = True
 
-    def __init__(self, latent_dim: int, num_actions: int, hidden_dim: int, *, num_layers: int = 1) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        num_actions: int,
+        hidden_dim: int,
+        *,
+        num_layers: Annotated[int, Option("stacked recurrent layers", low=1)] = 1,
+    ) -> None:
         super().__init__()
-        check_option("num_layers", num_layers, 1)
         self.hidden_dim = hidden_dim
         self.max_length: int | None = None
         self.mixer = ActionMixer(latent_dim, num_actions, hidden_dim)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import Annotated
 
 from torch import Tensor, nn
 
-from stormlit.errors import check_option
 from stormlit.nn.fast.sparse import InputLinear
 from stormlit.ops.twohot import symlog_bins, twohot_decode, twohot_loss
-from stormlit.registry import register
+from stormlit.registry import Option, register
 from stormlit.types import OneHots
 
 
@@ -17,17 +17,24 @@ from stormlit.types import OneHots
 class MLPHead(nn.Module):
     """``num_layers`` times Linear - LayerNorm - ReLU, then a linear output.
 
-    in_dim, out_dim: widths.  hidden_dim: width of the hidden layers.  zero_output: start the last layer at zero, so
-    that the first predictions are uniform (policies, two-hot) or 0; the paper starts it like any other layer.
+    in_dim, out_dim: widths.  hidden_dim: width of the hidden layers.
     """
 
     accepts_sparse = True
 
     def __init__(
-        self, in_dim: int, out_dim: int, hidden_dim: int, *, num_layers: int = 2, zero_output: bool = False
+        self,
+        in_dim: int,
+        out_dim: int,
+        hidden_dim: int,
+        *,
+        num_layers: Annotated[int, Option("hidden layers", low=0)] = 2,
+        zero_output: Annotated[
+            bool,
+            Option("start the last layer at zero: first predictions are uniform or 0; the paper's are not"),
+        ] = False,
     ) -> None:
         super().__init__()
-        check_option("num_layers", num_layers, 0)
         widths = [in_dim] + [hidden_dim] * num_layers
         layers: list[nn.Module] = []
         for index, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):

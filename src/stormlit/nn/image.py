@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from stormlit.errors import ConfigError, check_option
+from typing import Annotated
+
+from stormlit.errors import ConfigError
+from stormlit.registry import Option
+
+StemChannels = Annotated[int, Option("channels of the largest feature map, doubling at each halving", low=1)]
+FinalWidth = Annotated[int, Option("side of the smallest feature map, in pixels", low=1)]
 
 
 def stage_channels(obs_shape: tuple[int, int, int], stem_channels: int, final_width: int) -> list[int]:
@@ -13,8 +19,6 @@ def stage_channels(obs_shape: tuple[int, int, int], stem_channels: int, final_wi
     >>> stage_channels((3, 64, 64), 32, 4)
     [32, 64, 128, 256]
     """
-    check_option("stem_channels", stem_channels, 1)
-    check_option("final_width", final_width, 1)
     _, rows, columns = obs_shape
     halvings = max(rows // final_width, 1).bit_length() - 1
     if rows != columns or halvings < 1 or final_width * 2**halvings != rows:

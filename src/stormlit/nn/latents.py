@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from stormlit.errors import check_option
 from stormlit.ops.categorical import one_hot, sample_probabilities, sample_unimix, unimix_log_probs
-from stormlit.registry import register
+from stormlit.registry import Option, register
 from stormlit.types import OneHots
 
 
@@ -17,20 +16,24 @@ from stormlit.types import OneHots
 class CategoricalLatent(nn.Module):
     """``groups`` one-hot variables of ``classes`` classes each (STORM section 3.1).
 
-    embed_dim: E.  hidden_dim: D.  unimix: share of the uniform distribution mixed into posterior and prior.
-    Distributions are log-probabilities (..., G, K) in float32.
+    embed_dim: E.  hidden_dim: D.  Distributions are log-probabilities (..., G, K) in float32.
     """
 
     accepts_sparse = True
     group_starts: Tensor
 
     def __init__(
-        self, embed_dim: int, hidden_dim: int, *, groups: int = 32, classes: int = 32, unimix: float = 0.01
+        self,
+        embed_dim: int,
+        hidden_dim: int,
+        *,
+        groups: Annotated[int, Option("categorical variables", low=1)] = 32,
+        classes: Annotated[int, Option("classes of each variable", low=2)] = 32,
+        unimix: Annotated[
+            float, Option("share of the uniform distribution mixed into posterior and prior", 0, 1)
+        ] = 0.01,
     ) -> None:
         super().__init__()
-        check_option("groups", groups, 1)
-        check_option("classes", classes, 2)
-        check_option("unimix", unimix, 0, 1)
         self.groups, self.classes, self.unimix = groups, classes, unimix
         self.latent_dim = groups * classes
         self.posterior_head = nn.Linear(embed_dim, self.latent_dim)

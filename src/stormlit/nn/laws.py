@@ -45,7 +45,7 @@ class Case:
         """The part in evaluation mode, moved off its first weights: a layer that begins at zero hides what it does."""
         part = ask(f"{self.who}: building it", self._make)
         with torch.no_grad():
-            for parameter in part.eval().parameters() if isinstance(part, nn.Module) else ():
+            for parameter in part.eval().parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
         return part
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
+
+from stormlit.registry import Option
 
 
 @dataclass
 class OptimizerSettings:
     """Adam, with the gradient clipped to a global norm before each step."""
 
-    learning_rate: float = 1e-4
-    eps: float = 1e-8
-    # Largest global gradient norm; what exceeds it is scaled down.
-    clip_norm: float = 1000.0
+    learning_rate: Annotated[float, Option("Adam's step size", 0, 10)] = 1e-4
+    eps: Annotated[float, Option("Adam's term against division by zero", 0, 1)] = 1e-8
+    clip_norm: Annotated[float, Option("largest global gradient norm; what exceeds it is scaled down", 1e-12, 1e12)] = (
+        1000.0
+    )
 
 
 def adam(parameters: Iterable[nn.Parameter], settings: OptimizerSettings, *, fused: bool) -> torch.optim.Adam:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stormlit.errors import check_option
 from stormlit.nn.fast.frozen import Forward, fold_batch_norms
 from stormlit.nn.fast.norm import BatchNorm, training_memory_format
-from stormlit.nn.image import stage_channels
-from stormlit.registry import register
+from stormlit.nn.image import FinalWidth, StemChannels, stage_channels
+from stormlit.registry import Option, register
+
+Blocks = Annotated[int, Option("residual blocks at each scale", low=0)]
 
 
 class ResidualBlock(nn.Module):
@@ -38,15 +41,18 @@ class ResidualBlock(nn.Module):
 class ResidualEncoder(nn.Module):
     """At each scale a 3x3 stride-2 convolution, then residual blocks.
 
-    obs_shape: (C, Y, X).  stem_channels: channels after the first halving, doubling at each next one.
-    final_width: side of the last feature map.  blocks: residual blocks at each scale.
+    obs_shape: (C, Y, X).
     """
 
     def __init__(
-        self, obs_shape: tuple[int, int, int], *, stem_channels: int = 32, final_width: int = 4, blocks: int = 1
+        self,
+        obs_shape: tuple[int, int, int],
+        *,
+        stem_channels: StemChannels = 32,
+        final_width: FinalWidth = 4,
+        blocks: Blocks = 1,
     ) -> None:
         super().__init__()
-        check_option("blocks", blocks, 0)
         channels = stage_channels(obs_shape, stem_channels, final_width)
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip([obs_shape[0], *channels], channels, strict=False):
@@ -69,7 +75,7 @@ class ResidualEncoder(nn.Module):
 class ResidualDecoder(nn.Module):
     """At each scale residual blocks, then a doubling by nearest neighbour and a 3x3 convolution.
 
-    latent_dim: Z.  obs_shape: (C, Y, X).  Options as in the encoder.
+    latent_dim: Z.  obs_shape: (C, Y, X).
     """
 
     def __init__(
@@ -77,12 +83,11 @@ class ResidualDecoder(nn.Module):
         latent_dim: int,
         obs_shape: tuple[int, int, int],
         *,
-        stem_channels: int = 32,
-        final_width: int = 4,
-        blocks: int = 1,
+        stem_channels: StemChannels = 32,
+        final_width: FinalWidth = 4,
+        blocks: Blocks = 1,
     ) -> None:
         super().__init__()
-        check_option("blocks", blocks, 0)
         channels = stage_channels(obs_shape, stem_channels, final_width)[::-1]
         self.map_shape = (channels[0], final_width, final_width)
         self.project = nn.Linear(latent_dim, channels[0] * final_width**2, bias=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
+
+from stormlit.registry import Option
 
 
 class PercentileScale(nn.Module):
@@ -14,10 +16,7 @@ class PercentileScale(nn.Module):
     STORM's equation 9 (S = percentile(G, 95) - percentile(G, 5), divided by max(1, S)); the average starts at the first
     value, so that early scales are not biased towards zero. State is kept in buffers and thus in every checkpoint.
 
-    decay: of the moving average.  low, high: percentiles in [0, 100].  minimum: smallest scale.
-    start: whether the average starts at the "first" value or at "zero".  percentile: "linear" interpolation between the
-    two nearest returns, or the "kth" smallest of N with k = floor(p N). The released code uses "zero" and "kth"
-    (weipu-zhang/STORM, agents.py and utils.py).
+    The released code has start="zero" and percentile="kth" (weipu-zhang/STORM, agents.py and utils.py).
     """
 
     bounds: Tensor
@@ -27,12 +26,17 @@ class PercentileScale(nn.Module):
     def __init__(
         self,
         *,
-        decay: float = 0.99,
-        low: float = 5.0,
-        high: float = 95.0,
-        minimum: float = 1.0,
-        start: Literal["first", "zero"] = "first",
-        percentile: Literal["linear", "kth"] = "linear",
+        decay: Annotated[float, Option("of the moving average of both percentiles", 0, 1)] = 0.99,
+        low: Annotated[float, Option("lower percentile of the returns", 0, 100, below="high")] = 5.0,
+        high: Annotated[float, Option("upper percentile of the returns", 0, 100)] = 95.0,
+        minimum: Annotated[float, Option("smallest scale", 1e-12, 1e12)] = 1.0,
+        start: Annotated[
+            Literal["first", "zero"], Option("the moving average starts at the first percentiles, or at zero")
+        ] = "first",
+        percentile: Annotated[
+            Literal["linear", "kth"],
+            Option("linear: between the two nearest returns; kth: the floor(p N)-th smallest return itself"),
+        ] = "linear",
     ) -> None:
         super().__init__()
         self.decay, self.minimum, self.start, self.percentile = decay, minimum, start, percentile

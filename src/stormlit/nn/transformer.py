@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from stormlit.errors import ConfigError, check_option
+from stormlit.errors import ConfigError
 from stormlit.nn.attention import LAYER_NORM_EPS, Cache, KeyValueCache, LayerInputCache, TransformerBlock
 from stormlit.nn.fast.autocast import compute_dtype
 from stormlit.nn.mixer import ActionMixer
 from stormlit.ops.masks import episode_causal_mask, last_start
-from stormlit.registry import register
+from stormlit.registry import Option, register
 from stormlit.types import OneHots
 
 
@@ -37,10 +37,7 @@ class TransformerMemory:
 class TransformerSequence(nn.Module):
     """Token mixer, learned positions, LayerNorm, then post-norm causal blocks.
 
-    latent_dim: Z.  num_actions: A.  hidden_dim: D.  num_layers, num_heads: of the Transformer.
-    feedforward_multiple: hidden width of the blocks' network, in units of D.  dropout: on attention and residual paths.
-    max_length: longest window in steps; positions are learned.
-    cache: what is kept of past steps when stepping, keys and values or the inputs they are made from.
+    latent_dim: Z.  num_actions: A.  hidden_dim: D.
     """
 
     accepts_sparse = True
@@ -51,22 +48,19 @@ class TransformerSequence(nn.Module):
         num_actions: int,
         hidden_dim: int,
         *,
-        num_layers: int = 2,
-        num_heads: int = 8,
-        feedforward_multiple: int = 2,
-        dropout: float = 0.1,
-        max_length: int = 64,
-        cache: Literal["keys_values", "layer_inputs"] = "keys_values",
+        num_layers: Annotated[int, Option("Transformer blocks", low=1)] = 2,
+        num_heads: Annotated[int, Option("attention heads", low=1)] = 8,
+        feedforward_multiple: Annotated[
+            int, Option("hidden width of the blocks' network, in units of hidden_dim", low=1)
+        ] = 2,
+        dropout: Annotated[float, Option("on attention and residual paths", 0, 1)] = 0.1,
+        max_length: Annotated[int, Option("longest window in steps; positions are learned", low=1)] = 64,
+        cache: Annotated[
+            Literal["keys_values", "layer_inputs"],
+            Option("what is kept of past steps when stepping: keys and values, or the inputs they are made from"),
+        ] = "keys_values",
     ) -> None:
         super().__init__()
-        for option, value in (
-            ("num_layers", num_layers),
-            ("num_heads", num_heads),
-            ("feedforward_multiple", feedforward_multiple),
-            ("max_length", max_length),
-        ):
-            check_option(option, value, 1)
-        check_option("dropout", dropout, 0, 1)
         if hidden_dim % num_heads:
             raise ConfigError(
                 f"world_model.hidden_dim={hidden_dim} is not a multiple of "

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 
 from stormlit.config.schema import Config
 from stormlit.envs import VectorEnv
@@ -21,8 +22,9 @@ from stormlit.runs.memory import keep_freed_memory
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
 from stormlit.storm.demonstrations import DemonstrationBuffer
+from stormlit.storm.evaluate import Evaluation, OnStep, evaluate, evaluate_baselines
 from stormlit.storm.experience import Experience, Windows
-from stormlit.storm.imagine import imagine
+from stormlit.storm.imagine import Imagination
 from stormlit.storm.learner import Learner
 from stormlit.storm.player import Player
 from stormlit.storm.replay import ReplayBuffer
@@ -54,7 +56,7 @@ def build_training(config: Config, fabric: Fabric) -> Training:
     world_model.eval()
     agent.eval()
     replay = build_replay(config, fabric, envs.obs_shape)
-    player = player_factory(config, world_model, agent, compile=compile)(envs)
+    player = player_factory(config, world_model, agent, compile=compile)(envs.num_envs)
     torch.manual_seed(config.seed + fabric.global_rank)
     return Training(
         fabric=fabric,
@@ -97,7 +99,12 @@ def make_fabric(config: Config) -> Fabric:
             precision=None if "LT_PRECISION" in os.environ else precision,  # type: ignore[arg-type]
         )
     else:
-        fabric = Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+        fabric = Fabric(
+            accelerator="cuda" if on_gpu else "cpu",
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]
+            plugins=LightningEnvironment(),  # not that of a SLURM job, whose tasks are no business of one process
+        )
         fabric.launch()
     # With several processes Fabric would round every float that goes into a training step to half precision, rewards
     # and continuations too; autocast, which we open ourselves, rounds only where it is safe.
@@ -123,38 +130,49 @@ def launched_by_fabric() -> bool:
 def build_modules(config: Config, obs_shape: tuple[int, ...], num_actions: int) -> tuple[WorldModel, ActorCritic]:
     """World model and agent for an environment.  obs_shape: (Y, X, C).  num_actions: A."""
     rows, columns, channels = obs_shape
-    world_model = WorldModel((channels, rows, columns), num_actions, **_options(config.world_model))
-    agent = ActorCritic(world_model.latent_dim, world_model.hidden_dim, num_actions, **_options(config.agent))
+    world_model = WorldModel((channels, rows, columns), num_actions, **dataclasses.asdict(config.world_model))
+    widths = world_model.latent_dim, world_model.hidden_dim
+    agent = ActorCritic(*widths, num_actions, **dataclasses.asdict(config.agent))
     return world_model, agent
 
 
 def player_factory(
     config: Config, world_model: WorldModel, agent: ActorCritic, *, compile: bool = False
-) -> Callable[[VectorEnv], Player]:
-    """Builds players for given environments."""
-    options = _options(config.player)
-    return lambda envs: Player(world_model, agent, num_envs=envs.num_envs, compile=compile, **options)
+) -> Callable[[int], Player]:
+    """Builds players for a number of environments."""
+    options = dataclasses.asdict(config.player)
+    return lambda num_envs: Player(world_model, agent, num_envs, compile, **options)
+
+
+def run_evaluation(
+    config: Config, fabric: Fabric, world_model: WorldModel, agent: ActorCritic, on_step: OnStep | None = None
+) -> Evaluation:
+    """The agent's returns over ``evaluation.episodes`` whole episodes, in the run's precision."""
+    player, how = player_factory(config, world_model, agent), config.evaluation
+    with fabric.autocast():
+        return evaluate(
+            "agent", player, greedy=how.greedy, selection=how.selection, on_step=on_step, **_episodes(config)
+        )
+
+
+def run_baselines(config: Config, on_step: Callable[[str], OnStep] | None = None) -> list[Evaluation]:
+    """The returns of ``evaluation.baselines`` over as many episodes, from the same seeds."""
+    return evaluate_baselines(config.evaluation.baselines, on_step=on_step, **_episodes(config))
+
+
+def _episodes(config: Config) -> dict[str, Any]:
+    names = ("episodes", "num_envs", "max_steps_per_episode")
+    return {"settings": config.env, "seed": config.seed, **{name: getattr(config.evaluation, name) for name in names}}
 
 
 def imagination(
     config: Config, world_model: WorldModel, agent: ActorCritic, device: torch.device, *, compile: bool
 ) -> Callable[[Batch], Trajectory]:
     """The rollouts that the configuration asks for, as a function of their contexts."""
-    settings = config.imagination
-
-    def rollouts(context: Batch) -> Trajectory:
-        return imagine(
-            world_model,
-            agent,
-            context,
-            horizon=settings.horizon,
-            from_posterior=settings.start == "posterior",
-            hard_ends=settings.ends == "hard",
-        )
-
+    rollouts = Imagination(world_model, agent, **dataclasses.asdict(config.imagination))
     if not compile:
         return rollouts
-    compiled = Compiled(rollouts, "imagination", device, full_windows(settings.context_length))
+    compiled = Compiled(rollouts.__call__, "imagination", device, full_windows(rollouts.context_length))
     # What a CUDA graph returns is gone with the next one, and the agent's update is one.
     return (lambda context: compiled(context).clone()) if device.type == "cuda" else compiled
 
@@ -177,9 +195,9 @@ def build_replay(config: Config, fabric: Fabric, obs_shape: tuple[int, ...]) -> 
             capacity,
             config.env.num_envs,
             (rows, columns, channels),
-            device=device,
-            seed=seed,
-            mark_episode_starts=config.replay.episode_starts == "marked",
+            device,
+            seed,
+            episode_starts=config.replay.episode_starts,
             order=config.replay.order,
         )
     except RuntimeError as error:  # what PyTorch's allocators raise
@@ -237,16 +255,6 @@ def per_process(total: int, processes: int, key: str) -> int:
     if total % processes:
         raise ConfigError(f"{key}={total} cannot be divided among {processes} processes")
     return total // processes
-
-
-def _options(settings: Any) -> dict[str, Any]:
-    """The fields of a settings dataclass as keyword arguments; nested ones as mappings, except the optimiser's."""
-    options: dict[str, Any] = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        nested = dataclasses.is_dataclass(value) and field.name != "optimizer"
-        options[field.name] = dataclasses.asdict(value) if nested else value
-    return options
 
 
 def _agreed(name: str, configured: str) -> str:

@@ -34,9 +34,9 @@ from torch import nn
 
 from stormlit.errors import CheckpointError
 from stormlit.files import read_json, sha256
-from stormlit.runs.directory import RunDirectory
+from stormlit.runs.directory import RunDirectory, find_run
 
-FORMAT = 2  # 1: no checksums of the manifest itself and of replay segments
+FORMAT = 2
 
 Checked = TypeVar("Checked")
 
@@ -86,6 +86,18 @@ def newest_valid(run: RunDirectory, check: Callable[[Path], Checked]) -> tuple[C
     if not refused:
         raise _none_yet(run)
     raise CheckpointError(f"run '{run.name}' in {run.root} has no usable checkpoint: {reasons[0]}")
+
+
+def find_checkpoint(
+    reference: str, root: Path, check: Callable[[Path], Checked]
+) -> tuple[RunDirectory, Checked, list[Path]]:
+    """The run that a word names, what ``check`` makes of its newest valid checkpoint, or of the one that is named, and
+    the newer ones that are not valid.
+
+    reference, root: as for ``find_run``.  Raises ``CheckpointError``.
+    """
+    directory, named = find_run(reference, root)
+    return (directory, *newest_valid(directory, check)) if named is None else (directory, check(named), [])
 
 
 def _none_yet(run: RunDirectory) -> CheckpointError:
@@ -148,8 +160,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} has checkpoint format {manifest['format']}, this stormlit reads up to {FORMAT}: upgrade stormlit"
         )
-    digest = manifest.pop("sha256", None)
-    if digest != (None if manifest["format"] == 1 else manifest_digest(manifest)):
+    if manifest.pop("sha256", None) != manifest_digest(manifest):
         raise CheckpointError(f"{file} is damaged: it does not have the SHA-256 that it names")
     return manifest
 

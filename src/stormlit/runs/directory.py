@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,10 @@ class RunDirectory:
     @property
     def config_file(self) -> Path:
         return self.path / "config.yaml"
+
+    def resume_command(self, *words: str) -> str:
+        """What goes on with this run when typed, in whatever folder."""
+        return shlex.join(["stormlit", "resume", str(self.path.resolve()), *words])
 
     def exists(self) -> bool:
         return (self.path / "run.json").is_file()

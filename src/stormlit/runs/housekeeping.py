@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from stormlit.errors import EnvironmentCrashError, SaveError
+from stormlit.errors import EnvironmentContractError, EnvironmentCrashError, SaveError
 from stormlit.files import write_json
+from stormlit.runs.assembly import run_evaluation
 from stormlit.runs.dream_media import write_dream_video, write_reconstruction_grid
-from stormlit.runs.play import play_agent
 from stormlit.runs.run import Run
 from stormlit.runs.signals import Stopped
 from stormlit.runs.snapshot import save_or_go_on, save_snapshot
@@ -52,7 +52,7 @@ def after_step(run: Run) -> None:
     if not stopped_by:
         return save_or_go_on(run)
     save_snapshot(run)
-    raise Stopped(stopped_by, f"after step {env_steps:,}; go on with `{run.resume_command()}`")
+    raise Stopped(stopped_by, f"after step {env_steps:,}; go on with `{run.directory.resume_command()}`")
 
 
 def _show_progress(run: Run) -> None:
@@ -79,7 +79,9 @@ def _save_and_fail(run: Run, failure: EnvironmentCrashError | None) -> NoReturn:
         save_snapshot(run)
     except SaveError as error:
         raise EnvironmentCrashError(f"{what}; besides, {error}") from failure
-    go_on = run.resume_command("env.max_restarts=N")
+    if isinstance(failure, EnvironmentContractError):
+        raise EnvironmentContractError(f"{failure}; the run is saved: go on with `{run.directory.resume_command()}`")
+    go_on = run.directory.resume_command("env.max_restarts=N")
     raise EnvironmentCrashError(f"{what}; the run is saved: go on with `{go_on}`") from failure
 
 
@@ -132,12 +134,12 @@ def evaluate_agent(run: Run) -> None:
     training, env_steps = run.training, run.env_steps
     if not training.is_main:
         return
-    result = play_agent(
+    result = run_evaluation(
         run.config,
         training.fabric,
         training.world_model,
         training.agent,
-        on_episode=lambda _: run.bar.show(training.collector.latest_return, "evaluate"),
+        on_step=run.bar.show_evaluation("agent"),
     )
     metrics = {"eval/return": result.mean, "eval/return_std": result.std}
     if result.human_normalized is not None:

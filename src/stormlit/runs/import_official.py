@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stormlit.config.compose import compose, to_yaml
-from stormlit.envs import VectorEnv, env_name
+from stormlit.envs import env_facts, env_name
 from stormlit.errors import CheckpointError
 from stormlit.runs.assembly import build_modules
 from stormlit.runs.checkpoint import list_checkpoints, load_weights
@@ -25,14 +25,13 @@ def import_official(world_model_file: Path, agent_file: Path, overrides: Sequenc
     world_model_weights, agent_weights = read_official(world_model_file), read_official(agent_file)
     sizes = official_sizes(world_model_weights, agent_weights)
     config = compose(["official"], [*sizes.overrides(), *overrides])
-    envs = VectorEnv(config.env, seed=config.seed)
-    if envs.num_actions != sizes.num_actions:
+    facts = env_facts(config.env)
+    if facts.num_actions != sizes.num_actions:
         raise CheckpointError(
             f"{world_model_file} is for {sizes.num_actions} actions, but {env_name(config.env)} has "
-            f"{envs.num_actions}: choose the game it was trained on with env.game=NAME"
+            f"{facts.num_actions}: choose the game it was trained on with env.game=NAME"
         )
-    world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)
-    envs.close()
+    world_model, agent = build_modules(config, facts.obs_shape, facts.num_actions)
     load_weights(world_model, world_model_state(world_model_weights), "world_model")
     load_weights(agent, agent_state(agent_weights, agent.state_dict()), "agent")
 

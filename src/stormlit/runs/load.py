@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import torch
 
 from stormlit.config.compose import compose
 from stormlit.config.schema import Config
-from stormlit.envs import EnvSettings, VectorEnv
+from stormlit.envs import EnvSettings, env_facts
 from stormlit.envs import make_env as make_gymnasium_env
 from stormlit.runs.assembly import build_modules, player_factory
-from stormlit.runs.checkpoint import load_modules, newest_valid, verify
-from stormlit.runs.directory import RunDirectory, find_run
+from stormlit.runs.checkpoint import find_checkpoint, load_modules, verify
+from stormlit.runs.directory import RunDirectory
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.player import Player
 from stormlit.storm.world_model import WorldModel
@@ -47,18 +46,16 @@ def load(
     overrides: ``key=value`` changes to the run's configuration, such as ``evaluation.episodes=5``.
     Raises ``CheckpointError`` when it cannot be found, trusted or fitted, ``ConfigError`` for a bad override.
     """
-    directory, folder = find_run(reference, Path(run_dir).expanduser())
-    checkpoint = newest_valid(directory, verify)[0] if folder is None else verify(folder)
+    directory, checkpoint, _ = find_checkpoint(reference, Path(run_dir).expanduser(), verify)
     folder = checkpoint.folder
     config = compose([str(folder / "config.yaml")], overrides)
-    envs = VectorEnv(dataclasses.replace(config.env, num_envs=1), seed=config.seed)
-    world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)
+    facts = env_facts(config.env)
+    world_model, agent = build_modules(config, facts.obs_shape, facts.num_actions)
     load_modules(checkpoint, world_model, agent)
     world_model.to(device).eval()
     agent.to(device).eval()
-    player = player_factory(config, world_model, agent)(envs)
-    envs.close()
-    return Trained(world_model, agent, player, config, directory, folder, envs.action_meanings)
+    player = player_factory(config, world_model, agent)(1)
+    return Trained(world_model, agent, player, config, directory, folder, facts.action_meanings)
 
 
 def make_env(settings: Config | EnvSettings | str) -> gymnasium.Env:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
+
+from stormlit.storm.evaluate import OnStep
 
 LOG_FILE_INTERVAL_SECONDS = 10.0
 TERMINAL_INTERVAL_SECONDS = 0.2
@@ -16,42 +20,64 @@ TERMINAL_INTERVAL_SECONDS = 0.2
 class ProgressBar:
     """Environment steps done, steps per second, time left, the phase and the latest episode return, on stderr.
 
+    Speed and time left are those of the phase: random steps tell nothing about how long training takes.
+
     total: environment steps of the whole training.  initial: steps done by earlier processes of the same run.
     enabled: whether to draw anything; only one of several processes should.
     Where stderr is not a terminal a line is drawn every 10 s at most.
     """
 
     def __init__(self, total: int, initial: int = 0, *, enabled: bool = True) -> None:
-        self._steps = self._steps_then = 0
-        self._then = time.monotonic()
-        self._phase = ""
+        self._steps = self._steps_then = self._steps_before_phase = self._latest_steps = 0
+        self._then = self._phase_began = self._shown = time.monotonic()
+        self._phase = self._timed_phase = ""
         self._on_terminal = sys.stderr.isatty()
-        interval = TERMINAL_INTERVAL_SECONDS if self._on_terminal else LOG_FILE_INTERVAL_SECONDS
+        self._interval = TERMINAL_INTERVAL_SECONDS if self._on_terminal else LOG_FILE_INTERVAL_SECONDS
+        self._phase_drawn_at = 0.0 if self._on_terminal else self._then  # a terminal shows the first one at once
         self._bar = tqdm(
             total=total,
             initial=initial,
             file=sys.stderr,
-            mininterval=interval,
+            mininterval=self._interval,
             maxinterval=LOG_FILE_INTERVAL_SECONDS,
             miniters=1,
-            smoothing=0.05,  # a nearly plain average: pauses for evaluation should not make the time left jump
             dynamic_ncols=self._on_terminal,
-            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
-            "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]",
-            unit="step",
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
             disable=not enabled,
         )
 
     def advance(self, steps: int) -> None:
         """Count ``steps`` more environment steps."""
         self._steps += steps
+        self._latest_steps = steps
         self._bar.update(steps)
 
     def show(self, latest_return: float | None, phase: str) -> None:
         """Set the latest episode return (None before the first episode has ended) and the phase, such as "train"."""
-        latest = "" if latest_return is None else f", return {latest_return:g}"
-        self._bar.set_postfix_str(f"{phase}{latest}", refresh=self._on_terminal and phase != self._phase)
+        # An evaluation is a pause of the phase around it.
+        if phase in ("random", "train") and phase != self._timed_phase:
+            self._timed_phase = phase
+            self._steps_before_phase, self._phase_began = self._steps - self._latest_steps, self._shown
+        now = self._shown = time.monotonic()
+        # While the steps stand still, as in an evaluation, nothing else draws the bar.
+        draw = phase != self._phase and now - self._phase_drawn_at >= self._interval
+        if draw:
+            self._phase_drawn_at = now
         self._phase = phase
+        latest = "" if latest_return is None else f", return {latest_return:g}"
+        self._bar.set_postfix_str(f"{self._speed()}{phase}{latest}", refresh=draw)
+
+    def _speed(self) -> str:
+        steps = self._steps - self._steps_before_phase
+        if steps == 0:
+            return ""
+        seconds_per_step = (time.monotonic() - self._phase_began) / steps
+        left = tqdm.format_interval((self._bar.total - self._bar.n) * seconds_per_step)
+        return f"{1 / max(seconds_per_step, 1e-9):.3g} steps/s, " + f"{left} left, " * (self._timed_phase == "train")
+
+    def show_evaluation(self, policy: str) -> OnStep:
+        """The ``on_step`` of an evaluation, which shows how far that is in place of the phase."""
+        return lambda episodes, steps: self.show(None, f"evaluate {policy}: {episodes} episodes, {steps:,} steps")
 
     def close(self) -> None:
         """Draw the bar a last time and leave it on the screen."""
@@ -71,3 +97,20 @@ class ProgressBar:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def evaluation_bar(episodes: int) -> Iterator[OnStep]:
+    """The ``on_step`` of an evaluation that shows on stderr how far it is, and nothing when it is done."""
+    interval = TERMINAL_INTERVAL_SECONDS if sys.stderr.isatty() else LOG_FILE_INTERVAL_SECONDS
+    shape = "{n_fmt}/{total_fmt} episodes [{elapsed}{postfix}]"
+    # A long episode is progress too: miniters=0 draws while the number of episodes stands still.
+    with tqdm(
+        total=episodes, file=sys.stderr, mininterval=interval, delay=interval, miniters=0, leave=False, bar_format=shape
+    ) as bar:
+
+        def on_step(counted: int, steps: int) -> None:
+            bar.set_postfix_str(f"{steps:,} steps", refresh=False)
+            bar.update(counted - bar.n)
+
+        yield on_step

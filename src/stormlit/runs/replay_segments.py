@@ -102,16 +102,13 @@ class ReplaySegments:
         self.segments = [segment for segment in self.segments if segment.first < row]
 
 
-def read_index(index_file: Path, folder: Path) -> list[Segment]:
+def read_index(index_file: Path) -> list[Segment]:
     """The segments that a checkpoint's ``replay-N.json`` lists; raises ``CheckpointError``."""
-    index = read_json(index_file)
-    if "segments" not in index:  # of format 1, which lists none: zip's own checksums have to do
-        return [Segment(start, end, path.stat().st_size, sha256(path)) for start, end, path in _found(folder)]
     try:
-        segments = [Segment(**listed) for listed in index["segments"]]
+        segments = [Segment(**listed) for listed in read_json(index_file)["segments"]]
         if all(isinstance(number, int) for item in segments for number in (item.first, item.end, item.bytes)):
             return sorted(segments, key=lambda segment: segment.first)
-    except TypeError:  # not a list of mappings with these keys
+    except (KeyError, TypeError):  # no list of mappings with these keys
         pass
     raise CheckpointError(f"{index_file} is damaged: its list of replay segments makes no sense")
 
@@ -125,7 +122,7 @@ def verify_replay(checkpoint: VerifiedCheckpoint, folder: Path) -> dict[str, lis
     for name in checkpoint.manifest["files"]:
         if name.startswith("replay-"):
             own = folder / name.removeprefix("replay-").removesuffix(".json")
-            listed[name] = read_index(checkpoint.folder / name, own)
+            listed[name] = read_index(checkpoint.folder / name)
             for segment in listed[name]:
                 verify_file(own / segment.name, segment.bytes, segment.sha256)
     return listed

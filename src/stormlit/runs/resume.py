@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from stormlit.config.compose import compose, to_tree
 from stormlit.config.schema import Config
 from stormlit.errors import ConfigError
+from stormlit.registry import leaves
 from stormlit.runs.assembly import make_fabric
-from stormlit.runs.checkpoint import list_checkpoints, newest_valid
+from stormlit.runs.checkpoint import find_checkpoint, list_checkpoints, newest_valid
 from stormlit.runs.directory import RunDirectory, find_run, refuse_if_training
 from stormlit.runs.snapshot import VerifiedSnapshot, verify_snapshot
 from stormlit.runs.train import new_run, plain_name, train_run
@@ -40,12 +40,8 @@ MAY_CHANGE = (
 
 def resume_run(reference: str, root: Path, overrides: Sequence[str]) -> None:
     """Go on with a run from its newest checkpoint that is whole, or from the one that is named."""
-    directory, named = find_run(reference, root)
-    refuse_if_training(directory)
-    if named is None:
-        snapshot, damaged = newest_valid(directory, lambda folder: verify_snapshot(directory, folder))
-    else:
-        snapshot, damaged = verify_snapshot(directory, named), []
+    refuse_if_training(find_run(reference, root)[0])
+    directory, snapshot, damaged = find_checkpoint(reference, root, verify_snapshot)
     config = compose([str(snapshot.checkpoint.folder / "config.yaml")], overrides)
     _go_on(config, directory, snapshot, damaged)
 
@@ -59,7 +55,7 @@ def train_or_resume(config: Config, files: list[str]) -> None:
     if config.resume == "auto":
         refuse_if_training(directory)
         if list_checkpoints(directory):
-            snapshot, damaged = newest_valid(directory, lambda folder: verify_snapshot(directory, folder))
+            snapshot, damaged = newest_valid(directory, verify_snapshot)
             saved = compose([str(snapshot.checkpoint.folder / "config.yaml")])
             _refuse_other_configuration(saved, config, directory)
             _go_on(config, directory, snapshot, damaged)
@@ -83,7 +79,7 @@ def _go_on(config: Config, directory: RunDirectory, snapshot: VerifiedSnapshot, 
 
 def _refuse_other_configuration(saved: Config, given: Config, directory: RunDirectory) -> None:
     """Raise ``ConfigError`` naming the first key that differs and may not."""
-    before, now = dict(_leaves(to_tree(saved))), dict(_leaves(to_tree(given)))
+    before, now = dict(leaves(to_tree(saved))), dict(leaves(to_tree(given)))
     for key in dict.fromkeys([*now, *before]):
         if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE):
             raise ConfigError(
@@ -95,11 +91,3 @@ def _refuse_other_configuration(saved: Config, given: Config, directory: RunDire
             f"resume=auto: loop.env_steps={given.loop.env_steps} is less than the {saved.loop.env_steps} of the run "
             f"'{directory.name}' in {directory.root}: it may only grow"
         )
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -82,7 +82,3 @@ class Run:
         self.training.load_state_dict(state)
         for name in Schedules.__slots__:
             getattr(self.schedules, name).load_state_dict(state["schedules"][name])
-
-    def resume_command(self, *words: str) -> str:
-        """What goes on with this run when typed."""
-        return " ".join(["stormlit resume", self.directory.name, *words])

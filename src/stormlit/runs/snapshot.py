@@ -17,15 +17,15 @@ from stormlit.files import read_json
 from stormlit.runs.checkpoint import (
     VerifiedCheckpoint,
     discard_later,
+    find_checkpoint,
     list_checkpoints,
     load_modules,
-    newest_valid,
     read_tensors,
     set_aside,
     verify,
 )
 from stormlit.runs.checkpoint_writer import CheckpointWriter
-from stormlit.runs.directory import RunDirectory, find_run
+from stormlit.runs.directory import RunDirectory
 from stormlit.runs.replay_segments import Segment, verify_replay
 from stormlit.runs.run import Run
 from stormlit.storm.training import Training
@@ -42,10 +42,10 @@ class VerifiedSnapshot:
     segments: Mapping[str, Sequence[Segment]]
 
 
-def verify_snapshot(run: RunDirectory, folder: Path) -> VerifiedSnapshot:
+def verify_snapshot(folder: Path) -> VerifiedSnapshot:
     """Check all that going on from a checkpoint reads; raises ``CheckpointError`` naming the file that is not whole."""
     checkpoint = verify(folder)
-    return VerifiedSnapshot(checkpoint, verify_replay(checkpoint, run.replay))
+    return VerifiedSnapshot(checkpoint, verify_replay(checkpoint, RunDirectory(folder.parents[1]).replay))
 
 
 def save_snapshot(run: Run) -> Path:
@@ -137,8 +137,7 @@ def load_initial_weights(training: Training, reference: str, root: Path) -> None
 
     root: the folder that holds all runs.
     """
-    directory, folder = find_run(reference, root)
-    checkpoint = newest_valid(directory, verify)[0] if folder is None else verify(folder)
+    _, checkpoint, _ = find_checkpoint(reference, root, verify)
     load_modules(checkpoint, training.world_model, training.agent)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -16,14 +17,14 @@ from lightning.fabric import Fabric
 from stormlit.config.compose import to_tree, to_yaml
 from stormlit.config.schema import Config
 from stormlit.envs import env_name
-from stormlit.errors import ConfigError
+from stormlit.errors import ConfigError, SaveError, TrainingError
 from stormlit.files import write_atomically
 from stormlit.registry import build
-from stormlit.runs.assembly import build_training
+from stormlit.runs.assembly import build_training, run_baselines
 from stormlit.runs.checkpoint import latest_checkpoint, list_checkpoints
 from stormlit.runs.directory import RunDirectory, exclusive
+from stormlit.runs.estimate import check_memory, out_of_memory, time_to_come
 from stormlit.runs.housekeeping import after_step, evaluate_agent, log_metrics, make_media, record, warn_on_os_error
-from stormlit.runs.play import play_baselines
 from stormlit.runs.progress import ProgressBar
 from stormlit.runs.run import Run
 from stormlit.runs.signals import Stopped, StopSignals
@@ -54,7 +55,7 @@ def new_run(config: Config, files: list[str], fabric: Fabric) -> tuple[Config, R
     if fabric.broadcast(bool(list_checkpoints(directory))):
         raise ConfigError(
             f"run.name={name}: there is a run of that name in {config.run.dir}; go on with "
-            f"`stormlit resume {name}` or choose another name"
+            f"`{directory.resume_command()}` or choose another name"
         )
     return config, directory
 
@@ -77,6 +78,7 @@ def train_run(
     tracker: Tracker = build("tracker", node, directory.path, directory.root, key="tracking")
     # Everything that can be wrong with the input is found before the first trace of the run is left.
     run = Run.of(config, directory, build_training(config, fabric), tracker)
+    check_memory(config, run.training)
     if snapshot is not None:
         restore_snapshot(run, snapshot)
     elif config.run.init_from is not None:
@@ -108,11 +110,30 @@ def _train_to_the_end(run: Run) -> list[Evaluation]:
         except (KeyboardInterrupt, Stopped):
             status = "KILLED"
             raise
+        except (MemoryError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise _save_after(error, run) from error
+            raise
         finally:
             training.envs.close()
             with warn_on_os_error(f"the tracker's last words, {status},"):
                 run.tracker.finish(status)
     return results
+
+
+def _save_after(error: Exception, run: Run) -> TrainingError:
+    """Save what there is after running out of memory; returns the error to raise."""
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    saved = "the last checkpoint is kept"
+    if run.training.fabric.world_size == 1 and run.env_steps:  # other processes may be anywhere
+        with contextlib.suppress(SaveError, MemoryError, RuntimeError):
+            save_snapshot(run)
+            saved = "the run is saved"
+    return TrainingError(
+        f"out of memory at step {run.env_steps:,} ({reason}): lower loop.batch_size or loop.batch_length (the "
+        f"world model's), imagination.batch_size (the agent's) or replay.capacity; {saved}, go on with "
+        f"`{run.directory.resume_command('loop.batch_size=N')}`"
+    )
 
 
 def _run_id(directory: RunDirectory, snapshot: VerifiedSnapshot | None) -> str | None:
@@ -126,7 +147,7 @@ def _refuse_if_changed(directory: RunDirectory, known: list[Path]) -> None:
     if list_checkpoints(directory) != known:
         raise ConfigError(
             f"run.name={directory.name}: another process has trained that run in {directory.root} meanwhile; "
-            f"go on with `stormlit resume {directory.name}` or choose another name"
+            f"go on with `{directory.resume_command()}` or choose another name"
         )
 
 
@@ -172,7 +193,7 @@ def finish(run: Run) -> list[Evaluation]:
         if run.latest_evaluation is None:
             return []
         run.tracker.artifact(latest_checkpoint(run.directory), "checkpoints")
-        baselines = play_baselines(run.config)
+        baselines = run_baselines(run.config, run.bar.show_evaluation)
         for baseline in baselines:
             record(run, {f"eval/baseline/{baseline.policy}": baseline.mean}, "baselines")
         return [run.latest_evaluation, *baselines]
@@ -188,9 +209,9 @@ def report(run: Run, results: list[Evaluation]) -> str:
         f"{results[0].game}, {run.env_steps:,} environment steps: returns",
         *(f"  {result.policy:<{width}} {result.summary()}" for result in results),
         "",
-        f"run         {directory.path}  (name for `stormlit eval`, `dream`, `resume`: {directory.name})",
-        f"checkpoint  {latest_checkpoint(directory)}",
-        *(f"dream video {video}" for video in videos[-1:]),
+        f"run         {directory.path.resolve()}  (what `stormlit eval`, `dream` and `resume` take)",
+        f"checkpoint  {latest_checkpoint(directory).resolve()}",
+        *(f"dream video {video.resolve()}" for video in videos[-1:]),
         *run.tracker.where_to_look(),
     ]
     return "\n".join(lines)
@@ -216,7 +237,7 @@ def _tags(config: Config, fabric: Fabric) -> dict[str, str]:
 
 
 def _headline(run: Run) -> str:
-    """What is about to run, and how much memory the replay buffer may take."""
+    """What is about to run, how much memory the replay buffer may take, and where the numbers go."""
     config, training = run.config, run.training
     fabric, replay, demonstrations = training.fabric, training.replay, training.experience.demonstrations
     parameters = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (training.world_model, training.agent)]
@@ -227,6 +248,7 @@ def _headline(run: Run) -> str:
         f"world model {parameters[0]:.2f} M parameters, agent {parameters[1]:.2f} M",
         f"replay buffer {replay.row_capacity * replay.num_envs:,} steps of {shape} uint8: at most "
         f"{replay.nbytes / 2**20:,.0f} MiB on {replay.device}",
+        *run.tracker.where_to_look()[:1],
     ]
     if demonstrations is not None:
         lines.append(
@@ -240,4 +262,6 @@ def _headline(run: Run) -> str:
             f"loop.env_steps={config.loop.env_steps} is not more than loop.warmup_steps={config.loop.warmup_steps}: "
             f"the random start is shortened to {training.plan.warmup_steps} steps"
         )
+    if fabric.device.type == "cpu" and config.compile is not True:
+        lines.append(time_to_come(training))
     return os.linesep.join(lines)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
@@ -17,19 +18,27 @@ from stormlit.nn.optimizers import OptimizerSettings, adam
 from stormlit.nn.return_normalizer import PercentileScale
 from stormlit.ops.categorical import entropy, sample
 from stormlit.ops.returns import lambda_returns
+from stormlit.registry import DEFAULTS, Option
 from stormlit.types import Losses, OneHots, PartNode, Trajectory
+
+OPTIMIZER = {"learning_rate": 3e-5, "eps": 1e-5, "clip_norm": 100.0}
+
+
+@dataclass
+class AgentLossScales:
+    """Weights of the terms of equation 7."""
+
+    policy: Annotated[float, Option("weight of the policy gradient")] = 1.0
+    entropy: Annotated[float, Option("weight of the policy's entropy (eta)")] = 3e-4
+    value: Annotated[float, Option("weight of the critic's cross-entropy with the returns")] = 1.0
+    slow_value: Annotated[float, Option("weight of its cross-entropy with the slow critic's target")] = 1.0
 
 
 class ActorCritic(L.LightningModule):
     """Policy and value function over the world model's state (STORM section 3.2, equations 6 to 10).
 
-    latent_dim: Z.  world_hidden_dim: D of the world model.  num_actions: A.  hidden_dim: width of actor and critic.
-    agent_state, actor, critic: component nodes.  gamma: discount.  lambda_: of the returns.
-    lambda_bootstrap: see ``lambda_returns``.  slow_critic_target: what the slow critic's term pulls towards, the slow
-    value (equation 7) or the lambda-return of slow values (the released code, agents.py).
-    loss_scales: weight of each term: policy, entropy, value, slow_value.
-    slow_critic_decay: of the slow critic's moving average.  return_normalizer: options of ``PercentileScale``.
-    value_bins, value_low, value_high: of the critic's symlog two-hot encoding.
+    latent_dim: Z.  world_hidden_dim: D of the world model.  num_actions: A.  The defaults are the paper's.
+    slow_critic_target: the slow value is equation 7, the lambda-return of slow values the released code (agents.py).
     """
 
     def __init__(
@@ -38,27 +47,33 @@ class ActorCritic(L.LightningModule):
         world_hidden_dim: int,
         num_actions: int,
         *,
-        hidden_dim: int,
-        agent_state: PartNode,
-        actor: PartNode,
-        critic: PartNode,
-        gamma: float,
-        lambda_: float,
-        lambda_bootstrap: Literal["next", "current"],
-        loss_scales: Mapping[str, float],
-        slow_critic_decay: float,
-        slow_critic_target: Literal["value", "lambda_return"],
-        return_normalizer: Mapping[str, Any],
-        value_bins: int,
-        value_low: float,
-        value_high: float,
-        optimizer: OptimizerSettings,
+        hidden_dim: Annotated[int, Option("width of actor and critic", 1, 10**5)] = 512,
+        agent_state: Annotated[PartNode, Option("what policy and critic see", part="agent_state")] = "both",
+        actor: Annotated[PartNode, Option("the policy's network", part="head")] = "mlp",
+        critic: Annotated[PartNode, Option("the value's network", part="head")] = "mlp",
+        gamma: Annotated[float, Option("discount of one step", 0, 1)] = 0.985,
+        lambda_: Annotated[float, Option("weight of longer returns in the lambda-return", 0, 1)] = 0.95,
+        lambda_bootstrap: Annotated[
+            Literal["next", "current"],
+            Option("value in its (1 - lambda) term: of the next state (the paper) or of the current one"),
+        ] = "next",
+        loss_scales: Annotated[Mapping[str, float], Option(group=AgentLossScales)] = DEFAULTS,
+        slow_critic_decay: Annotated[float, Option("of the slow critic's moving average", 0, 1)] = 0.98,
+        slow_critic_target: Annotated[
+            Literal["value", "lambda_return"],
+            Option("what the slow critic's term pulls the critic towards"),
+        ] = "value",
+        return_normalizer: Annotated[Mapping[str, Any], Option(group=PercentileScale)] = DEFAULTS,
+        value_bins: Annotated[int, Option("symlog two-hot bins of the value", 3, 10**5)] = 255,
+        value_low: Annotated[float, Option("symlog of the lowest bin", below="value_high")] = -20.0,
+        value_high: Annotated[float, Option("symlog of the highest bin")] = 20.0,
+        optimizer: Annotated[Mapping[str, float], Option(group=OptimizerSettings)] = OPTIMIZER,
     ) -> None:
         super().__init__()
         self.num_actions, self.gamma, self.lambda_ = num_actions, gamma, lambda_
         self.lambda_bootstrap, self.slow_critic_target = lambda_bootstrap, slow_critic_target
-        self.loss_scales, self.slow_critic_decay = dict(loss_scales), slow_critic_decay
-        self.optimizer_settings = optimizer
+        self.loss_scales, self.slow_critic_decay = asdict(AgentLossScales(**loss_scales)), slow_critic_decay
+        self.optimizer_settings = OptimizerSettings(**{**OPTIMIZER, **optimizer})
         self.agent_state = build_part("agent_state", agent_state, latent_dim, world_hidden_dim, key="agent.agent_state")
         self.actor = build_part("head", actor, self.agent_state.state_dim, num_actions, hidden_dim, key="agent.actor")
         self.critic = build_part("head", critic, self.agent_state.state_dim, value_bins, hidden_dim, key="agent.critic")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import re
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,11 +12,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from stormlit.envs import EnvSettings, VectorEnv, env_name, human_normalized
+from stormlit.envs import EnvSettings, VectorEnv, env_facts, env_name, human_normalized, is_atari
 from stormlit.types import Episode
 
 # Evaluation environments draw their episodes' seeds from rows that no training environment has.
 EVALUATION_ROW = 1_000_000
+
+
+OnStep = Callable[[int, int], None]
+"""Called after each step of all environments, with the episodes counted and the environment steps taken so far."""
 
 
 class Policy(Protocol):
@@ -52,10 +56,6 @@ def random_devices() -> list[int]:
     return [torch.cuda.current_device()] if torch.cuda.is_available() else []
 
 
-def _constant(action: int, envs: VectorEnv) -> Policy:
-    return ConstantPolicy(action)
-
-
 @dataclass(slots=True)
 class Evaluation:
     """Returns of whole episodes, raw rewards.  policy: what played.  episodes: in the order they were dealt out.
@@ -79,6 +79,11 @@ class Evaluation:
         return float(np.mean(self.returns))
 
     @property
+    def truncated(self) -> int:
+        """How many of the episodes were cut off by a limit of steps."""
+        return sum(episode.truncated for episode in self.episodes)
+
+    @property
     def std(self) -> float:
         """Sample standard deviation over episodes, 0 for a single one."""
         return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else 0.0
@@ -92,6 +97,8 @@ class Evaluation:
         """One line for a person."""
         error = self.std / max(len(self.returns), 1) ** 0.5
         played = f"{len(self.returns)} episodes"
+        if self.truncated:
+            played += f", {self.truncated} of them truncated"
         if self.crashed:
             played += f", and {self.crashed} broken off by crashes, not counted"
         line = f"{self.mean:10.2f} +- {error:.2f} (standard error, {played})"
@@ -106,6 +113,7 @@ class Evaluation:
             "mean": self.mean,
             "std": self.std,
             "human_normalized": self.human_normalized,
+            "truncated": self.truncated,
             "crashed": self.crashed,
             "episodes": [dataclasses.asdict(episode) for episode in self.episodes],
         }
@@ -113,41 +121,47 @@ class Evaluation:
 
 def evaluate(
     name: str,
-    make_policy: Callable[[VectorEnv], Policy],
+    make_policy: Callable[[int], Policy],
     settings: EnvSettings,
     *,
     episodes: int,
     num_envs: int,
     seed: int,
+    max_steps_per_episode: int | None = None,
     greedy: bool = False,
     selection: Literal["dealt", "first_to_end"] = "dealt",
-    on_episode: Callable[[Episode], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Evaluation:
     """Play ``episodes`` whole episodes, each with a seed of its own.
 
-    make_policy: builds the policy for the environments it will play.  seed: of episodes and of sampled actions; the
-    caller's random state is left as it was.  on_episode: called after each counted episode.
+    make_policy: builds the policy for a number of environments.  seed: of episodes and of sampled actions; the caller's
+    random state is left as it was.  max_steps_per_episode: after as many environment steps an episode is truncated, on
+    top of the environment's own limits.
     An episode that a crash breaks off is not counted: the environment's next one takes its place.
-    Raises ``EnvironmentCrashError`` when environments crash more often than allowed.
     selection: "dealt" shares the episodes out to the environments beforehand; "first_to_end" counts those that end
     first, which favours short ones, as the released code does (weipu-zhang/STORM, eval.py).
+    Raises ``EnvironmentCrashError`` when environments crash more often than allowed or break Gymnasium's interface.
     """
     num_envs = min(num_envs, episodes)
-    fresh = dataclasses.replace(settings, num_envs=num_envs, episode_seeds="fresh")
+    limits = [limit for limit in (settings.max_episode_steps, max_steps_per_episode) if limit is not None]
+    fresh = dataclasses.replace(
+        settings, num_envs=num_envs, episode_seeds="fresh", max_episode_steps=min(limits, default=None)
+    )
     # Dealt out, episode k is played by environment k mod N.
-    share = [len(range(row, episodes, num_envs)) if selection == "dealt" else episodes for row in range(num_envs)]
-    ended, crashed = [0] * num_envs, 0
+    share = [len(range(index, episodes, num_envs)) if selection == "dealt" else episodes for index in range(num_envs)]
+    ended, crashed, steps = [0] * num_envs, 0, 0
     counted: list[tuple[int, Episode]] = []  # with its number among the episodes of its environment
     with (
         closing(VectorEnv(fresh, seed=seed, env_index_offset=EVALUATION_ROW)) as envs,
         torch.random.fork_rng(devices=random_devices()),
     ):
         torch.manual_seed(seed)
-        policy = make_policy(envs)
+        policy = make_policy(num_envs)
         obs, is_first = envs.reset(), np.ones(num_envs, dtype=bool)
         while len(counted) < episodes:
             outcome = envs.step(policy.act(obs, is_first, greedy=greedy))
             obs, is_first = outcome.obs, outcome.is_first
+            steps += num_envs
             for episode in outcome.episodes:
                 number = ended[episode.env_index]
                 if number >= share[episode.env_index] or len(counted) == episodes:
@@ -157,27 +171,40 @@ def evaluate(
                     continue
                 ended[episode.env_index] += 1
                 counted.append((number, episode))
-                if on_episode is not None:
-                    on_episode(episode)
+            if on_step is not None:
+                on_step(len(counted), steps)
     if selection == "dealt":
         counted.sort(key=lambda pair: (pair[0], pair[1].env_index))
-    is_atari = settings.id is None or settings.id.startswith("ALE/")
-    return Evaluation(name, env_name(settings), [episode for _, episode in counted], is_atari, crashed)
+    return Evaluation(name, env_name(settings), [episode for _, episode in counted], is_atari(settings), crashed)
 
 
 def evaluate_baselines(
-    baselines: list[str], settings: EnvSettings, *, episodes: int, num_envs: int, seed: int
+    baselines: list[str], settings: EnvSettings, *, on_step: Callable[[str], OnStep] | None = None, **options: Any
 ) -> list[Evaluation]:
-    """Random play, and each action held constant, as ``evaluation.baselines`` asks; every one plays ``episodes``."""
-    policies: list[tuple[str, Callable[[VectorEnv], Policy]]] = []
+    """Random play, and each action held constant, as ``evaluation.baselines`` asks.
+
+    on_step: makes ``evaluate``'s for a baseline of that name.  options: of ``evaluate``; all play the same episodes.
+    """
+    if not baselines:
+        return []
+    facts, seed = env_facts(settings), options["seed"]
+    policies: list[tuple[str, Callable[[int], Policy]]] = []
     if "random" in baselines:
-        policies.append(("random", lambda envs: RandomPolicy(envs.num_actions, seed)))
+        policies.append(("random", lambda _: RandomPolicy(facts.num_actions, seed)))
     if "constant" in baselines:
-        probe = VectorEnv(dataclasses.replace(settings, num_envs=1), seed=seed)
-        for action, meaning in enumerate(probe.action_meanings):
-            policies.append((f"always {meaning}", functools.partial(_constant, action)))
-        probe.close()
+        policies += [
+            (name, lambda _, action=action: ConstantPolicy(action))  # type: ignore[misc]
+            for action, name in enumerate(_constant_names(facts.action_meanings))
+        ]
     return [
-        evaluate(name, make_policy, settings, episodes=episodes, num_envs=num_envs, seed=seed)
+        evaluate(name, make_policy, settings, on_step=None if on_step is None else on_step(name), **options)
         for name, make_policy in policies
     ]
+
+
+def _constant_names(meanings: list[str]) -> list[str]:
+    """``always LEFT``, with the action's number where the letters and digits, all that trackers keep, do not differ."""
+    kept = {re.sub(r"[\W_]", "", meaning)[:50] for meaning in meanings}
+    if len(kept) == len(meanings):
+        return [f"always {meaning}" for meaning in meanings]
+    return [f"always {action} {meaning}" for action, meaning in enumerate(meanings)]

@@ -22,6 +22,10 @@ class Windows:
     demonstrated: int
     length: int
 
+    @property
+    def total(self) -> int:
+        return self.count + self.demonstrated
+
 
 @dataclass(slots=True)
 class Experience:

@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
 from torch import Tensor
 
 from stormlit.nn.fast.sparse import accepts_sparse, stack
 from stormlit.ops.returns import trajectory_weights
+from stormlit.registry import Option
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel
 from stormlit.types import Batch, Trajectory
+
+
+class Imagination:
+    """Rollouts of the policy in the world model, as a function of ``batch_size`` contexts."""
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        agent: ActorCritic,
+        *,
+        batch_size: Annotated[int, Option("rollouts in one agent update", 1, 10**7)] = 1024,
+        horizon: Annotated[int, Option("length of a rollout in steps", 1, 10**5)] = 16,
+        context_length: Annotated[int, Option("real steps read before each rollout", 1, 10**5)] = 8,
+        start: Annotated[
+            Literal["prior", "posterior"],
+            Option("one step after the context, at a predicted latent (the paper), or at its last real frame"),
+        ] = "prior",
+        ends: Annotated[
+            Literal["weighted", "hard"],
+            Option("weigh by the predicted probability of going on, or end where it is below one half"),
+        ] = "weighted",
+    ) -> None:
+        self.world_model, self.agent = world_model, agent
+        self.batch_size, self.horizon, self.context_length = batch_size, horizon, context_length
+        self.from_posterior, self.hard_ends = start == "posterior", ends == "hard"
+
+    def __call__(self, context: Batch) -> Trajectory:
+        """context: (N, C, ...) real steps."""
+        return imagine(
+            self.world_model,
+            self.agent,
+            context,
+            horizon=self.horizon,
+            from_posterior=self.from_posterior,
+            hard_ends=self.hard_ends,
+        )
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stormlit.errors import CheckpointError
 from stormlit.nn.fast.compilation import Compiled
+from stormlit.registry import Option
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel
 from stormlit.types import to_device
@@ -20,12 +21,8 @@ class Player:
 
     Modules should be in evaluation mode; precision is the caller's autocast.
 
-    num_envs: N.  context_length: how many past steps the sequence model reads, at least 1.
-    latent: the policy sees the current frame's "posterior", or the "prior" predicted from the steps before; where there
-    are none, the prior's action is drawn uniformly.  clear_context: whether the context starts anew with each episode.
-    context: what is kept of the past: the "latents" drawn when a frame was seen, or the "frames" themselves, whose
-    latents are drawn anew at every step.
-    compile: whether to act with a compiled function.
+    num_envs: N.  compile: whether to act with a compiled function.
+    latent: where there are no steps before to predict a prior from, the action is drawn uniformly.
     The released code has the prior, frames, and a context that is never cleared (weipu-zhang/STORM, train.py).
     """
 
@@ -33,13 +30,19 @@ class Player:
         self,
         world_model: WorldModel,
         agent: ActorCritic,
-        *,
         num_envs: int,
-        context_length: int,
-        latent: Literal["posterior", "prior"] = "posterior",
-        clear_context: bool = True,
-        context: Literal["latents", "frames"] = "latents",
         compile: bool = False,
+        *,
+        context_length: Annotated[int, Option("past steps the sequence model reads when acting", 1, 10**5)] = 16,
+        latent: Annotated[
+            Literal["posterior", "prior"],
+            Option("the latent that the policy sees: of the current frame, or predicted from the past alone"),
+        ] = "posterior",
+        clear_context: Annotated[bool, Option("whether an episode's end clears the context")] = True,
+        context: Annotated[
+            Literal["latents", "frames"],
+            Option("past steps as the latents once drawn for them, or as frames, encoded and drawn anew at every step"),
+        ] = "latents",
     ) -> None:
         self.world_model, self.agent = world_model, agent
         self.sees_posterior, self.clear_context = latent == "posterior", clear_context

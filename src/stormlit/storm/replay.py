@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from stormlit.registry import Option
 from stormlit.types import Batch, to_device
 
 
@@ -32,8 +33,7 @@ class ReplayBuffer:
     order of age, so none contains both the newest and the oldest row; ``is_first`` tells where episodes begin inside.
 
     capacity: environment steps in all.  obs_shape: (Y, X, C).  device: where frames are kept.
-    seed: of the generator that draws windows.  mark_episode_starts: False hides them from what is sampled, and
-    order="storage" takes windows as rows lie in memory, across the ring's seam: as the released code does
+    seed: of the generator that draws windows.  The released code has episode_starts="ignored" and order="storage"
     (weipu-zhang/STORM, replay_buffer.py).
     """
 
@@ -42,14 +42,20 @@ class ReplayBuffer:
         capacity: int,
         num_envs: int,
         obs_shape: tuple[int, int, int],
-        *,
         device: torch.device,
         seed: int,
-        mark_episode_starts: bool = True,
-        order: Literal["age", "storage"] = "age",
+        *,
+        episode_starts: Annotated[
+            Literal["marked", "ignored"],
+            Option("whether sampled windows tell where an episode begins inside them, which cuts memory and KL there"),
+        ] = "marked",
+        order: Annotated[
+            Literal["age", "storage"],
+            Option("windows in the order of age, or of storage, across the ring's seam once it is full"),
+        ] = "age",
     ) -> None:
         self.num_envs, self.device = num_envs, device
-        self.mark_episode_starts, self.order = mark_episode_starts, order
+        self.episode_starts, self.order = episode_starts, order
         self.row_capacity = max(capacity // num_envs, 1)
         shape = (self.row_capacity, num_envs)
         self.storage = ReplayRows(
@@ -101,7 +107,7 @@ class ReplayBuffer:
         obs, action, reward, terminated, is_first = (
             stored.flatten(0, 1).index_select(0, index).unflatten(0, (batch_size, length)) for stored in self._tensors()
         )
-        if not self.mark_episode_starts:
+        if self.episode_starts == "ignored":
             is_first = torch.zeros_like(is_first)
         return Batch(obs.permute(0, 1, 4, 2, 3), action, reward, terminated, is_first)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
 
 import lightning as L
 import torch
@@ -17,19 +18,27 @@ from stormlit.nn.fast.sparse import draw
 from stormlit.nn.heads import TwoHot
 from stormlit.nn.optimizers import OptimizerSettings, adam
 from stormlit.ops.kl import kl_balance
+from stormlit.registry import DEFAULTS, Option
 from stormlit.types import Batch, Losses, OneHots, PartNode, WorldState
 
 FRAMES_AT_ONCE = 128
 
 
+@dataclass
+class WorldModelLossScales:
+    """Weights of the terms of equation 3."""
+
+    reconstruction: Annotated[float, Option("weight of the reconstruction error")] = 1.0
+    reward: Annotated[float, Option("weight of the reward's cross-entropy")] = 1.0
+    continuation: Annotated[float, Option("weight of the continuation's cross-entropy")] = 1.0
+    dyn: Annotated[float, Option("weight of the KL that moves the prior (beta_1)")] = 0.5
+    rep: Annotated[float, Option("weight of the KL that moves the posterior (beta_2)")] = 0.1
+
+
 class WorldModel(L.LightningModule):
     """Learns to compress frames and to predict what follows an action (STORM section 3.1, equations 1 to 5).
 
-    obs_shape: (C, Y, X).  num_actions: A.  hidden_dim: D, width of the sequence model and of the heads.
-    encoder ... continuation_head: component nodes ``{name, **options}``.
-    loss_scales: weight of each term: reconstruction, reward, continuation, dyn, rep.
-    free_bits, free_bits_clip: nats of KL that go unpunished, see ``kl_balance``.
-    reward_bins, reward_low, reward_high: of the reward's symlog two-hot encoding.
+    obs_shape: (C, Y, X).  num_actions: A.  hidden_dim: D.  The defaults are the paper's.
     """
 
     def __init__(
@@ -37,24 +46,31 @@ class WorldModel(L.LightningModule):
         obs_shape: tuple[int, int, int],
         num_actions: int,
         *,
-        hidden_dim: int,
-        encoder: PartNode,
-        decoder: PartNode,
-        latent: PartNode,
-        sequence_model: PartNode,
-        reward_head: PartNode,
-        continuation_head: PartNode,
-        loss_scales: Mapping[str, float],
-        free_bits: float,
-        free_bits_clip: Literal["step", "mean"],
-        reward_bins: int,
-        reward_low: float,
-        reward_high: float,
-        optimizer: OptimizerSettings,
+        hidden_dim: Annotated[int, Option("width of the sequence model and of the heads", 1, 10**5)] = 512,
+        encoder: Annotated[PartNode, Option("what turns a frame into features", part="encoder")] = "cnn",
+        decoder: Annotated[PartNode, Option("what turns a latent into a frame", part="decoder")] = "cnn",
+        latent: Annotated[PartNode, Option("what a frame is compressed into", part="latent")] = "categorical",
+        sequence_model: Annotated[
+            PartNode, Option("what reads latents and actions in order", part="sequence_model")
+        ] = "transformer",
+        reward_head: Annotated[PartNode, Option("what predicts the reward", part="head")] = "mlp",
+        continuation_head: Annotated[
+            PartNode, Option("what predicts whether the episode goes on", part="head")
+        ] = "mlp",
+        loss_scales: Annotated[Mapping[str, float], Option(group=WorldModelLossScales)] = DEFAULTS,
+        free_bits: Annotated[float, Option("nats of KL a step that are not punished", 0, 1e12)] = 1.0,
+        free_bits_clip: Annotated[
+            Literal["step", "mean"], Option("whether they are granted to each step or to the mean over the batch")
+        ] = "step",
+        reward_bins: Annotated[int, Option("symlog two-hot bins of the reward", 3, 10**5)] = 255,
+        reward_low: Annotated[float, Option("symlog of the lowest bin", below="reward_high")] = -20.0,
+        reward_high: Annotated[float, Option("symlog of the highest bin")] = 20.0,
+        optimizer: Annotated[Mapping[str, float], Option(group=OptimizerSettings)] = DEFAULTS,
     ) -> None:
         super().__init__()
         self.obs_shape, self.num_actions, self.hidden_dim = obs_shape, num_actions, hidden_dim
-        self.loss_scales, self.optimizer_settings = dict(loss_scales), optimizer
+        self.loss_scales = asdict(WorldModelLossScales(**loss_scales))
+        self.optimizer_settings = OptimizerSettings(**optimizer)
         self.free_bits, self.free_bits_clip = free_bits, free_bits_clip
         self.encoder = build_part("encoder", encoder, obs_shape, key="world_model.encoder")
         self.latent = build_part("latent", latent, self.encoder.embed_dim, hidden_dim, key="world_model.latent")

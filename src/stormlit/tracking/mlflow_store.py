@@ -5,18 +5,25 @@ MLflow is imported only when a store is opened: the import takes seconds, and st
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import logging
+import itertools
+import math
 import os
-from collections.abc import Iterator, Mapping
+import re
+import shlex
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stormlit.errors import ConfigError
-from stormlit.tracking.sender import POINTS_PER_BATCH
+from stormlit.tracking.base import warn
+from stormlit.tracking.mlflow_database import MODEL_TRAINING, keep_artifacts_beside, sqlite_uri
+from stormlit.tracking.sender import first_line
 from stormlit.tracking.spool import Entry
-
-PARAMS_PER_BATCH = 100  # MLflow's limit
 
 # Set only where the user has not. By default MLflow retries a server that is down for minutes, warning each time,
 # announces every database migration, reports usage, and prints addresses into the output of others.
@@ -28,41 +35,67 @@ _ENVIRONMENT_DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
-# Or MLflow's page takes the experiment for one with language models, and shows it so.
-_MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-
 # MLflow's codes for a store that may be right and is only out of reach.
 _OUT_OF_REACH = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
-
-_log = logging.getLogger(__name__)
 
 
 class MlflowStore:
     """One run of an MLflow store.  Every method but ``open`` raises what MLflow raises.
 
     MLflow keeps a metric point under (run, key, step, time, value) and ignores one that it has, in a database and
-    behind a server alike. That is why a batch whose answer was lost can be sent again as it is.
+    through a server alike. That is why a batch whose answer was lost can be sent again as it is.
+
+    uri: None for the database in ``root``.  named_by: the configuration key or variable that ``uri`` is from.
+    where: the URI for messages, without a password.
     """
 
-    def __init__(self, uri: str, run_dir: Path, root: Path, run_id: str = "") -> None:
-        self.where = uri
+    def __init__(
+        self, uri: str | None, run_dir: Path, root: Path, run_id: str = "", named_by: str = "tracking.uri"
+    ) -> None:
+        self._database = root / "mlflow.db" if uri is None else None
+        self.uri = uri or sqlite_uri(root / "mlflow.db")
+        self.where = re.sub(r"(//[^/@:]*):[^/@]*@", r"\1:***@", self.uri)
+        self.named_by, self.named = named_by, f"{named_by}={self.where}"
         self.run_id = run_id
+        self._on_server = self.uri.startswith(("http:", "https:", "databricks"))
         self._run_dir, self._root = run_dir, root
         self._client: Any = None
 
     def open(self) -> None:
-        """Make the client, and the tables of a new SQLite file; raises ``ConfigError`` where MLflow is missing."""
+        """Make the client, and the tables of a new SQLite file; raises ``ConfigError`` where MLflow cannot work."""
         for variable, value in _ENVIRONMENT_DEFAULTS.items():
             os.environ.setdefault(variable, value)
         try:
+            Path.home()  # MLflow asks for it when it is imported
+        except RuntimeError as error:
+            raise ConfigError(
+                "tracking=mlflow: MLflow needs a home directory and there is none: set HOME to a folder, such as "
+                "`export HOME=/tmp`, or use tracking=csv"
+            ) from error
+        try:
             from mlflow import MlflowClient
+
+            if not self._on_server:
+                import mlflow.store.db.utils as databases
+
+                databases.MAX_RETRY_COUNT = 3  # by default one that cannot be opened is tried for 102 s
         except ImportError as error:
             raise ConfigError("tracking=mlflow needs MLflow: `pip install mlflow`, or use tracking=csv") from error
         self._root.mkdir(parents=True, exist_ok=True)
         # One process at a time: two that make the tables of a new SQLite file at once disturb each other.
         with (self._root / ".mlflow.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            self._client = MlflowClient(tracking_uri=self.where)
+            if self._database is not None and self._database.exists():
+                keep_artifacts_beside(self._database)
+            # MLflow also makes the folder that an SQLite URI would name if nothing in it were escaped.
+            unescaped = Path(self.uri.removeprefix("sqlite:///")).parents if self._database is not None else ()
+            strays = [folder for folder in unescaped if not folder.exists()]
+            try:
+                self._client = MlflowClient(tracking_uri=self.uri)
+            finally:
+                for folder in strays:
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
 
     def create(self, experiment: str, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
         """Begin a run and return its id.  params: flat."""
@@ -70,17 +103,32 @@ class MlflowStore:
 
         run = self._client.create_run(self._experiment_id(experiment), run_name=name, tags=dict(tags))
         self.run_id = str(run.info.run_id)
-        flat = [Param(key, value) for key, value in params.items()]
-        for first in range(0, len(flat), PARAMS_PER_BATCH):
-            self._client.log_batch(self.run_id, params=flat[first : first + PARAMS_PER_BATCH])
+        self._client.log_batch(self.run_id, params=[Param(key, value) for key, value in params.items()])
         return self.run_id
 
     def find(self) -> None:
-        """Raises unless the store has the run."""
-        self._client.get_run(self.run_id)
+        """Raises unless the store has the run; ``ConfigError`` where it has been deleted there."""
+        run = self._client.get_run(self.run_id).info
+        self._refuse_deleted_experiment(self._client.get_experiment(run.experiment_id))
+        if run.lifecycle_stage == "deleted":
+            restore = _command(self.where, "runs", "restore", "--run-id", self.run_id)
+            raise ConfigError(f"run {self.run_id} has been deleted in {self.where}; restore it with `{restore}`")
 
     def send(self, entries: list[Entry]) -> None:
-        """See ``Store.send``."""
+        """See ``Store.send``; raises ``ConfigError`` where the run or its experiment has been deleted."""
+        try:
+            self._send(entries)
+        except Exception as error:
+            if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+                raise ConfigError(
+                    f"{self.named}: there is no run {self.run_id} there: it was deleted for good, or recorded in "
+                    "another store, which tracking.uri=... names"
+                ) from error
+            if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+                self.find()
+            raise
+
+    def _send(self, entries: list[Entry]) -> None:
         first = entries[0]
         if "points" in first:
             self._log_points(entries)
@@ -95,16 +143,16 @@ class MlflowStore:
         from mlflow.entities import Metric
 
         points = [
-            Metric(key, value, entry["time"], entry["step"])
+            # MLflow has no infinity: databases would turn it into the largest number there is.
+            Metric(key, float(value) if abs(float(value)) < math.inf else math.nan, entry["time"], entry["step"])
             for entry in entries
             for key, value in entry["points"].items()
         ]
-        for first in range(0, len(points), POINTS_PER_BATCH):
-            self._client.log_batch(self.run_id, metrics=points[first : first + POINTS_PER_BATCH])
+        self._client.log_batch(self.run_id, metrics=points)
 
     def _log_artifact(self, path: Path, folder: str) -> None:
         if not os.access(path, os.R_OK):
-            _log.warning("artifact %s is not there any more, or cannot be read, and is left out", path)
+            warn("artifact %s is not there any more, or cannot be read, and is left out", path)
         elif path.is_dir():
             self._client.log_artifacts(self.run_id, str(path), str(PurePosixPath(folder, path.name)))
         else:
@@ -115,7 +163,7 @@ class MlflowStore:
 
         before = self._client.get_run(self.run_id).data.params
         # Parameters may not change in MLflow: what was changed for going on is told by tags.
-        changed = {f"resumed.{key}": value for key, value in params.items() if before.get(key) != value}
+        changed = {f"resumed.{key}": value for key, value in params.items() if not _same(key, before.get(key), value)}
         self._client.update_run(self.run_id, status="RUNNING")
         self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in {**tags, **changed}.items()])
 
@@ -123,26 +171,84 @@ class MlflowStore:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             # A server knows where its artifacts go; a bare database would put them under the working directory.
-            on_server = self.where.startswith(("http:", "https:", "databricks"))
-            location = None if on_server else (self._root / "artifacts").as_uri()
+            location = None if self._on_server else (self._root / "artifacts").as_uri()
             try:
-                return str(self._client.create_experiment(name, artifact_location=location, tags=_MODEL_TRAINING))
+                return str(
+                    self._client.create_experiment(name, artifact_location=location, tags=dict([MODEL_TRAINING]))
+                )
             except Exception:  # a run started at the same moment may have created it
                 experiment = self._client.get_experiment_by_name(name)
                 if experiment is None:
                     raise
+        self._refuse_deleted_experiment(experiment)
         return str(experiment.experiment_id)
+
+    def _refuse_deleted_experiment(self, experiment: Any) -> None:
+        if experiment.lifecycle_stage == "deleted":
+            restore = _command(self.where, "experiments", "restore", "--experiment-id", experiment.experiment_id)
+            raise ConfigError(
+                f"tracking.experiment={experiment.name} has been deleted in {self.where}; restore it with `{restore}`, "
+                "or start new runs with another tracking.experiment"
+            )
+
+
+class MachineLoad(threading.Thread):
+    """Hands processor, memory, disk, network and GPU load to ``log`` every 10 s, numbered from ``first_sample`` on.
+
+    The load is measured by MLflow's own monitors, in this thread: MLflow's would talk to the store itself, and give up
+    for good the first time that fails. MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL changes the 10 s.
+    Raises ``ConfigError`` when psutil is missing.
+    """
+
+    def __init__(
+        self, log: Callable[[Mapping[str, float], int], None], uri: str, run_id: str, first_sample: int
+    ) -> None:
+        super().__init__(name="stormlit-machine-load", daemon=True)
+        try:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        except ImportError as error:
+            raise ConfigError(
+                "tracking.system_metrics=true needs psutil: `pip install psutil`, or leave it false"
+            ) from error
+        self._log, self._samples = log, itertools.count(first_sample)
+        self._monitor = SystemMetricsMonitor(run_id, tracking_uri=uri)  # only collects: its thread is not started
+        self._end = threading.Event()
+        self.start()
+
+    def stop(self) -> None:
+        self._end.set()
+        self.join(timeout=1.0)
+
+    def run(self) -> None:
+        try:
+            self._monitor.collect_metrics()  # rates are counted from here
+            while not self._end.wait(self._monitor.sampling_interval):
+                self._monitor.collect_metrics()
+                load = self._monitor.aggregate_metrics()
+                self._log({f"system/{key}": value for key, value in load.items()}, next(self._samples))
+                for part in self._monitor.monitors:
+                    part.clear_metrics()
+        except Exception as error:  # a driver that fails is no reason to stop training
+            warn("the machine's load is no longer recorded: %s", first_line(error))
+
+
+def mlflow_program() -> str:
+    """The ``mlflow`` that belongs to this Python, for a shell."""
+    return shlex.quote(str(Path(sys.executable).with_name("mlflow")))
+
+
+def _command(uri: str, *words: object) -> str:
+    return f"MLFLOW_TRACKING_URI={shlex.quote(uri)} {mlflow_program()} {shlex.join(map(str, words))}"
+
+
+def _same(key: str, before: str | None, now: str) -> bool:
+    """Whether a parameter has not changed; one folder may be spelt in several ways."""
+    if key == "run.dir" and before is not None:
+        return os.path.realpath(os.path.expanduser(before)) == os.path.realpath(os.path.expanduser(now))
+    return before == now
 
 
 def out_of_reach(error: Exception) -> bool:
     """Whether an error of ``MlflowStore`` may pass by itself, rather than being the configuration's fault."""
-    return isinstance(error, OSError) or getattr(error, "error_code", None) in _OUT_OF_REACH
-
-
-def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The leaves of nested mappings as text, their keys joined by dots; an empty mapping is a leaf."""
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)
+    busy = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+    return busy or isinstance(error, OSError) or getattr(error, "error_code", None) in _OUT_OF_REACH

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import math
+import os
 import re
-import sys
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from stormlit.errors import ConfigError, check_option
-from stormlit.registry import register
-from stormlit.tracking.base import RunStatus
-from stormlit.tracking.machine_load import MachineLoad
-from stormlit.tracking.mlflow_store import MlflowStore, flatten, out_of_reach
+from stormlit.errors import ConfigError
+from stormlit.registry import Option, leaves, register
+from stormlit.tracking.base import Params, RunStatus, Tags, Tracker, warn
+from stormlit.tracking.mlflow_store import MachineLoad, MlflowStore, mlflow_program, out_of_reach
 from stormlit.tracking.sender import Sender, first_line, send_all
-from stormlit.tracking.spool import Backlog, Spool
+from stormlit.tracking.spool import Backlog, Entry, Spool
 
 LONGEST_NAME = 250  # MLflow's limit
+EXPERIMENT = "stormlit"
+URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
 
 # Where a run is, how long it is, and who watches it changes no value that it logs.
 CHANGES_NO_VALUE = ("resume", "run.", "loop.env_steps", "checkpoint.", "tracking.")
@@ -27,25 +29,22 @@ CHANGES_NO_VALUE = ("resume", "run.", "loop.env_steps", "checkpoint.", "tracking
 # MLflow refuses a whole batch for one name with anything else in it.
 _NOT_IN_NAMES = re.compile(r"[^\w\-./ :]")
 
-_log = logging.getLogger(__name__)
-
 
 @register("tracker", "mlflow")
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """Records a run in MLflow; once the run has started, no failure of the tracking store reaches the training.
 
     Everything is written to a spool in ``<run_dir>/spool`` first, and brought to the store by a thread: a store that is
     down or slow keeps nobody waiting, and what it could not take is sent when it is back, when the run is resumed, or
     by ``stormlit sync``. What is logged is in the store once in the end.
 
-    A run that is resumed logs the steps behind its checkpoint again. A metric that the spool has at such a step is not
+    A run that is resumed logs the steps after its checkpoint again. A metric that the spool has at such a step is not
     recorded twice: the first value stays, and the second would be the same but for measured times. If the run goes on
     with another configuration, which makes another future, a value that differs is recorded beside the first.
 
-    uri: MLflow tracking URI; None means ``sqlite:///<root>/mlflow.db`` (absolute).
-    experiment: the MLflow experiment, created when missing; a database keeps its artifacts in ``<root>/artifacts``.
-    flush_seconds: how long metric points are gathered before they are sent together.
-    system_metrics: also record the machine's load (processor, memory, disk, network, GPU) every 10 s.
+    The tracking URI is that of the option, of MLFLOW_TRACKING_URI, or ``sqlite:///<root>/mlflow.db``, whichever is set
+    first; a run goes on in the one in which it began. MLFLOW_EXPERIMENT_NAME takes the place of the default experiment.
+    A database keeps its artifacts in ``<root>/artifacts``.
     """
 
     def __init__(
@@ -53,47 +52,48 @@ class MlflowTracker:
         run_dir: Path,
         root: Path,
         *,
-        uri: str | None = None,
-        experiment: str = "stormlit",
-        flush_seconds: float = 10.0,
-        system_metrics: bool = False,
+        uri: Annotated[
+            str | None,
+            Option("MLflow tracking URI; null: that of MLFLOW_TRACKING_URI, else sqlite:///<run.dir>/mlflow.db"),
+        ] = None,
+        experiment: Annotated[str, Option("MLflow experiment, created when missing")] = EXPERIMENT,
+        flush_seconds: Annotated[float, Option("how long points are gathered before they are sent", low=0)] = 10.0,
+        system_metrics: Annotated[bool, Option("also record the machine's load, every 10 s")] = False,
     ) -> None:
-        check_option("flush_seconds", flush_seconds, 0)
-        self._run_dir = run_dir.resolve()
-        self._root = root.resolve()
-        self._uri = uri or f"sqlite:///{(self._root / 'mlflow.db').as_posix()}"
+        super().__init__(run_dir.resolve(), root.resolve())
+        self._uri = uri
         self._experiment = experiment
         self._flush_seconds = flush_seconds
         self._system_metrics = system_metrics
-        self._run_id = ""
+        self._store: MlflowStore | None = None
         self._spool: Spool | None = None
         self._sender: Sender | None = None
         self._load: MachineLoad | None = None
         # Before a resume, at the steps that come again: the value, and under which configuration it was logged.
         self._logged: dict[tuple[str, int], tuple[float, int]] = {}
         self._future = 0  # how often the configuration has changed
+        self._infinite: set[str] = set()  # metrics that a warning has named
 
     def start(
-        self,
-        *,
-        name: str,
-        params: Mapping[str, Any],
-        tags: Mapping[str, str],
-        run_id: str | None = None,
-        from_step: int | None = None,
+        self, *, name: str, params: Params, tags: Tags, run_id: str | None = None, from_step: int | None = None
     ) -> str:
         """See ``Tracker.start``; raises ``ConfigError`` when MLflow is not installed or its store does not answer.
 
         A run goes on without an answer; only a store that answers that it does not have the run is an error then.
         """
-        flat = dict(flatten(params))
-        store = MlflowStore(self._uri, self._run_dir, self._root, run_id or "")
+        flat = {key: str(value) for key, value in leaves(params)}
+        if "run.dir" in flat:
+            flat["run.dir"] = str(self.root)  # however it was spelt, and from whichever folder
+        begun = self._begun(run_id)
+        self._store = store = self._store_of(begun, run_id or "")
+        if run_id is None and self._experiment == EXPERIMENT:
+            self._experiment = os.environ.get(EXPERIMENT_VARIABLE) or EXPERIMENT
+        self._experiment = begun.get("experiment", self._experiment)
         try:
             store.open()
             if run_id is None:
-                self._run_id = store.create(self._experiment, name, flat, tags)
+                store.create(self._experiment, name, flat, tags)
             else:
-                self._run_id = run_id
                 store.find()
         except ConfigError:
             raise
@@ -102,33 +102,37 @@ class MlflowTracker:
             if run_id is None or not out_of_reach(error):
                 what = "start a run" if run_id is None else f"continue run {run_id}"
                 raise ConfigError(
-                    f"tracking.uri={self._uri}: MLflow could not {what} there ({first_line(error)}); "
+                    f"{store.named}: MLflow could not {what} there ({first_line(error)}); "
                     "check that it is right and reachable, or use tracking=csv"
                 ) from error
-            _log.warning("%s does not answer, the run goes on and is recorded later: %s", self._uri, first_line(error))
-        self._spool = Spool(self._spool_folder / f"{self._run_id}.spool")
+            warn("%s does not answer, the run goes on and is recorded later: %s", store.where, first_line(error))
+        self._spool = Spool(self._spool_of(store.run_id))
         first_sample = 0
         if run_id is None:
-            self._spool.append({"begin": flat})
+            self._spool.append({"begin": flat, "experiment": self._experiment, "store": store.named_by})
         else:
             first_sample = self._remember(flat, from_step)
             self._spool.append({"resume": flat, "tags": dict(tags)})
         if self._system_metrics:
-            self._load = MachineLoad(self.log, self._uri, self._run_id, first_sample)
+            self._load = MachineLoad(self.log, store.uri, store.run_id, first_sample)
         self._sender = Sender(self._spool, store, self._flush_seconds)
-        return self._run_id
+        return store.run_id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         points = {_name(key): float(value) for key, value in metrics.items()}
         points = {key: value for key, value in points.items() if not self._is_repeated(key, step, value)}
+        for key in [key for key, value in points.items() if math.isinf(value) and key not in self._infinite]:
+            self._infinite.add(key)
+            warn("%s is %s at step %d: MLflow has no infinity, and shows such a value as NaN", key, points[key], step)
         if points:
-            self._started().append({"points": points, "step": int(step), "time": _now()})
+            written = {key: value if math.isfinite(value) else str(value) for key, value in points.items()}
+            self._started().append({"points": written, "step": int(step), "time": _now()})
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """See ``Tracker.artifact``; the file is read when it is sent, and must stay till then."""
         path = path.resolve()
-        if path.is_relative_to(self._run_dir):  # found again when the run has been moved
-            path = path.relative_to(self._run_dir)
+        if path.is_relative_to(self.run_dir):  # found again when the run has been moved
+            path = path.relative_to(self.run_dir)
         self._started().append({"artifact": str(path), "folder": folder})
 
     def flush(self) -> None:
@@ -136,10 +140,17 @@ class MlflowTracker:
         self._started().sync()
 
     def where_to_look(self) -> list[str]:
-        lines = [f"MLflow      {self._uri}  (experiment {self._experiment}, run id {self._run_id})"]
-        if self._uri.startswith("sqlite:"):
-            mlflow = Path(sys.executable).with_name("mlflow")
-            lines.append(f"to see it   {mlflow} ui --backend-store-uri {self._uri}   then open http://127.0.0.1:5000")
+        store = self._store or self._store_of({}, "")
+        source = f"from {URI_VARIABLE}; " if store.named_by == URI_VARIABLE else ""
+        experiment = self._experiment
+        if experiment == os.environ.get(EXPERIMENT_VARIABLE):
+            experiment += f" from {EXPERIMENT_VARIABLE}"
+        lines = [f"MLflow      {store.where}  ({source}experiment {experiment}, run id {store.run_id})"]
+        if store.uri.startswith("sqlite:"):
+            uri = shlex.quote(store.where)
+            lines.append(
+                f"to see it   {mlflow_program()} ui --backend-store-uri {uri}   then open http://127.0.0.1:5000"
+            )
         return lines
 
     def finish(self, status: RunStatus) -> None:
@@ -152,12 +163,14 @@ class MlflowTracker:
         if self._sender is not None:
             # A run that is stopped from outside may have little time left.
             if not self._sender.drain(at_most=30.0 if status == "FINISHED" else 10.0):
-                _log.warning(
-                    "%s were not sent to %s and are kept in %s; send them with `stormlit sync %s`",
+                sync = f"send them with `stormlit sync {shlex.quote(str(self.run_dir))}`"
+                refusal = self._sender.refusal
+                warn(
+                    "%s were not sent to %s and are kept in %s; %s",
                     spool.backlog(),
-                    self._uri,
+                    self._sender.store.where,
                     spool.path,
-                    self._run_dir,
+                    f"{refusal}, then {sync}" if refusal else sync,
                 )
             self._sender.stop()
         spool.close()
@@ -168,27 +181,45 @@ class MlflowTracker:
         Raises ``ConfigError`` when the store does not take it. No other process may be recording the run.
         """
         sent = Backlog()
-        for path in sorted(self._spool_folder.glob("*.spool")):
-            spool = Spool(path)
-            try:
-                if not spool.all_sent():
-                    store = MlflowStore(self._uri, self._run_dir, self._root, path.stem)
+        for path in sorted((self.run_dir / "spool").glob("*.spool")):
+            with contextlib.closing(Spool(path)) as spool:
+                if spool.all_sent():
+                    continue
+                store = self._store_of(self._begun(path.stem), path.stem)
+                try:
                     store.open()
                     send_all(spool, store, sent)
-            except ConfigError:
-                raise
-            except Exception as error:
-                raise ConfigError(
-                    f"tracking.uri={self._uri}: {spool.backlog()} of run {path.stem} are still to be sent "
-                    f"({first_line(error)}); check that it is right and reachable (sent before that: {sent})"
-                ) from error
-            finally:
-                spool.close()
+                except ConfigError:
+                    raise
+                except Exception as error:
+                    raise ConfigError(
+                        f"{store.named}: {spool.backlog()} of run {path.stem} are still to be sent "
+                        f"({first_line(error)}); check that it is right and reachable (sent before that: {sent})"
+                    ) from error
         return sent
 
-    @property
-    def _spool_folder(self) -> Path:
-        return self._run_dir / "spool"
+    def _spool_of(self, run_id: str) -> Path:
+        return self.run_dir / "spool" / f"{run_id}.spool"
+
+    def _begun(self, run_id: str | None) -> Entry:
+        """How the run began, empty where that is not known."""
+        if run_id is None or not self._spool_of(run_id).exists():
+            return {}
+        with contextlib.closing(Spool(self._spool_of(run_id))) as spool:
+            return next((entry for entry in spool.entries() if "begin" in entry), {})
+
+    def _store_of(self, begun: Entry, run_id: str) -> MlflowStore:
+        """The store that is configured, or, with nothing configured, the one in which the run began."""
+        variable = os.environ.get(URI_VARIABLE)
+        named_by = begun.get("store") if begun else variable and URI_VARIABLE
+        if self._uri is not None or named_by != URI_VARIABLE:
+            return MlflowStore(self._uri, self.run_dir, self.root, run_id)
+        if not variable:
+            raise ConfigError(
+                f"run {run_id} is recorded where {URI_VARIABLE} led when it began, and that is not set now: set it, or "
+                "give tracking.uri=..."
+            )
+        return MlflowStore(variable, self.run_dir, self.root, run_id, URI_VARIABLE)
 
     def _remember(self, params: Mapping[str, str], from_step: int | None) -> int:
         """Read from the spool what was logged at steps that come again, and with which parameters.
@@ -205,7 +236,7 @@ class MlflowTracker:
                 if key.startswith("system/"):
                     next_sample = max(next_sample, entry["step"] + 1)
                 elif from_step is not None and entry["step"] >= from_step:
-                    self._logged[key, entry["step"]] = value, future
+                    self._logged[key, entry["step"]] = float(value), future
         self._future = future + _differ(params, before)
         return next_sample
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from stormlit.errors import ConfigError
+from stormlit.tracking.base import warn
 from stormlit.tracking.spool import LANES, Backlog, Entry, Spool
 
 POINTS_PER_BATCH = 250  # MLflow takes 1000, but a busy server needs seconds for as many
@@ -16,8 +17,6 @@ FEWEST_POINTS_PER_BATCH = 50
 LONGEST_PAUSE = 60.0  # seconds between two attempts; the first is 1 s
 PATIENCE, UPLOAD_PATIENCE = 5.0, 30.0  # seconds without an answer, and without one while a file is uploaded
 MOMENT = 0.05
-
-_log = logging.getLogger(__name__)
 
 
 class Store(Protocol):
@@ -54,7 +53,8 @@ class Sender:
     """
 
     def __init__(self, spool: Spool, store: Store, interval: float) -> None:
-        self._spool, self._store = spool, store
+        self._spool, self.store = spool, store
+        self.refusal: ConfigError | None = None  # the last failure, if no waiting mends it
         self._interval = max(interval, MOMENT)
         self._lanes = [_Lane(name) for name in LANES]
         self._wake = threading.Event()
@@ -115,18 +115,17 @@ class Sender:
                     return
                 if entries:
                     self._uploading = "artifact" in entries[0] and lane.failures == 0
-                    self._store.send(entries)
+                    self.store.send(entries)
                     self._answered = time.monotonic()
                     if lane.failures:
-                        _log.warning("%s answers again: the %s kept since are sent", self._store.where, lane.name)
-                    lane.failures = 0
+                        warn("%s answers again: the %s kept since are sent", self.store.where, lane.name)
+                    lane.failures, self.refusal = 0, None
                 self._spool.mark_sent(lane.name, position)
         except Exception as error:  # whatever the store's fault, training goes on and the thread lives
             if lane.failures == 0:
-                _log.warning(
-                    "%s does not take %s, they are kept for later: %s", self._store.where, lane.name, first_line(error)
-                )
+                warn("%s does not take %s, they are kept for later: %s", self.store.where, lane.name, first_line(error))
             lane.failures += 1
+            self.refusal = error if isinstance(error, ConfigError) else None
         finally:
             self._uploading = False
             lane.last_try = time.monotonic()

@@ -7,11 +7,13 @@ A spool is two files:
 
 Entries, in the order in which they happened:
 
-    {"begin": PARAMS}                             a new run; for the record, the store knows
-    {"resume": PARAMS, "tags": TAGS}              the run goes on
-    {"points": {KEY: VALUE}, "step": S, "time": T}   one call of ``log``; T in Unix milliseconds, fixed for good
-    {"artifact": PATH, "folder": FOLDER}          a file or folder to keep; PATH relative to the run's folder if inside
-    {"end": STATUS, "time": T}                    the run is over
+    {"begin": PARAMS, "experiment": NAME, "store": WHERE}   a new run; WHERE: the key or variable that named its store
+    {"resume": PARAMS, "tags": TAGS}                        the run goes on
+    {"points": {KEY: VALUE}, "step": S, "time": T}          one call of ``log``; T in Unix milliseconds, fixed for good
+    {"artifact": PATH, "folder": FOLDER}    a file or folder to keep; PATH relative to the run's folder if inside
+    {"end": STATUS, "time": T}              the run is over
+
+A value that is not finite, for which JSON has no number, is the text "nan", "inf" or "-inf".
 
 Artifacts have a lane of their own, so that a large upload, or a place for files that fails, holds up no metrics.
 """
@@ -20,20 +22,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
-import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stormlit.tracking.base import warn
+from stormlit.tracking.journal import Journal
+
 Entry = dict[str, Any]
 
 LANES = ("records", "artifacts")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -59,29 +60,21 @@ class Backlog:
         return ", ".join([*counted, *["the run's status"] * (self.records > 0)]) or "nothing"
 
 
-class Spool:
-    """Appends entries, and hands out those that are still to be sent.
+class Spool(Journal):
+    """A journal of entries that hands out those that are still to be sent.
 
-    ``append`` may be called from any thread; ``pending`` and ``mark_sent`` from one at a time. Every entry is with the
-    operating system when ``append`` returns, so a killed process loses none; ``sync`` makes them survive a power
-    failure too. Lines that are damaged are skipped, with a warning that names the file and the byte.
+    ``append`` and ``sync`` may be called from any thread; ``pending`` and ``mark_sent`` from one at a time. A disk that
+    refuses is told once, by a warning. Damaged lines are skipped, with one that names the file and the byte.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self._positions_file = path.with_suffix(".sent")
-        self._lock = threading.Lock()
-        self._unwritten = b""  # what a full disk has refused so far
         self._damaged: set[int] = set()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        self._size = os.fstat(self._file).st_size
-        if not self._begins_a_line(self._size):
-            self._write(b"\n")  # a line torn by a crash must not spoil the next
         self._sent = self._read_positions()
 
     def append(self, entry: Entry) -> None:
-        """Write one entry. What the disk refuses is kept in memory, with one warning, and written by a later call."""
+        """Write one entry, or keep it in memory until the disk takes it."""
         self._write(_encode(entry))
 
     def sync(self) -> None:
@@ -90,13 +83,7 @@ class Spool:
         try:
             os.fsync(self._file)
         except OSError as error:
-            _log.warning("%s may not survive a power failure: %s", self.path, error.strerror)
-
-    def close(self) -> None:
-        """Later entries are refused as by a full disk, and never end up in whatever file gets the number next."""
-        with self._lock:
-            os.close(self._file)
-            self._file = -1
+            warn("%s may not survive a power failure: %s", self.path, error.strerror)
 
     def entries(self) -> Iterator[Entry]:
         """Everything in the spool, sent or not."""
@@ -138,7 +125,7 @@ class Spool:
             os.replace(temporary, self._positions_file)
 
     def all_sent(self) -> bool:
-        return not self._unwritten and all(position >= self._size for position in self._sent.values())
+        return not self.unwritten and all(position >= self.size for position in self._sent.values())
 
     def backlog(self) -> Backlog:
         """What has not been sent."""
@@ -149,18 +136,12 @@ class Spool:
         return found
 
     def _write(self, line: bytes) -> None:
-        with self._lock:
-            refused_before = bool(self._unwritten)
-            self._unwritten += line
-            try:
-                while self._unwritten:
-                    written = os.write(self._file, self._unwritten)
-                    # A line that fits only in part is completed later, so that it is not torn.
-                    self._unwritten = self._unwritten[written:]
-                    self._size += written
-            except OSError as error:
-                if not refused_before:
-                    _log.warning("%s cannot be written, metrics are kept in memory: %s", self.path, error.strerror)
+        refused_before = bool(self.unwritten)
+        try:
+            self.write(line)
+        except OSError as error:
+            if not refused_before:
+                warn("%s cannot be written, metrics are kept in memory: %s", self.path, error.strerror)
 
     def _read(self, position: int) -> Iterator[tuple[Entry | None, int]]:
         """Every whole line from ``position`` on, None where it is damaged, and the position behind it."""
@@ -173,7 +154,7 @@ class Spool:
                 entry = _decode(line)
                 if entry is None and line != b"\n" and position not in self._damaged:
                     self._damaged.add(position)
-                    _log.warning("%s: the line that ends at byte %d is damaged and was skipped", self.path, position)
+                    warn("%s: the line that ends at byte %d is damaged and was skipped", self.path, position)
                 yield entry, position
 
     def _read_positions(self) -> dict[str, int]:
@@ -183,19 +164,14 @@ class Spool:
             positions = _decode(self._positions_file.read_bytes())
         except FileNotFoundError:
             return nothing
-        if positions is not None and all(self._begins_a_line(positions.get(lane)) for lane in LANES):
+        if positions is not None and all(self.begins_a_line(positions.get(lane)) for lane in LANES):
             return {lane: positions[lane] for lane in LANES}
-        _log.warning("%s is damaged: the whole spool is sent again", self._positions_file)
+        warn("%s is damaged: the whole spool is sent again", self._positions_file)
         return nothing
-
-    def _begins_a_line(self, position: object) -> bool:
-        if not isinstance(position, int) or not 0 <= position <= self._size:
-            return False
-        return position == 0 or os.pread(self._file, 1, position - 1) == b"\n"
 
 
 def _encode(entry: Entry) -> bytes:
-    text = json.dumps(entry, separators=(",", ":")).encode()
+    text = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from stormlit.envs import EnvSettings, VectorEnv, env_id, square_image
+from stormlit.envs import EnvFacts, EnvSettings, VectorEnv, env_id, square_image
 from stormlit.errors import CheckpointError, DemonstrationError
 from stormlit.files import sha256
 from stormlit.storm.demonstrations.data import Demonstration, Timing
@@ -58,7 +58,7 @@ class DemonstrationBuffer:
             (rows, columns, channels),
             device=device,
             seed=seed,
-            mark_episode_starts=mark_episode_starts,
+            episode_starts="marked" if mark_episode_starts else "ignored",
         )
         end = 0
         for demonstration in demonstrations:
@@ -91,7 +91,7 @@ class DemonstrationBuffer:
 
 
 def check_fits(
-    file: Path, demonstration: Demonstration, settings: EnvSettings, envs: VectorEnv, shortest: int = 1
+    file: Path, demonstration: Demonstration, settings: EnvSettings, envs: VectorEnv | EnvFacts, shortest: int = 1
 ) -> None:
     """Raise ``DemonstrationError`` unless the demonstration is of this environment, as far as it tells."""
     origin, trained_on = demonstration.origin, env_id(settings)

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from stormlit.envs import EnvSettings, VectorEnv, env_id, episode_seed, make_env
+from stormlit.envs import EnvFacts, EnvSettings, env_id, episode_seed, make_env
 from stormlit.storm.demonstrations.data import Demonstration, Origin
 from stormlit.storm.evaluate import Policy
 
@@ -47,7 +47,7 @@ def record(settings: EnvSettings, policy: Policy, *, steps: int, seed: int, gree
     return demonstration
 
 
-def origin_of(settings: EnvSettings, envs: VectorEnv, policy: str | None, *, with_settings: bool) -> Origin:
+def origin_of(settings: EnvSettings, envs: EnvFacts, policy: str | None, *, with_settings: bool) -> Origin:
     """What can be said of play in an environment.  with_settings: whether the frames were made with ``settings``."""
     return Origin(
         env_id=env_id(settings),

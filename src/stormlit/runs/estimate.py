@@ -1,0 +1,119 @@
+"""What a training will take, told before it begins: memory, and time measured on a rehearsal."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable
+
+import torch
+
+from stormlit.config.schema import Config
+from stormlit.errors import ConfigError
+from stormlit.storm.evaluate import random_devices
+from stormlit.storm.experience import Windows
+from stormlit.storm.training import Training
+from stormlit.types import Batch
+
+FLOAT = 4  # bytes
+LONG = 3600.0  # seconds from which on a smaller configuration is worth a word
+
+
+def check_memory(config: Config, training: Training) -> None:
+    """Raise ``ConfigError`` for what cannot fit: the frames of one update, or the latents of one imagination, alone
+    take more than the device has. Activations come on top, so what passes may still be too much.
+    """
+    device = training.fabric.device
+    there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else physical_memory()
+    pixels = math.prod(training.world_model.obs_shape)
+    batch, contexts = training.experience.batch, training.experience.contexts
+    steps = contexts.length + config.imagination.horizon
+    for key, needed in (
+        # The frames, their reconstruction and its gradient.
+        (f"loop.batch_size={config.loop.batch_size}", 3 * batch.total * batch.length * pixels * FLOAT),
+        (
+            f"imagination.batch_size={config.imagination.batch_size}",
+            contexts.total * (contexts.length * pixels + steps * training.world_model.hidden_dim * FLOAT),
+        ),
+    ):
+        if needed > there:
+            raise ConfigError(
+                f"{key} needs at least {_gib(needed)} of memory for each update, and {device} has {_gib(there)}: "
+                "lower it, or the length of its windows"
+            )
+
+
+def physical_memory() -> int:
+    """The machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def seconds_per_env_step(training: Training) -> float:
+    """What one environment step's updates take on this CPU, by a rehearsal on copies that leaves no trace.
+
+    Collecting comes on top, and is little beside them.
+    """
+    plan, experience = training.plan, training.experience
+    modules = copy.deepcopy(training.world_model).train(), copy.deepcopy(training.agent).train()
+    batch, contexts = (_noise(training, windows) for windows in (experience.batch, experience.contexts))
+    with torch.random.fork_rng(devices=random_devices()), training.fabric.autocast():
+        world_model = _timed(lambda: modules[0].training_step(batch).total.backward())
+        agent = _timed(lambda: modules[1].training_step(training.imagine(contexts)).total.backward())
+    return world_model * plan.world_model.updates_per_env_step + agent * plan.agent.updates_per_env_step
+
+
+def time_to_come(training: Training) -> str:
+    """How long the rest of the training will take, as a sentence for the first lines."""
+    plan = training.plan
+    steps = plan.env_steps - max(training.progress.env_steps, plan.warmup_steps)
+    seconds = max(steps, 0) * seconds_per_env_step(training)
+    told = f"about {_duration(seconds)} on this CPU"
+    if seconds < LONG:
+        return told
+    return f"{told}; `stormlit train quickstart` takes minutes, and a GPU is many times faster"
+
+
+def _noise(training: Training, windows: Windows) -> Batch:
+    """Windows of noise in the shapes of real ones; drawn apart from everything that training draws."""
+    rows, length = windows.total, windows.length
+    generator = torch.Generator().manual_seed(0)
+    channels, height, width = training.world_model.obs_shape
+    frames = torch.randint(256, (rows, length, height, width, channels), dtype=torch.uint8, generator=generator)
+    flags = torch.zeros(rows, length, dtype=torch.bool)
+    return Batch(frames.permute(0, 1, 4, 2, 3), flags.long(), flags.float(), flags, flags.clone())
+
+
+def _timed(function: Callable[[], object]) -> float:
+    """Seconds of one call, or, of what is short, of a second one, without what only the first has to do."""
+    for _ in range(2):
+        started = time.perf_counter()
+        function()
+        seconds = time.perf_counter() - started
+        if seconds > 1:
+            break
+    return seconds
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an exception of Python or PyTorch says; on a CPU PyTorch has no class for it."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(40), _duration(600), _duration(9000), _duration(200000)
+    ('a minute', '10 minutes', '2.5 hours', '2.3 days')
+    """
+    if seconds < 90:
+        return "a minute"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} days"
