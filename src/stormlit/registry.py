@@ -21,6 +21,7 @@ import importlib
 import inspect
 import math
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -202,7 +203,7 @@ def part_class(kind: str, name: str, key: str = "") -> type:
     """The class registered under a name, or the one that ``module:Class`` names; ``key`` is named in the error."""
     known = names(kind)
     where = f"{key}={name}: " if key else ""
-    if ":" in name:
+    if re.fullmatch(r"[\w.]+:\w+", name):
         return _imported(kind, name, where)
     if name not in known:
         raise ConfigError(
@@ -222,7 +223,7 @@ def _imported(kind: str, name: str, where: str) -> type:
     except Exception as error:
         missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if missing or not module_name.strip("."):
+        if missing:
             reason = f"there is no module '{module_name}' in {os.getcwd()} or on the Python path"
         raise ConfigError(f"{where}{'' if missing else f'{module_name} cannot be imported: '}{reason}") from error
     found = getattr(module, class_name, None)

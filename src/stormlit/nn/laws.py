@@ -137,7 +137,7 @@ def mixed_precision(case: Case) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             mixed = ask(f"{case.who}{way} under bfloat16 autocast", function, *rounded)
         if way != ": sample" and not torch.allclose(mixed.float(), plain, atol=0.1, rtol=0.1):
-            off = float((mixed.float() - plain).abs().max())
+            off = float((mixed.detach().float() - plain).abs().max())
             raise case.fail(f"{way} is off by {off:.2g} under bfloat16 autocast")
         if case.kind == "latent" and mixed.dtype != torch.float32:
             raise case.fail(f"{way} gives {mixed.dtype} under bfloat16 autocast where float32 is expected")
