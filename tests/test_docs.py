@@ -15,6 +15,7 @@ import pytest
 
 import stormlit
 from small import random_batch
+from test_layers import ROOMS
 from stormlit import registry
 from stormlit.cli.verbs import _parser, _split, main
 from stormlit.config import parts
@@ -190,11 +191,11 @@ def test_the_functions_of_the_equations_exist() -> None:
         assert operator.attrgetter(name)(importlib.import_module(f"stormlit.{path.replace('/', '.')}")), name
 
 
-def test_the_module_map_is_complete() -> None:
-    rows = re.findall(r"^\| (`.*) \|.*\|$", ARCHITECTURE.partition("## Modules")[2], re.MULTILINE)
-    documented = [name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)]
-    existing = [str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if path.name != "__init__.py"]
-    assert sorted(documented) == sorted(existing)
+def test_the_picture_of_the_house_has_every_room_in_its_place() -> None:
+    picture = ARCHITECTURE.partition("## The house")[2].partition("A room imports")[0]
+    shown = [name for line in picture.splitlines() for name in re.findall(r"\b(?:" + "|".join(ROOMS) + r")\b", line[20:])]
+    floors = [name for name in shown if name not in ("errors", "types", "files", "registry")]
+    assert floors == [name for name in reversed(ROOMS) if name in floors] and set(shown) == set(ROOMS)
 
 
 def extension(which: str) -> str:

@@ -36,8 +36,9 @@ BEHIND = {
 
 
 def commands(program: str) -> list[list[str]]:
-    """The words of every line of the README's bash blocks that begins with ``program``, comments left out."""
-    lines = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.S)).splitlines()
+    """The words of every command of the README that begins with ``program``, in blocks and in tables, as they come."""
+    shown = re.findall(r"```bash\n(.*?)```|\| `(.*?)` \|", README, flags=re.S)
+    lines = [line for block, cell in shown for line in (block or cell).splitlines()]
     return [shlex.split(line, comments=True) for line in lines if line.startswith(f"{program} ")]
 
 
@@ -47,6 +48,8 @@ def test_every_stormlit_command_works_in_the_order_it_is_shown(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text("world_model: {free_bits: 0.5}\n")
+    part = "from stormlit.nn.cnn import ConvEncoder\n\n\nclass MyEncoder(ConvEncoder):\n    \"\"\"Mine.\"\"\"\n"
+    (tmp_path / "my_parts.py").write_text(part)
     shown = commands("stormlit")
     assert {words[1] for words in shown} == set(BEHIND)
     for words in shown:
