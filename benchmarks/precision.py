@@ -109,7 +109,7 @@ def kinds(subject: Subject) -> Table:
         getattr(agent, part).register_forward_hook(note(f"output of the {part}"))
     for method, name in (("posterior", "posterior"), ("prior", "prior"), ("sample", "latent sample")):
         wrap(world_model.latent, method, name)
-    wrap(agent.return_scale, "update", "return scale")
+    wrap(agent.return_normalizer, "update", "return scale")
     trajectory = subject.dream(0)
     for module, data in ((world_model, subject.batch), (agent, trajectory)):
         optimizer = module.configure_optimizers(fused=False)

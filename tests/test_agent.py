@@ -142,7 +142,7 @@ def test_the_return_scale_divides_the_advantage_and_is_remembered() -> None:
     # Then a scale of 0, with a share of one in a hundred: 0.99 * 100.
     trajectory.reward.zero_()
     assert float(agent.training_step(trajectory).metrics["return_scale"]) == pytest.approx(99.0)
-    assert "return_scale.bounds" in agent.state_dict()
+    assert "return_normalizer.bounds" in agent.state_dict()
 
 
 def test_the_slow_critic_follows_exactly_and_never_learns_by_itself() -> None:

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-import stormlit.storm.world_model
 from small import IMAGE, assert_distributed_as, dense, random_batch, random_trajectory, small_agent, small_world_model
 from stormlit.nn.cnn import ConvEncoder
 from stormlit.nn.fast.frozen import frozen
-from stormlit.nn.fast.norm import BatchNorm
+from stormlit.nn.fast.norm import BatchNorm, training_memory_format
 from stormlit.nn.fast.sparse import InputLinear
 from stormlit.nn.resnet import ResidualEncoder
 from stormlit.ops.categorical import sample, sample_unimix, unimix_log_probs
@@ -191,14 +190,34 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_thread")
 def test_float32_statistics_and_gradients_are_exact_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside float64. With channels last the statistics would not be: what ``training_memory_format`` is there for."""
+    """Beside float64, and because every BatchNorm sees maps in the order that ``training_memory_format`` asks for."""
     exact_gradients, exact_statistics = trained_encoder(torch.float64)
+    orders: list[bool] = []
+    forward = BatchNorm.forward
+
+    def noting(self: BatchNorm, x: torch.Tensor) -> torch.Tensor:
+        orders.append(x.is_contiguous(memory_format=training_memory_format(x.device)))
+        return forward(self, x)
+
+    monkeypatch.setattr(BatchNorm, "forward", noting)
     gradients, statistics = trained_encoder(torch.float32)
     assert error(exact_gradients, gradients) < 1e-4
     assert error(exact_statistics, statistics) < 1e-6
-    monkeypatch.setattr(stormlit.storm.world_model, "training_memory_format", lambda device: torch.channels_last)
-    _, statistics = trained_encoder(torch.float32)
-    assert error(exact_statistics, statistics) > 2e-6
+    assert len(orders) >= 2 and all(orders)
+
+
+@pytest.mark.parametrize(
+    ("device", "mixed", "order"),
+    [
+        ("cpu", False, torch.contiguous_format),
+        ("cpu", True, torch.channels_last),
+        ("cuda", False, torch.channels_last),
+        ("cuda", True, torch.channels_last),
+    ],
+)
+def test_channels_last_wherever_it_costs_no_digits(device: str, mixed: bool, order: torch.memory_format) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        assert training_memory_format(torch.device(device)) == order
 
 
 def test_the_player_s_encoding_is_the_world_model_s() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -138,6 +139,18 @@ def test_a_part_is_checked_from_the_command_line(capsys: pytest.CaptureFixture[s
     assert "patch = 4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("mine")
+def test_the_example_tracker_has_every_step_once_after_a_resume() -> None:
+    assert (
+        main(["train", *SMALL[:1], *SMALL[2:], "tracking=mine:JsonLinesTracker", "run.name=run", "loop.env_steps=40"])
+        == 0
+    )
+    assert main(["resume", "run", "loop.env_steps=48"]) == 0
+    logged = [json.loads(line) for line in Path("runs/run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "agent/entropy" in line] == [32, 40, 48]
+
+
 def command(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "stormlit", *words],
@@ -151,7 +164,7 @@ def command(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 def output_of(folder: Path, *words: str, code: int = 0) -> str:
     process = command(folder, *words)
-    output, _ = process.communicate(timeout=150)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == code, output
     return output
 
@@ -167,7 +180,7 @@ def test_parts_of_one_s_own_are_trained_killed_resumed_evaluated_and_dreamt_with
     words += [f"{key}={name}" for key, name in EXAMPLES.items()] + [*sizes, "loop.env_steps=80", "checkpoint.every=10"]
     process = command(mine, *words)
     checkpoints = mine / "runs" / "mine" / "checkpoints"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list(checkpoints.glob("step-000000030*")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 import broken_parts
 import stormlit
 from broken_parts import SoundEncoder, SoundHead, SoundLatent, SoundSequence, SoundState
+from small import small_agent, small_part, small_world_model
+from stormlit.errors import ConfigError
+from stormlit.nn.building import try_part
+from stormlit.nn.laws import surroundings
+from stormlit.registry import build
 
 WRONG = [
     ("encoder", "WrongWidth", r" gives \(1, 2048\) where its embed_dim says 2049"),
@@ -66,3 +72,35 @@ SOUND: list[tuple[str, type]] = [
 @pytest.mark.parametrize(("kind", "cls"), SOUND)
 def test_a_sound_part_of_a_stranger_keeps_all_laws(kind: str, cls: type) -> None:
     assert stormlit.check_part(kind, cls) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "cls", "sentence"),
+    [
+        ("encoder", "WrongWidth", r" gives \(1, 128\) where its embed_dim says 129$"),
+        ("encoder", "NoWidth", r" has no 'embed_dim', which every encoder has"),
+        ("decoder", "SmallFrames", r" gives \(1, 3, 4, 4\) where the frames are \(1, 3, 16, 16\)$"),
+        ("latent", "Gaussian", r": posterior gives no log-probabilities: "),
+        ("reward_head", "FlatHead", r" gives \(2, 21\) where \(1, 2, 21\) is expected for \(1, 2, 16\)$"),
+        ("continuation_head", "WrongInput", r" fails on \(2, 16\): RuntimeError: .* \(broken_parts.py:\d+\)$"),
+        ("encoder", "NoAnnotation", r": option 'w' of NoAnnotation needs a type, as in 'w: int = 1'$"),
+    ],
+)
+def test_building_names_the_key_of_a_part_that_does_not_fit(argument: str, cls: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=f"^world_model.{argument}=broken_parts:{cls}{sentence}"):
+        small_world_model(**{argument: {"name": f"broken_parts:{cls}"}})
+    with pytest.raises(ConfigError, match=r"^agent.agent_state=broken_parts:WrongState gives \(2, 32\) where"):
+        small_agent(agent_state={"name": "broken_parts:WrongState"})
+
+
+@pytest.mark.parametrize(("kind", "name"), [("encoder", "cnn"), ("decoder", "resnet"), ("latent", "categorical")])
+def test_trying_a_part_leaves_random_numbers_statistics_and_modes_alone(kind: str, name: str) -> None:
+    part = build(kind, small_part(kind, name), *surroundings(kind)).train()
+    next(part.children()).eval()
+    before = {key: value.clone() for key, value in part.state_dict().items()}
+    modes, numbers = [module.training for module in part.modules()], torch.get_rng_state()
+    try_part("it", kind, part, *surroundings(kind))
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert [module.training for module in part.modules()] == modes
+    assert all(torch.equal(before[key], value) for key, value in part.state_dict().items())
+    assert all(parameter.grad is None for parameter in part.parameters())

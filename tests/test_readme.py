@@ -48,7 +48,7 @@ def test_every_stormlit_command_works_in_the_order_it_is_shown(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text("world_model: {free_bits: 0.5}\n")
-    part = "from stormlit.nn.cnn import ConvEncoder\n\n\nclass MyEncoder(ConvEncoder):\n    \"\"\"Mine.\"\"\"\n"
+    part = 'from stormlit.nn.cnn import ConvEncoder\n\n\nclass MyEncoder(ConvEncoder):\n    """Mine."""\n'
     (tmp_path / "my_parts.py").write_text(part)
     shown = commands("stormlit")
     assert {words[1] for words in shown} == set(BEHIND)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from stormlit.nn.building import build_part
 from stormlit.nn.heads import TwoHot
 from stormlit.nn.optimizers import OptimizerSettings, adam
-from stormlit.nn.return_normalizer import PercentileScale
+from stormlit.nn.return_normalizer import ReturnNormalizer
 from stormlit.ops.categorical import entropy, sample
 from stormlit.ops.returns import lambda_returns
 from stormlit.registry import DEFAULTS, Option
@@ -63,7 +63,7 @@ class ActorCritic(L.LightningModule):
             Literal["value", "lambda_return"],
             Option("what the slow critic's term pulls the critic towards"),
         ] = "value",
-        return_normalizer: Annotated[Mapping[str, Any], Option(group=PercentileScale)] = DEFAULTS,
+        return_normalizer: Annotated[Mapping[str, Any], Option(group=ReturnNormalizer)] = DEFAULTS,
         value_bins: Annotated[int, Option("symlog two-hot bins of the value", 3, 10**5)] = 255,
         value_low: Annotated[float, Option("symlog of the lowest bin", below="value_high")] = -20.0,
         value_high: Annotated[float, Option("symlog of the highest bin")] = 20.0,
@@ -79,7 +79,7 @@ class ActorCritic(L.LightningModule):
         self.critic = build_part("head", critic, self.agent_state.state_dim, value_bins, hidden_dim, key="agent.critic")
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.value_encoding = TwoHot(value_bins, value_low, value_high)
-        self.return_scale = PercentileScale(**return_normalizer)
+        self.return_normalizer = ReturnNormalizer(**return_normalizer)
 
     def policy(self, latent: Tensor | OneHots, hidden: Tensor) -> Tensor:
         """latent: (..., Z), or one-hots.  hidden: (..., D).  Returns log-probabilities (..., A) float32."""
@@ -106,7 +106,7 @@ class ActorCritic(L.LightningModule):
             returns = self._lambda_returns(trajectory, value)
             by_value = self.slow_critic_target == "value"
             slow_target = slow_value[:, :-1] if by_value else self._lambda_returns(trajectory, slow_value)
-            scale = self.return_scale.update(returns)
+            scale = self.return_normalizer.update(returns)
             advantage = (returns - value[:, :-1]) / scale
 
         chosen = log_probs.gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
