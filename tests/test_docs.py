@@ -6,6 +6,7 @@ import importlib
 import operator
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,8 +116,13 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def example_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working directory with the configuration files that the documentation shows."""
+    """A working directory with the configuration files and the parts that the documentation shows."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(
+        "\n".join(text for language, text in blocks(EXTENDING) if language == "python" and text.startswith("# mine.py"))
+    )
     for page in PAGES:
         for language, text in blocks(page.read_text()):
             named = re.match(r"# (\S+\.yaml)\n", text)

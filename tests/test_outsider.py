@@ -75,6 +75,13 @@ def test_each_example_keeps_the_laws_and_works_beside_the_bundled_parts(key: str
     agent.training_step(trajectory).total.backward()
 
 
+@pytest.mark.usefixtures("mine")
+def test_a_tracker_is_told_what_it_derives_from() -> None:
+    assert stormlit.check_part("tracker", "mine:JsonLinesTracker") == []
+    sentence = "GatedState does not derive from stormlit.tracking.base.Tracker, as every tracker must"
+    assert error_of("tracking=mine:GatedState") == f"tracking=mine:GatedState: {sentence}"
+
+
 def test_the_examples_cover_every_kind_of_part() -> None:
     assert EXAMPLES.keys() == PART_KEYS.keys()
 

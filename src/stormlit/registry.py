@@ -178,10 +178,9 @@ def require_base(kind: str, base: type, name: str) -> None:
 
 
 def check_class(kind: str, cls: type) -> None:
-    """Raise ``ConfigError`` unless the class derives from what its kind requires, and declares its options."""
-    base, name = _bases.get(kind, (object, "object"))
-    if not issubclass(cls, base):
-        raise ConfigError(f"{cls.__name__} does not derive from {name}, as every {kind.replace('_', ' ')} must")
+    """Raise ``ConfigError`` unless a class derives from what its kind requires, and declares its options."""
+    if kind in _bases and not issubclass(cls, _bases[kind][0]):
+        raise ConfigError(f"{cls.__name__} does not derive from {_bases[kind][1]}, as every {kind} must")
     _keyword_only(cls)
 
 
@@ -201,10 +200,12 @@ def names(kind: str) -> list[str]:
 
 def part_class(kind: str, name: str, key: str = "") -> type:
     """The class registered under a name, or the one that ``module:Class`` names; ``key`` is named in the error."""
-    known = names(kind)
-    where = f"{key}={name}: " if key else ""
+    known, where = names(kind), f"{key}={name}: " if key else ""
     if re.fullmatch(r"[\w.]+:\w+", name):
-        return _imported(kind, name, where)
+        try:
+            return _imported(kind, *name.split(":"))
+        except ConfigError as error:
+            raise ConfigError(f"{where}{error}") from error
     if name not in known:
         raise ConfigError(
             f"{where}no {kind.replace('_', ' ')} is called '{name}'{nearest(name, known)}; "
@@ -213,31 +214,22 @@ def part_class(kind: str, name: str, key: str = "") -> type:
     return _parts[kind][name]
 
 
-def _imported(kind: str, name: str, where: str) -> type:
+def _imported(kind: str, module_name: str, name: str) -> type:
     """A class of a module that can be imported from the Python path or from the working directory."""
-    module_name, _, class_name = name.partition(":")
-    if os.getcwd() not in sys.path:  # the console script's path does not have it
-        sys.path.append(os.getcwd())
+    sys.path += [] if os.getcwd() in sys.path else [os.getcwd()]  # the console script's path does not have it
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if missing:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             reason = f"there is no module '{module_name}' in {os.getcwd()} or on the Python path"
-        raise ConfigError(f"{where}{'' if missing else f'{module_name} cannot be imported: '}{reason}") from error
-    found = getattr(module, class_name, None)
+        else:
+            reason = f"{module_name} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(reason) from error
+    found = getattr(module, name, None)
     if not isinstance(found, type):
-        own = [each for each, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        classes = [each for each in own if isinstance(getattr(module, each), type)]
-        raise ConfigError(
-            f"{where}{module_name} has no class '{class_name}'{nearest(class_name, classes)}; "
-            f"it has {', '.join(classes) or 'none'}"
-        )
-    try:
-        check_class(kind, found)
-    except ConfigError as error:
-        raise ConfigError(f"{where}{error}") from error
+        own = [each for each, cls in vars(module).items() if isinstance(cls, type) and cls.__module__ == module_name]
+        raise ConfigError(f"{module_name} has no class '{name}'{nearest(name, own)}; it has {', '.join(own) or 'none'}")
+    check_class(kind, found)
     return found
 
 
@@ -288,8 +280,7 @@ def build(kind: str, node: str | Mapping[str, Any], *surroundings: Any, key: str
     surroundings: the positional constructor arguments of its kind.  key: configuration key for error messages.
     """
     filled = fill(kind, node, key)
-    name = filled.pop("name")
-    cls = part_class(kind, name, key)
+    cls = part_class(kind, name := filled.pop("name"), key)
     try:
         inspect.signature(cls).bind(*surroundings, **filled)
     except TypeError as error:

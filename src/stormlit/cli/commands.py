@@ -86,13 +86,12 @@ def list_components(kind: str | None, name: str | None = None) -> str:
     """One part, every part of a kind, or of all kinds, with options, defaults, and the keys where it is chosen."""
     lines: list[str] = []
     for shown in [kind] if kind else registry.kinds():
-        names = [name] if name else registry.names(shown)
         keys = [key for key, part_kind in PART_KEYS.items() if part_kind == shown]
         lines.append(f"{shown}  (chosen by {', '.join(f'{key}=NAME' for key in keys)})")
-        for name in names:
-            summary = (registry.part_class(shown, name).__doc__ or "").strip().partition("\n")[0]
-            lines.append(f"  {name:<12} {summary}".rstrip())
-            lines += [f"      {option} = {default!r}" for option, default in registry.schema(shown, name).items()]
+        for each in [name] if name else registry.names(shown):
+            summary = (registry.part_class(shown, each).__doc__ or "").strip().partition("\n")[0]
+            lines.append(f"  {each:<12} {summary}".rstrip())
+            lines += [f"      {option} = {default!r}" for option, default in registry.schema(shown, each).items()]
     return "\n".join(lines)
 
 
