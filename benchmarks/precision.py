@@ -104,7 +104,7 @@ def kinds(subject: Subject) -> Table:
         watch(getattr(agent, part), "forward", f"output of the {part}")
     for method, name in (("posterior", "posterior"), ("prior", "prior"), ("sample", "latent sample")):
         watch(world_model.latent, method, name)
-    watch(agent.return_scale, "update", "return scale")
+    watch(agent.return_normalizer, "update", "return scale")
     for of, module, data in (("world model", world_model, subject.batch), ("agent", agent, subject.dream(0))):
         optimizer = module.configure_optimizers(fused=False)
         with subject.autocast(True):

@@ -13,7 +13,7 @@ from stormlit.config import parts
 from stormlit.registry import schema
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel
-from stormlit.types import Batch, Trajectory
+from stormlit.types import Batch, OneHots, Trajectory
 
 IMAGE = (3, 16, 16)  # C, Y, X
 ACTIONS = 3
@@ -106,11 +106,11 @@ def random_trajectory(rows: int = 4, horizon: int = 5, latent_dim: int = 16, see
     )
 
 
-def dense(latent: Tensor, latent_dim: int = LATENT) -> Tensor:
-    """A latent as it is, or in dense form if it is sparse: (..., G) int64 to (..., Z) float32."""
-    if latent.is_floating_point():
+def dense(latent: Tensor | OneHots, latent_dim: int = LATENT) -> Tensor:
+    """A latent as it is, or (..., Z) float32 of one-hots."""
+    if not isinstance(latent, OneHots):
         return latent
-    return torch.nn.functional.one_hot(latent, latent_dim).sum(dim=-2).float()
+    return torch.nn.functional.one_hot(latent.positions, latent_dim).sum(dim=-2).float()
 
 
 def dense_twohot(value: float, bins: list[float]) -> list[float]:
@@ -155,8 +155,3 @@ def random_tokens(rows: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     is_first = torch.zeros(rows, LENGTH, dtype=torch.bool)
     is_first[0, 3] = is_first[1, 2] = is_first[1, 5] = True
     return torch.randn(rows, LENGTH, LATENT), torch.randint(ACTIONS, (rows, LENGTH)), is_first
-
-
-def visible(is_first: Tensor, query: int, key: int) -> bool:
-    """Whether step ``query`` may see step ``key``: not later, and no episode start in between.  is_first: (T,) bool."""
-    return key <= query and not is_first[key + 1 : query + 1].any()

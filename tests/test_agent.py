@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from small import ACTIONS, HIDDEN, dense_cross_entropy, random_batch, random_trajectory, small_agent, small_world_model
+from stormlit.runs.checkpoint import VerifiedCheckpoint, load_modules
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.imagine import imagine
 from stormlit.types import Trajectory
@@ -142,7 +144,18 @@ def test_the_return_scale_divides_the_advantage_and_is_remembered() -> None:
     # Then a scale of 0, with a share of one in a hundred: 0.99 * 100.
     trajectory.reward.zero_()
     assert float(agent.training_step(trajectory).metrics["return_scale"]) == pytest.approx(99.0)
-    assert "return_scale.bounds" in agent.state_dict()
+    assert "return_normalizer.bounds" in agent.state_dict()
+
+
+def test_a_return_normalizer_s_state_is_found_under_its_former_name(tmp_path: Path) -> None:
+    world_model, agent = small_world_model(), small_agent()
+    agent.return_normalizer.update(torch.tensor([0.0, 100.0]))
+    state = {name.replace("return_normalizer.", "return_scale."): x for name, x in agent.state_dict().items()}
+    assert "return_scale.bounds" in state
+    torch.save({"world_model": world_model.state_dict(), "agent": state}, tmp_path / "weights.pt")
+    restored = small_agent(seed=1)
+    load_modules(VerifiedCheckpoint(tmp_path, {}), world_model, restored)
+    assert restored.return_normalizer.bounds.tolist() == [5.0, 95.0]
 
 
 def test_the_slow_critic_follows_exactly_and_never_learns_by_itself() -> None:
@@ -167,7 +180,7 @@ def test_the_slow_critic_follows_exactly_and_never_learns_by_itself() -> None:
 def test_the_agent_s_losses_never_reach_the_world_model() -> None:
     world_model = small_world_model()
     agent = small_agent(world_model)
-    trajectory = imagine(world_model, agent, random_batch(), horizon=3, from_posterior=False)
+    trajectory = imagine(world_model, agent, random_batch(), horizon=3, from_posterior=False, sparse=False)
     tensors = (trajectory.latent, trajectory.hidden, trajectory.reward, trajectory.continuation, trajectory.weight)
     assert not any(tensor.requires_grad for tensor in tensors)
     agent.training_step(trajectory).total.backward()

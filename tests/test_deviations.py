@@ -30,7 +30,7 @@ from small import (
 from stormlit.config.compose import compose, to_tree
 from stormlit.envs import AtariSettings, EnvSettings, VectorEnv
 from stormlit.nn.attention import KeyValueCache, LayerInputCache
-from stormlit.nn.return_normalizer import PercentileScale
+from stormlit.nn.return_normalizer import ReturnNormalizer
 from stormlit.ops.kl import kl_balance
 from stormlit.ops.returns import lambda_returns
 from stormlit.registry import build
@@ -196,14 +196,14 @@ def test_8_imagined_ends_are_weighted_or_hard() -> None:
 def test_9_the_percentile_average_starts_at_its_first_value_or_at_zero() -> None:
     """Returns 0..100: percentiles 5 and 95, a distance of 90; from zero the first average is a tenth of it."""
     returns = torch.arange(101.0)
-    assert PercentileScale(decay=0.9, start="first").update(returns) == pytest.approx(90.0)
-    assert PercentileScale(decay=0.9, start="zero").update(returns) == pytest.approx(9.0, rel=1e-5)
+    assert ReturnNormalizer(decay=0.9, start="first").update(returns) == pytest.approx(90.0)
+    assert ReturnNormalizer(decay=0.9, start="zero").update(returns) == pytest.approx(9.0, rel=1e-5)
 
 
 def test_9_percentiles_between_returns_or_a_return_itself() -> None:
     """Of 1..10 the 25th and 75th: 3.25 and 7.75 between returns; the 2nd and 7th smallest are 2 and 7."""
     for percentile, expected in (("linear", [3.25, 7.75]), ("kth", [2.0, 7.0])):
-        scale = PercentileScale(low=25.0, high=75.0, percentile=percentile)  # type: ignore[arg-type]
+        scale = ReturnNormalizer(low=25.0, high=75.0, percentile=percentile)  # type: ignore[arg-type]
         scale.update(torch.arange(1.0, 11.0))
         assert scale.bounds.tolist() == pytest.approx(expected)
 

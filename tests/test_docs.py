@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import importlib
-import json
 import operator
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 import stormlit
-from small import random_batch
 from stormlit import registry
 from stormlit.cli.verbs import _parser, _split, main
 from stormlit.config.compose import compose, to_tree
-from stormlit.errors import ConfigError
-from stormlit.runs.assembly import build_modules
-from stormlit.tracking import Tracker
 from test_layers import ROOMS
-from test_training_run import SMALL
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -110,8 +105,13 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def example_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working directory with the configuration files that the documentation shows."""
+    """A working directory with the configuration files and the parts that the documentation shows."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(
+        "\n".join(text for language, text in blocks(EXTENDING) if language == "python" and text.startswith("# mine.py"))
+    )
     for page in PAGES:
         for language, text in blocks(page.read_text()):
             named = re.match(r"# (\S+\.yaml)\n", text)
@@ -193,43 +193,3 @@ def test_the_picture_of_the_house_has_every_room_in_its_place() -> None:
     ]
     floors = [name for name in shown if name not in ("errors", "types", "files", "registry")]
     assert floors == [name for name in reversed(ROOMS) if name in floors] and set(shown) == set(ROOMS)
-
-
-def extension(which: str) -> str:
-    (text,) = [text for language, text in blocks(EXTENDING) if language == "python" and which in text]
-    return text
-
-
-@pytest.mark.usefixtures("own_registry")
-def test_the_example_encoder_is_built_by_name_and_learns() -> None:
-    exec(compile(extension("PatchEncoder"), "patches.py", "exec"), {"__name__": "patches"})
-    lines = [line for _, text in blocks(EXTENDING) for line in text.splitlines() if " patches.py " in line]
-    assert len(lines) == 2
-    for line in lines:
-        words = shlex.split(line.partition(" patches.py ")[2])
-        assert words[0] == "train"
-        config = compose(*_split(words[1:]))
-        world_model, _ = build_modules(config, (16, 16, 3), 3)
-        assert type(world_model.encoder).__name__ == "PatchEncoder"
-        world_model.training_step(random_batch()).total.backward()
-        assert all(parameter.grad.any() for parameter in world_model.encoder.parameters())
-    with pytest.raises(ConfigError, match="not a multiple"):
-        build_modules(compose(["tiny"], ["world_model.encoder=patches", "world_model.encoder.patch=5"]), (16, 16, 3), 3)
-
-
-def test_the_example_of_the_sequence_models_law_holds() -> None:
-    exec(compile(extension("model.prefill"), "law.py", "exec"), {})
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("own_registry")
-def test_the_example_tracker_tracks_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "their_tracker.py").write_text(extension("JsonLinesTracker"))
-    monkeypatch.syspath_prepend(tmp_path)
-    tracker = importlib.import_module("their_tracker").JsonLinesTracker
-    assert issubclass(tracker, Tracker)
-    words = [*SMALL, "tracking=jsonl", "tracking.file_name=all.jsonl", f"run.dir={tmp_path}", "run.name=run"]
-    assert main(["train", *words, "loop.env_steps=40"]) == 0
-    assert main(["resume", "run", f"run.dir={tmp_path}", "loop.env_steps=48"]) == 0
-    logged = [json.loads(line) for line in (tmp_path / "run" / "all.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in logged if "agent/entropy" in line] == [32, 40, 48]

@@ -10,7 +10,7 @@ from small import HIDDEN, dense, random_batch, small_agent, small_world_model
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.imagine import imagine
 from stormlit.storm.world_model import WorldModel
-from stormlit.types import Batch, Trajectory
+from stormlit.types import Batch, OneHots, Trajectory
 
 HORIZON = 5
 ROWS, CONTEXT = 4, 6
@@ -40,7 +40,8 @@ def _rollout(
 def test_shapes_and_types(sequence_model: str, from_posterior: bool, mixed: bool, sparse: bool) -> None:
     world_model, _, _, trajectory = _rollout(sequence_model, from_posterior, mixed, sparse)
     if sparse:
-        assert trajectory.latent.shape == (ROWS, HORIZON + 1, 4) and trajectory.latent.dtype == torch.int64
+        assert isinstance(trajectory.latent, OneHots) and trajectory.latent.positions.dtype == torch.int64
+        assert trajectory.latent.positions.shape == (ROWS, HORIZON + 1, 4)
         trajectory.latent = dense(trajectory.latent)
     assert trajectory.latent.shape == (ROWS, HORIZON + 1, world_model.latent_dim)
     assert trajectory.hidden.shape == (ROWS, HORIZON + 1, HIDDEN)
@@ -61,7 +62,7 @@ def test_the_cached_rollout_equals_full_passes(sequence_model: str, from_posteri
     world_model, _, context, trajectory = _rollout(sequence_model, from_posterior, sparse=sparse)
     trajectory.latent = dense(trajectory.latent)
     torch.manual_seed(7)
-    context_latent = world_model.encode(context.obs)  # the first draws of the rollout
+    context_latent = world_model.sample_posterior(context.obs)  # the first draws of the rollout
     known = CONTEXT - 1 if from_posterior else CONTEXT
     if from_posterior:
         assert torch.equal(trajectory.latent[:, 0], context_latent[:, -1])

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stormlit.nn.return_normalizer import PercentileScale
+from stormlit.nn.return_normalizer import ReturnNormalizer
 
 
 def test_moving_average_by_hand() -> None:
     # Of 0, 1, ..., 20 the 5th percentile is 1 and the 95th is 19: the scale starts at 18, without a bias to zero.
     # Then all of it times 2: bounds 2 and 38. With decay 0.9: 0.9 * 1 + 0.1 * 2 = 1.1 and 0.9 * 19 + 0.1 * 38 = 20.9.
     # Then 100 everywhere: 0.9 * 1.1 + 10 = 10.99 and 0.9 * 20.9 + 10 = 28.81.
-    scale = PercentileScale(decay=0.9, low=5.0, high=95.0, minimum=1.0)
+    scale = ReturnNormalizer(decay=0.9, low=5.0, high=95.0, minimum=1.0)
     returns = torch.arange(21.0)
     assert float(scale.update(returns)) == pytest.approx(18.0)
     assert float(scale.update(2 * returns)) == pytest.approx(19.8)
@@ -25,9 +25,9 @@ def test_moving_average_by_hand() -> None:
 
 
 def test_the_scale_is_at_least_its_minimum() -> None:
-    assert float(PercentileScale().scale()) == 1.0
-    assert float(PercentileScale().update(torch.tensor([3.0, 3.1]))) == 1.0
-    assert float(PercentileScale(minimum=0.01).update(torch.zeros(4))) == pytest.approx(0.01)
+    assert float(ReturnNormalizer().scale()) == 1.0
+    assert float(ReturnNormalizer().update(torch.tensor([3.0, 3.1]))) == 1.0
+    assert float(ReturnNormalizer(minimum=0.01).update(torch.zeros(4))) == pytest.approx(0.01)
 
 
 @given(
@@ -36,7 +36,7 @@ def test_the_scale_is_at_least_its_minimum() -> None:
     st.floats(50, 100),
 )
 def test_percentiles_are_numpy_s(returns: list[float], low: float, high: float) -> None:
-    scale = PercentileScale(low=low, high=high)
+    scale = ReturnNormalizer(low=low, high=high)
     scale.update(torch.tensor(returns))
     # Where to interpolate is a float32 as well, which matters in proportion to the spread.
     tolerance = 1e-3 + 1e-4 * (max(returns) - min(returns))
@@ -48,15 +48,15 @@ def test_percentiles_are_torch_s_to_the_bit() -> None:
         for low, high in ((5.0, 95.0), (0.0, 100.0), (12.3, 77.7)):
             for seed in range(5):
                 returns = 10.0 ** (seed - 2) * torch.randn(size, generator=torch.Generator().manual_seed(seed))
-                scale = PercentileScale(low=low, high=high)
+                scale = ReturnNormalizer(low=low, high=high)
                 scale.update(returns)
                 assert torch.equal(scale.bounds, torch.quantile(returns, torch.tensor([low, high]) / 100)), size
 
 
 def test_the_state_survives_a_checkpoint() -> None:
-    scale = PercentileScale(decay=0.5)
+    scale = ReturnNormalizer(decay=0.5)
     scale.update(torch.linspace(0, 100, 101))
-    restored = PercentileScale(decay=0.5)
+    restored = ReturnNormalizer(decay=0.5)
     restored.load_state_dict(scale.state_dict())
     more = torch.linspace(-50, 300, 101)
     assert float(restored.update(more)) == float(scale.update(more)) == pytest.approx(0.5 * 90 + 0.5 * 315)
@@ -64,8 +64,8 @@ def test_the_state_survives_a_checkpoint() -> None:
 
 def test_mixed_precision_takes_in_the_upcast_values_and_carries_no_gradient() -> None:
     returns = (100 * torch.randn(64, 16, generator=torch.Generator().manual_seed(0))).bfloat16().requires_grad_()
-    expected = PercentileScale().update(returns.float())
+    expected = ReturnNormalizer().update(returns.float())
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = PercentileScale().update(returns)
+        mixed = ReturnNormalizer().update(returns)
     assert mixed.dtype == torch.float32 and not mixed.requires_grad
     torch.testing.assert_close(mixed, expected)

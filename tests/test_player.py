@@ -25,7 +25,7 @@ class Spied(Player):
         agent = small_agent(world_model)
         self.latents: list[Tensor] = []
         self.hiddens: list[Tensor] = []
-        encode, act = world_model.encode, agent.act
+        encode, act = world_model.sample_posterior, agent.act
 
         def noted_encode(obs: Tensor) -> Tensor:
             self.latents.append(encode(obs))
@@ -36,7 +36,7 @@ class Spied(Player):
             self.hiddens.append(hidden.clone())
             return act(latent, hidden, greedy=greedy)
 
-        world_model.encode, agent.act = noted_encode, noted_act
+        world_model.sample_posterior, agent.act = noted_encode, noted_act
         super().__init__(world_model, agent, num_envs=num_envs, context_length=CONTEXT)
 
 
@@ -82,7 +82,9 @@ def test_the_policy_sees_the_posterior_of_the_current_frame() -> None:
     torch.manual_seed(3)
     player.act(frame, np.array([True, True]))
     torch.manual_seed(3)
-    assert torch.equal(player.latents[0], same_world_model.encode(torch.from_numpy(frame).permute(0, 3, 1, 2)))
+    assert torch.equal(
+        player.latents[0], same_world_model.sample_posterior(torch.from_numpy(frame).permute(0, 3, 1, 2))
+    )
 
 
 def test_actions_are_the_policy_s() -> None:
@@ -161,7 +163,7 @@ def test_a_context_of_frames_is_encoded_and_read_at_every_step() -> None:
     """The last CONTEXT frames of the running episode, and the hidden state after the latents drawn for them."""
     world_model = small_world_model()
     agent, encoded, hiddens = small_agent(world_model), [], []
-    encode, act = world_model.encode, agent.act
+    encode, act = world_model.sample_posterior, agent.act
 
     def noted_encode(obs: Tensor) -> Tensor:
         encoded.append((obs.clone(), encode(obs)))
@@ -171,7 +173,7 @@ def test_a_context_of_frames_is_encoded_and_read_at_every_step() -> None:
         hiddens.append(hidden)
         return act(latent, hidden, greedy=greedy)
 
-    world_model.encode, agent.act = noted_encode, noted_act  # type: ignore[method-assign]
+    world_model.sample_posterior, agent.act = noted_encode, noted_act  # type: ignore[method-assign]
     player = Player(world_model, agent, num_envs=2, context_length=CONTEXT, context="frames")
     frames, starts, began = _frames(9), _starts(9, (4, 1)), [0, 0]
     actions: list[np.ndarray] = []

@@ -117,7 +117,7 @@ def test_everything_that_is_counted_with_is_in_float32() -> None:
         seen = {
             "posterior": world_model.posterior(context.obs),
             "prior": world_model.latent.prior(hidden),
-            "latent": world_model.encode(context.obs),
+            "latent": world_model.sample_posterior(context.obs),
             "reward": world_model.reward(hidden),
             "continuation": world_model.continuation(hidden),
             "policy": agent.policy(*state),

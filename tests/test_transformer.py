@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from small import ACTIONS, HIDDEN, LATENT, LENGTH, random_tokens, small_part, visible
+from small import ACTIONS, HIDDEN, LATENT, LENGTH, random_tokens, small_part
 from stormlit.errors import ConfigError
+from stormlit.nn.laws import visible
 from stormlit.registry import build
 
 

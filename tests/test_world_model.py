@@ -114,7 +114,7 @@ def test_predictions_are_float32_in_mixed_precision() -> None:
         expected = world_model.reward(hidden), world_model.continuation(hidden)
         with torch.autocast("cpu", torch.bfloat16):
             mixed = world_model.reward(hidden), world_model.continuation(hidden)
-            assert world_model.encode(random_batch().obs).dtype == torch.float32
+            assert world_model.sample_posterior(random_batch().obs).dtype == torch.float32
     assert expected[1].min() >= 0 and expected[1].max() <= 1
     for value, reference in zip(mixed, expected, strict=True):
         assert value.dtype == torch.float32 and value.shape == (5, 7)
@@ -124,7 +124,7 @@ def test_predictions_are_float32_in_mixed_precision() -> None:
 def test_encoding_and_decoding_keep_the_leading_axes() -> None:
     world_model, obs = small_world_model(), random_batch(2, 6).obs
     for frames in (obs, obs[0]):
-        latent = world_model.encode(frames)
+        latent = world_model.sample_posterior(frames)
         assert latent.shape == (*frames.shape[:-3], world_model.latent_dim)
         assert world_model.decode(latent).shape == frames.shape
 
@@ -134,7 +134,7 @@ def test_beginning_from_the_prior_stands_one_step_after_the_context(sequence_mod
     world_model, context = small_world_model(sequence_model), random_batch(starts=STARTS)
     _, _, hidden, prior = _readings(world_model, context)
     torch.manual_seed(1)
-    state = world_model.begin(context, 10, from_posterior=False)
+    state = world_model.start_imagination(context, 10, from_posterior=False)
     torch.testing.assert_close(state.hidden, hidden[:, -1], atol=1e-5, rtol=0)
     # The readings drew the context's latents with this seed; the next draw is the prior's.
     _readings(world_model, context)
@@ -147,7 +147,7 @@ def test_beginning_from_the_posterior_stands_at_the_last_frame(sequence_model: s
     world_model, context = small_world_model(sequence_model), random_batch(starts=STARTS)
     _, latent, hidden, _ = _readings(world_model, context)
     torch.manual_seed(1)
-    state = world_model.begin(context, 10, from_posterior=True)
+    state = world_model.start_imagination(context, 10, from_posterior=True)
     assert torch.equal(state.latent, latent[:, -1])
     torch.testing.assert_close(state.hidden[0], hidden[0, -2], atol=1e-5, rtol=0)
     assert not state.hidden[1].any()
@@ -158,7 +158,7 @@ def test_beginning_from_the_posterior_stands_at_the_last_frame(sequence_model: s
 def test_beginning_from_the_posterior_of_a_single_frame_has_no_past() -> None:
     """The loop reads shorter contexts while the replay buffer holds fewer rows."""
     world_model, context = small_world_model(), random_batch(length=1)
-    state = world_model.begin(context, 4, from_posterior=True)
+    state = world_model.start_imagination(context, 4, from_posterior=True)
     assert state.latent.shape == (2, world_model.latent_dim) and not state.hidden.any()
     assert world_model.step(state, context.action[:, -1]).hidden.isfinite().all()
 

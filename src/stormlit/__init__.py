@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stormlit.config.parts import check_part
     from stormlit.runs.load import Trained, load, make_env
 
 try:
@@ -19,7 +20,7 @@ try:
 except metadata.PackageNotFoundError:  # used from a source tree that was never installed
     __version__ = "0.0.0"
 
-__all__ = ["Trained", "__version__", "load", "make_env"]
+__all__ = ["Trained", "__version__", "check_part", "load", "make_env"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from stormlit.runs import load as api
 
         return getattr(api, name)
+    if name == "check_part":
+        from stormlit.config.parts import check_part
+
+        return check_part
     raise AttributeError(f"module 'stormlit' has no attribute '{name}'")

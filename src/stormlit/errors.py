@@ -21,6 +21,10 @@ class ConfigError(StormlitError):
     """A configuration key, part, option or value that does not exist or has the wrong type."""
 
 
+class PartError(ConfigError):
+    """A part that does not keep what its kind promises (``nn/interfaces.py``)."""
+
+
 class EnvironmentSetupError(StormlitError):
     """An unknown environment, or one whose observation or action space is not supported."""
 

@@ -17,8 +17,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import importlib
 import inspect
 import math
+import os
+import re
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -29,6 +33,7 @@ from stormlit.errors import ConfigError, nearest
 PartClass = TypeVar("PartClass", bound=type)
 
 _parts: dict[str, dict[str, type]] = {}
+_bases: dict[str, tuple[type, str]] = {}
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 """A group of options all of which have their defaults."""
@@ -179,6 +184,18 @@ def register(kind: str, name: str) -> Callable[[PartClass], PartClass]:
     return decorate
 
 
+def require_base(kind: str, base: type, name: str) -> None:
+    """Have ``module:Class`` parts of a kind derive from ``base``, which a sentence calls ``name``."""
+    _bases[kind] = base, name
+
+
+def check_class(kind: str, cls: type) -> None:
+    """Raise ``ConfigError`` unless a class derives from what its kind requires, and declares its options."""
+    if kind in _bases and not issubclass(cls, _bases[kind][0]):
+        raise ConfigError(f"{cls.__name__} does not derive from {_bases[kind][1]}, as every {kind} must")
+    _keyword_only(cls)
+
+
 def kinds() -> list[str]:
     """Names of the kinds of parts that have at least one registered part."""
     return sorted(_parts)
@@ -194,14 +211,38 @@ def names(kind: str) -> list[str]:
 
 
 def part_class(kind: str, name: str, key: str = "") -> type:
-    """The class registered under a name; ``key`` is the configuration key named in the error."""
-    if name not in names(kind):
-        where = f"{key}={name}: " if key else ""
+    """The class registered under a name, or the one that ``module:Class`` names; ``key`` is named in the error."""
+    known, where = names(kind), f"{key}={name}: " if key else ""
+    if re.fullmatch(r"[\w.]+:\w+", name):
+        try:
+            return _imported(kind, *name.split(":"))
+        except ConfigError as error:
+            raise ConfigError(f"{where}{error}") from error
+    if name not in known:
         raise ConfigError(
-            f"{where}no {kind.replace('_', ' ')} is called '{name}'{nearest(name, names(kind))}; "
-            f"choose one of {', '.join(names(kind))}"
+            f"{where}no {kind.replace('_', ' ')} is called '{name}'{nearest(name, known)}; "
+            f"choose one of {', '.join(known)}"
         )
     return _parts[kind][name]
+
+
+def _imported(kind: str, module_name: str, name: str) -> type:
+    """A class of a module that can be imported from the Python path or from the working directory."""
+    sys.path += [] if os.getcwd() in sys.path else [os.getcwd()]  # the console script's path does not have it
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            reason = f"there is no module '{module_name}' in {os.getcwd()} or on the Python path"
+        else:
+            reason = f"{module_name} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(reason) from error
+    found = getattr(module, name, None)
+    if not isinstance(found, type):
+        own = [each for each, cls in vars(module).items() if isinstance(cls, type) and cls.__module__ == module_name]
+        raise ConfigError(f"{module_name} has no class '{name}'{nearest(name, own)}; it has {', '.join(own) or 'none'}")
+    check_class(kind, found)
+    return found
 
 
 def schema(kind: str, name: str) -> dict[str, Any]:
@@ -251,7 +292,12 @@ def build(kind: str, node: str | Mapping[str, Any], *surroundings: Any, key: str
     surroundings: the positional constructor arguments of its kind.  key: configuration key for error messages.
     """
     filled = fill(kind, node, key)
-    return part_class(kind, filled.pop("name"))(*surroundings, **filled)
+    cls = part_class(kind, name := filled.pop("name"), key)
+    try:
+        inspect.signature(cls).bind(*surroundings, **filled)
+    except TypeError as error:
+        raise ConfigError(f"{key or kind}={name} cannot be built with what {cls.__name__} is given: {error}") from error
+    return cls(*surroundings, **filled)
 
 
 def _keyword_only(cls: type) -> list[inspect.Parameter]:

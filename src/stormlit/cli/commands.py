@@ -11,11 +11,12 @@ import torch
 import yaml
 
 from stormlit import registry
-from stormlit.config.parts import PART_KEYS
+from stormlit.config.parts import PART_KEYS, check_part
 from stormlit.config.schema import KEYS, Config
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
 from stormlit.files import write_json
+from stormlit.nn.laws import LAWS
 from stormlit.runs.assembly import make_fabric, player_factory, run_baselines, run_evaluation
 from stormlit.runs.load import load
 from stormlit.runs.pictures import write_dream_video
@@ -85,17 +86,16 @@ def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path
     return f"dream video {write_dream_video(path, seen, envs.action_meanings)}"
 
 
-def list_components(kind: str | None) -> str:
-    """Every part of a kind, or of all kinds, with its options and defaults, and the keys where it is chosen."""
+def list_components(kind: str | None, name: str | None = None) -> str:
+    """One part, every part of a kind, or of all kinds, with options, defaults, and the keys where it is chosen."""
     lines: list[str] = []
     for shown in [kind] if kind else registry.kinds():
-        names = registry.names(shown)
         keys = [key for key, part_kind in PART_KEYS.items() if part_kind == shown]
         lines.append(f"{shown}  (chosen by {', '.join(f'{key}=NAME' for key in keys)})")
-        for name in names:
-            summary = (registry.part_class(shown, name).__doc__ or "").strip().splitlines()[0]
-            lines.append(f"  {name:<12} {summary}")
-            for option in registry.options(registry.part_class(shown, name)).values():
+        for each in [name] if name else registry.names(shown):
+            cls = registry.part_class(shown, each)
+            lines.append(f"  {each:<12} {(cls.__doc__ or '').strip().partition(chr(10))[0]}".rstrip())
+            for option in registry.options(cls).values():
                 told = f"  {option.help}" if option.help else ""
                 lines.append(f"      {option.name} = {_as_word(option.default)}{told} ({option.allowed})")
     return "\n".join(lines)
@@ -118,3 +118,13 @@ def list_keys(config: Config) -> str:
 def _as_word(value: object) -> str:
     """A value as it is written in a file, on one line."""
     return str(yaml.safe_dump(value, default_flow_style=True, width=math.inf)).removesuffix("...\n").strip()
+
+
+def check_component(kind: str | None, name: str | None) -> str:
+    """Hold a part to the laws of its kind; raises ``ConfigError`` with a sentence for each that it does not keep."""
+    if kind is None or name is None:
+        raise ConfigError("--check needs a part: stormlit components KIND NAME --check")
+    if sentences := check_part(kind, name):
+        raise ConfigError("\n".join(sentences))
+    laws = "".join(f"\n  {law.__doc__}" for law in LAWS.get(kind, ()))
+    return f"{kind.replace('_', ' ')} '{name}' holds:{laws}" if laws else f"there are no laws for a {kind} yet"

@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     128 + N: training was stopped by signal N and has saved.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if os.getcwd() not in sys.path:  # modules of the user's parts and environments, also with the console script
+        sys.path.append(os.getcwd())
     # `fabric run script -- train ...` hands the separator through.
     parsed = _parser().parse_args(words[1:] if words[:1] == ["--"] else words)
     with unbreakable_streams() as output:
@@ -142,10 +144,10 @@ def demos_record(arguments: argparse.Namespace) -> None:
 
 
 def components(arguments: argparse.Namespace) -> None:
-    """List every registered part with its options and defaults."""
-    from stormlit.cli.commands import list_components
+    """List every registered part with its options and defaults, or check one."""
+    from stormlit.cli.commands import check_component, list_components
 
-    print(list_components(arguments.kind))
+    print((check_component if arguments.check else list_components)(arguments.kind, arguments.name))
 
 
 def config(arguments: argparse.Namespace) -> None:
@@ -206,7 +208,12 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("words", **overrides)  # type: ignore[arg-type]
     imported.add_argument("-o", "--output", required=True, help="folder of the run to write")
     _add_demos(verbs)
-    verb("components", components).add_argument("kind", nargs="?", metavar="KIND", help="only parts of this kind")
+    listed = verb("components", components)
+    listed.add_argument("kind", nargs="?", metavar="KIND", help="only parts of this kind")
+    listed.add_argument(
+        "name", nargs="?", metavar="NAME", help="only this part, which may be one of yours: MODULE:CLASS"
+    )
+    listed.add_argument("--check", action="store_true", help="whether it keeps the laws of its kind")
     shown = verb("config", config)
     shown.add_argument("words", **configuration)  # type: ignore[arg-type]
     shown.add_argument("--keys", action="store_true", help="as a table of keys, meanings, values and ranges")

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from stormlit import nn, tracking
+import inspect
+from pathlib import Path
+from typing import Any
+
+from stormlit import nn, registry, tracking
 from stormlit.config.schema import KEYS
+from stormlit.errors import ConfigError
 from stormlit.nn import agent_states as agent_state
+from stormlit.nn.laws import LAWS, broken_laws, surroundings
 
 PART_KEYS = {key: option.part for key, option in KEYS.items() if option.part}
 
-__all__ = ["PART_KEYS", "agent_state", "nn", "tracking"]
+__all__ = ["PART_KEYS", "agent_state", "check_part", "nn", "tracking"]
+
+
+def check_part(kind: str, part: str | type, **options: Any) -> list[str]:
+    """Try a part of any origin on the laws of its kind; one sentence for each that it does not keep, none if all hold.
+
+    kind: such as "encoder".  part: a class, or a name as in the configuration.  options: of the part.
+    Raises ``ConfigError`` for a kind, a name or an option that does not exist.
+    """
+    registry.names(kind)
+    cls = registry.part_class(kind, part) if isinstance(part, str) else part
+    who = f"{kind.replace('_', ' ')} '{part if isinstance(part, str) else f'{cls.__module__}:{cls.__qualname__}'}'"
+    given = surroundings(kind) if kind in LAWS else (Path("runs", "run"), Path("runs"))
+    try:
+        registry.check_class(kind, cls)
+        inspect.signature(cls).bind(*given, **options)
+    except (ConfigError, TypeError) as error:
+        return [f"{who}: {error}"]
+    return broken_laws(who, kind, lambda: cls(*given, **options), given) if kind in LAWS else []

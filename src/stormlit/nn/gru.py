@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stormlit.nn.mixer import ActionMixer
 from stormlit.registry import Option, register
+from stormlit.types import OneHots
 
 
 @dataclass(slots=True)
@@ -30,6 +31,8 @@ class GRUSequence(nn.Module):
     latent_dim: Z.  num_actions: A.  hidden_dim: D.
     """
 
+    accepts_sparse = True
+
     def __init__(
         self,
         latent_dim: int,
@@ -44,11 +47,13 @@ class GRUSequence(nn.Module):
         self.mixer = ActionMixer(latent_dim, num_actions, hidden_dim)
         self.cells = nn.ModuleList(nn.GRUCell(hidden_dim, hidden_dim) for _ in range(num_layers))
 
-    def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
-        """latent: (B, T, Z).  action: (B, T) int64.  is_first: (B, T) bool.  Returns hidden (B, T, D)."""
+    def forward(self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor) -> Tensor:
+        """latent: (B, T, Z), or one-hots.  action: (B, T) int64.  is_first: (B, T) bool.  Returns hidden (B, T, D)."""
         return self.prefill(latent, action, is_first, capacity=action.shape[1])[0]
 
-    def prefill(self, latent: Tensor, action: Tensor, is_first: Tensor, capacity: int) -> tuple[Tensor, GRUMemory]:
+    def prefill(
+        self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor, capacity: int
+    ) -> tuple[Tensor, GRUMemory]:
         """As ``forward``, returning the state after the last token too; ``capacity`` is not needed here."""
         tokens = self.mixer(latent, action)
         rows, length = action.shape
@@ -65,8 +70,8 @@ class GRUSequence(nn.Module):
         weight = next(self.parameters())
         return GRUMemory(weight.new_zeros(len(self.cells), rows, self.hidden_dim))
 
-    def step(self, latent: Tensor, action: Tensor, memory: GRUMemory) -> Tensor:
-        """latent: (N, Z).  action: (N,) int64.  Returns hidden (N, D); the memory moves on by one token."""
+    def step(self, latent: Tensor | OneHots, action: Tensor, memory: GRUMemory) -> Tensor:
+        """latent: (N, Z), or one-hots.  action: (N,) int64.  Returns (N, D); the memory moves on by one token."""
         return self._advance(self.mixer(latent, action), memory)
 
     def _advance(self, x: Tensor, memory: GRUMemory) -> Tensor:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from stormlit.nn.fast.sparse import InputLinear, SparseState
+from stormlit.nn.fast.sparse import InputLinear
 from stormlit.ops.twohot import symlog_bins, twohot_decode, twohot_loss
 from stormlit.registry import Option, register
+from stormlit.types import OneHots
 
 
 @register("head", "mlp")
@@ -18,6 +19,8 @@ class MLPHead(nn.Module):
 
     in_dim, out_dim: widths.  hidden_dim: width of the hidden layers.
     """
+
+    accepts_sparse = True
 
     def __init__(
         self,
@@ -43,8 +46,8 @@ class MLPHead(nn.Module):
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
 
-    def forward(self, x: Tensor | SparseState) -> Tensor:
-        """x: (..., in_dim), or the same in sparse form.  Returns (..., out_dim)."""
+    def forward(self, x: Tensor | OneHots) -> Tensor:
+        """x: (..., in_dim), or the same as one-hots.  Returns (..., out_dim)."""
         return self.output(self.hidden(x))
 
 

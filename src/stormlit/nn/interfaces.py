@@ -1,4 +1,9 @@
-"""What a part of each kind has to offer; the tests check every registered part against these."""
+"""What a part of each kind has to offer. ``stormlit.check_part`` holds every part to this.
+
+Everything is dense: latents are (..., Z) float32, and so is what is made of them. A part may say
+``accepts_sparse = True``. It is then also given ``OneHots`` (see ``types``) where no gradient passes, if the latent,
+the sequence model, the agent state, the actor and the critic all say so, and must answer as it does to the dense form.
+"""
 
 from __future__ import annotations
 
@@ -26,28 +31,28 @@ class Decoder(Protocol):
 
 
 class Latent(Protocol):
-    """Built as ``Latent(embed_dim, hidden_dim, **options)``; logits are whatever describes the distribution."""
+    """Built as ``Latent(embed_dim, hidden_dim, **options)``.
+
+    Distributions are those of G categorical variables with K classes each, as log-probabilities: the world model takes
+    KL divergences and entropies of them as such.
+
+    Optional: ``draw_posterior(embed, *, sparse)`` and ``draw_prior(hidden, *, sparse)`` for a faster
+    ``sample(posterior(embed))`` and ``sample(prior(hidden))`` without gradients; as ``OneHots`` if ``sparse``, which is
+    asked of a latent that says ``accepts_sparse = True`` only.
+    """
 
     latent_dim: int
 
     def posterior(self, embed: Tensor) -> Tensor:
-        """embed: (..., E).  Returns the distribution of z given the frame, (..., G, K) float32."""
+        """embed: (..., E).  Returns log-probabilities of z given the frame, (..., G, K) float32."""
         ...
 
     def prior(self, hidden: Tensor) -> Tensor:
-        """hidden: (..., D).  Returns the distribution of the next z given the past, (..., G, K) float32."""
+        """hidden: (..., D).  Returns log-probabilities of the next z given the past, (..., G, K) float32."""
         ...
 
     def sample(self, distribution: Tensor) -> Tensor:
         """distribution: (..., G, K).  Returns a sample (..., Z) float32 through which gradients flow."""
-        ...
-
-    def draw_posterior(self, embed: Tensor, *, sparse: bool) -> Tensor:
-        """``sample(posterior(embed))`` without gradients; in sparse form (see ``types``) if asked for and possible."""
-        ...
-
-    def draw_prior(self, hidden: Tensor, *, sparse: bool) -> Tensor:
-        """``sample(prior(hidden))`` without gradients; in sparse form (see ``types``) if asked for and possible."""
         ...
 
 
@@ -62,10 +67,11 @@ class Memory(Protocol):
 class SequenceModel(Protocol):
     """Built as ``SequenceModel(latent_dim, num_actions, hidden_dim, **options)``.
 
-    ``hidden[:, t]`` depends on tokens 0..t alone, and on none before the last episode start at or before t.
+    ``hidden[:, t]`` depends on tokens 0 to t alone, and on none before the last episode start at or before t.
     """
 
     hidden_dim: int
+    # The longest window in steps, None for any.
     max_length: int | None
 
     def __call__(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
@@ -82,4 +88,22 @@ class SequenceModel(Protocol):
 
     def step(self, latent: Tensor, action: Tensor, memory: Memory) -> Tensor:
         """One more token, in place of a full pass.  latent: (N, Z).  action: (N,).  Returns hidden (N, D)."""
+        ...
+
+
+class Head(Protocol):
+    """Built as ``Head(in_dim, out_dim, hidden_dim, **options)``: reward, continuation, policy and value."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (..., in_dim).  Returns (..., out_dim), whatever the leading axes."""
+        ...
+
+
+class AgentState(Protocol):
+    """Built as ``AgentState(latent_dim, hidden_dim, **options)``: what policy and critic see."""
+
+    state_dim: int
+
+    def __call__(self, latent: Tensor, hidden: Tensor) -> Tensor:
+        """latent: (..., Z).  hidden: (..., D).  Returns (..., F), F being ``state_dim``."""
         ...

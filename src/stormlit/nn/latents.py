@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stormlit.ops.categorical import one_hot, sample_probabilities, sample_unimix, unimix_log_probs
 from stormlit.registry import Option, register
+from stormlit.types import OneHots
 
 
 @register("latent", "categorical")
@@ -18,6 +19,7 @@ class CategoricalLatent(nn.Module):
     embed_dim: E.  hidden_dim: D.  Distributions are log-probabilities (..., G, K) in float32.
     """
 
+    accepts_sparse = True
     group_starts: Tensor
 
     def __init__(
@@ -52,18 +54,18 @@ class CategoricalLatent(nn.Module):
         hard = one_hot(sample_probabilities(probabilities.detach()), self.classes)
         return straight_through(hard, probabilities).flatten(-2)
 
-    def draw_posterior(self, embed: Tensor, *, sparse: bool) -> Tensor:
-        """embed: (..., E).  Returns a latent (..., Z) float32, or (..., G) int64 if ``sparse``; no gradients."""
+    def draw_posterior(self, embed: Tensor, *, sparse: bool) -> Tensor | OneHots:
+        """embed: (..., E).  Returns a latent (..., Z) float32, or one-hots if ``sparse``; no gradients."""
         return self._draw(self.posterior_head(embed), sparse)
 
-    def draw_prior(self, hidden: Tensor, *, sparse: bool) -> Tensor:
-        """hidden: (..., D).  Returns a latent (..., Z) float32, or (..., G) int64 if ``sparse``; no gradients."""
+    def draw_prior(self, hidden: Tensor, *, sparse: bool) -> Tensor | OneHots:
+        """hidden: (..., D).  Returns a latent (..., Z) float32, or one-hots if ``sparse``; no gradients."""
         return self._draw(self.prior_head(hidden), sparse)
 
-    def _draw(self, logits: Tensor, sparse: bool) -> Tensor:
+    def _draw(self, logits: Tensor, sparse: bool) -> Tensor | OneHots:
         classes = sample_unimix(logits.detach().unflatten(-1, (self.groups, self.classes)), self.unimix)
         if sparse:
-            return classes + self.group_starts
+            return OneHots(classes + self.group_starts)
         return one_hot(classes, self.classes).flatten(-2)
 
     def _distribution(self, logits: Tensor) -> Tensor:

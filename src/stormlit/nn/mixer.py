@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stormlit.nn.fast.sparse import InputLinear
+from stormlit.types import OneHots
 
 
 class ActionMixer(nn.Module):
@@ -30,6 +31,6 @@ class ActionMixer(nn.Module):
             nn.LayerNorm(hidden_dim),
         )
 
-    def forward(self, latent: Tensor, action: Tensor) -> Tensor:
-        """latent: (..., Z) float or (..., G) int64, see ``types``.  action: (...,) int64.  Returns (..., D)."""
+    def forward(self, latent: Tensor | OneHots, action: Tensor) -> Tensor:
+        """latent: (..., Z), or one-hots.  action: (...,) int64.  Returns (..., D)."""
         return self.layers(self.latent(latent) + F.embedding(action, self.action.weight.t()))

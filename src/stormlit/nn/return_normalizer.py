@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stormlit.registry import Option
 
 
-class PercentileScale(nn.Module):
+class ReturnNormalizer(nn.Module):
     """Exponential moving average of a high and a low percentile of the returns; their distance, at least ``minimum``.
 
     STORM's equation 9 (S = percentile(G, 95) - percentile(G, 5), divided by max(1, S)); the average starts at the first

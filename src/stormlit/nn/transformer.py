@@ -14,6 +14,7 @@ from stormlit.nn.fast.autocast import compute_dtype
 from stormlit.nn.mixer import ActionMixer
 from stormlit.ops.masks import episode_causal_mask, last_start
 from stormlit.registry import Option, register
+from stormlit.types import OneHots
 
 
 @dataclass(slots=True)
@@ -38,6 +39,8 @@ class TransformerSequence(nn.Module):
 
     latent_dim: Z.  num_actions: A.  hidden_dim: D.
     """
+
+    accepts_sparse = True
 
     def __init__(
         self,
@@ -74,8 +77,8 @@ class TransformerSequence(nn.Module):
             for _ in range(num_layers)
         )
 
-    def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
-        """latent: (B, T, Z).  action: (B, T) int64.  is_first: (B, T) bool.  Returns hidden (B, T, D)."""
+    def forward(self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor) -> Tensor:
+        """latent: (B, T, Z), or one-hots.  action: (B, T) int64.  is_first: (B, T) bool.  Returns hidden (B, T, D)."""
         mask = self._mask(is_first)
         x = self._tokens(latent, action, start=0)
         for block in self.blocks:
@@ -83,7 +86,7 @@ class TransformerSequence(nn.Module):
         return x
 
     def prefill(
-        self, latent: Tensor, action: Tensor, is_first: Tensor, capacity: int
+        self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor, capacity: int
     ) -> tuple[Tensor, TransformerMemory]:
         """As ``forward``, keeping keys and values with room for ``capacity`` tokens in all."""
         rows, length = action.shape
@@ -112,10 +115,10 @@ class TransformerSequence(nn.Module):
             ]
         return TransformerMemory(caches, 0, weight.new_zeros(rows, 1, 1, capacity, dtype=dtype))
 
-    def step(self, latent: Tensor, action: Tensor, memory: TransformerMemory) -> Tensor:
-        """latent: (N, Z).  action: (N,) int64.  Returns hidden (N, D); the memory grows by one token."""
+    def step(self, latent: Tensor | OneHots, action: Tensor, memory: TransformerMemory) -> Tensor:
+        """latent: (N, Z), or one-hots.  action: (N,) int64.  Returns hidden (N, D); the memory grows by one token."""
         position = memory.length
-        x = self._tokens(latent.unsqueeze(1), action.unsqueeze(1), start=position)
+        x = self._tokens(latent[:, None], action[:, None], start=position)
         mask = memory.mask[:, :, :, : position + 1]
         for block, cache in zip(self.blocks, memory.layers, strict=True):
             x = block(x, mask, cache, position)
@@ -128,7 +131,7 @@ class TransformerSequence(nn.Module):
         dtype = compute_dtype(self.positions.weight)
         return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
 
-    def _tokens(self, latent: Tensor, action: Tensor, start: int) -> Tensor:
+    def _tokens(self, latent: Tensor | OneHots, action: Tensor, start: int) -> Tensor:
         length = action.shape[1]
         positions = self.positions.weight[start : start + length]
         return self.norm(self.mixer(latent, action) + positions)

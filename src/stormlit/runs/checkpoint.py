@@ -20,6 +20,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -219,7 +220,9 @@ def load_modules(checkpoint: VerifiedCheckpoint, world_model: nn.Module, agent: 
     """Load the weights of both modules; raises ``CheckpointError`` as ``load_weights`` does."""
     weights = read_tensors(checkpoint.folder / "weights.pt")
     load_weights(world_model, weights.get("world_model", {}), "world_model")
-    load_weights(agent, weights.get("agent", {}), "agent")
+    # In older checkpoints the return normaliser is called return_scale.
+    named = {re.sub(r"^return_scale\.", "return_normalizer.", name): x for name, x in weights.get("agent", {}).items()}
+    load_weights(agent, named, "agent")
 
 
 def check_claims(path: Path) -> None:

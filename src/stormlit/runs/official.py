@@ -138,7 +138,7 @@ def agent_state(official: State, own: Mapping[str, Tensor]) -> State:
         (rf"(actor|critic|slow_critic)\.{last}\.(.+)", r"\1.output.\2"),
         (r"(actor|critic|slow_critic)\.(\d+\..+)", r"\1.hidden.\2"),
     )
-    kept = {name: tensor for name, tensor in own.items() if name.startswith("return_scale.")}
+    kept = {name: tensor for name, tensor in own.items() if name.startswith("return_normalizer.")}
     return {**{_renamed(name, names): tensor for name, tensor in official.items()}, **kept}
 
 

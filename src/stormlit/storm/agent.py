@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stormlit.nn.building import build_part
 from stormlit.nn.heads import TwoHot
 from stormlit.nn.optimizers import OptimizerSettings, adam
-from stormlit.nn.return_normalizer import PercentileScale
+from stormlit.nn.return_normalizer import ReturnNormalizer
 from stormlit.ops.categorical import entropy, sample
 from stormlit.ops.returns import lambda_returns
-from stormlit.registry import DEFAULTS, Option, build
-from stormlit.types import Losses, PartNode, Trajectory
+from stormlit.registry import DEFAULTS, Option
+from stormlit.types import Losses, OneHots, PartNode, Trajectory
 
 OPTIMIZER = {"learning_rate": 3e-5, "eps": 1e-5, "clip_norm": 100.0}
 
@@ -62,7 +63,7 @@ class ActorCritic(L.LightningModule):
             Literal["value", "lambda_return"],
             Option("what the slow critic's term pulls the critic towards"),
         ] = "value",
-        return_normalizer: Annotated[Mapping[str, Any], Option(group=PercentileScale)] = DEFAULTS,
+        return_normalizer: Annotated[Mapping[str, Any], Option(group=ReturnNormalizer)] = DEFAULTS,
         value_bins: Annotated[int, Option("symlog two-hot bins of the value", 3, 10**5)] = 255,
         value_low: Annotated[float, Option("symlog of the lowest bin", below="value_high")] = -20.0,
         value_high: Annotated[float, Option("symlog of the highest bin")] = 20.0,
@@ -73,24 +74,24 @@ class ActorCritic(L.LightningModule):
         self.lambda_bootstrap, self.slow_critic_target = lambda_bootstrap, slow_critic_target
         self.loss_scales, self.slow_critic_decay = asdict(AgentLossScales(**loss_scales)), slow_critic_decay
         self.optimizer_settings = OptimizerSettings(**{**OPTIMIZER, **optimizer})
-        self.agent_state = build("agent_state", agent_state, latent_dim, world_hidden_dim, key="agent.agent_state")
-        self.actor = build("head", actor, self.agent_state.state_dim, num_actions, hidden_dim, key="agent.actor")
-        self.critic = build("head", critic, self.agent_state.state_dim, value_bins, hidden_dim, key="agent.critic")
+        self.agent_state = build_part("agent_state", agent_state, latent_dim, world_hidden_dim, key="agent.agent_state")
+        self.actor = build_part("head", actor, self.agent_state.state_dim, num_actions, hidden_dim, key="agent.actor")
+        self.critic = build_part("head", critic, self.agent_state.state_dim, value_bins, hidden_dim, key="agent.critic")
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.value_encoding = TwoHot(value_bins, value_low, value_high)
-        self.return_scale = PercentileScale(**return_normalizer)
+        self.return_normalizer = ReturnNormalizer(**return_normalizer)
 
-    def policy(self, latent: Tensor, hidden: Tensor) -> Tensor:
-        """latent: (..., Z).  hidden: (..., D).  Returns the actions' log-probabilities (..., A) float32."""
+    def policy(self, latent: Tensor | OneHots, hidden: Tensor) -> Tensor:
+        """latent: (..., Z), or one-hots.  hidden: (..., D).  Returns log-probabilities (..., A) float32."""
         return F.log_softmax(self.actor(self.agent_state(latent, hidden)).float(), dim=-1)
 
-    def act(self, latent: Tensor, hidden: Tensor, *, greedy: bool = False) -> Tensor:
-        """latent: (..., Z).  hidden: (..., D).  Returns sampled or most likely actions (...,) int64."""
+    def act(self, latent: Tensor | OneHots, hidden: Tensor, *, greedy: bool = False) -> Tensor:
+        """latent: (..., Z), or one-hots.  hidden: (..., D).  Returns sampled or most likely actions (...,) int64."""
         log_probs = self.policy(latent, hidden)
         return log_probs.argmax(dim=-1) if greedy else sample(log_probs)
 
-    def value(self, latent: Tensor, hidden: Tensor) -> Tensor:
-        """latent: (..., Z).  hidden: (..., D).  Returns the critic's value (...,) float32."""
+    def value(self, latent: Tensor | OneHots, hidden: Tensor) -> Tensor:
+        """latent: (..., Z), or one-hots.  hidden: (..., D).  Returns the critic's value (...,) float32."""
         return self.value_encoding.decode(self.critic(self.agent_state(latent, hidden)))
 
     def training_step(self, trajectory: Trajectory, batch_idx: int = 0) -> Losses:  # type: ignore[override]
@@ -105,7 +106,7 @@ class ActorCritic(L.LightningModule):
             returns = self._lambda_returns(trajectory, value)
             by_value = self.slow_critic_target == "value"
             slow_target = slow_value[:, :-1] if by_value else self._lambda_returns(trajectory, slow_value)
-            scale = self.return_scale.update(returns)
+            scale = self.return_normalizer.update(returns)
             advantage = (returns - value[:, :-1]) / scale
 
         chosen = log_probs.gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)

@@ -48,15 +48,16 @@ def dream(world_model: WorldModel, window: Batch, context_length: int) -> Dream:
     """
     length = window.action.shape[1]
     context_length = max(min(context_length, length - 1), 1)
-    latent = world_model.encode(window.obs)
+    latent = world_model.sample_posterior(window.obs)
     reconstructed = world_model.decode(latent)
     hidden, memory = world_model.sequence_model.prefill(
         latent[:, :context_length], window.action[:, :context_length], window.is_first[:, :context_length], length
     )
     latents, hiddens = [latent[:, :context_length]], [hidden]
     last = hidden[:, -1]
-    state = WorldState(world_model.latent.draw_prior(last, sparse=False), last, memory)
+    state = WorldState(world_model.sample_prior(last), last, memory)
     for t in range(context_length, length):
+        assert isinstance(state.latent, torch.Tensor)  # as the state began
         latents.append(state.latent.unsqueeze(1))
         state = world_model.step(state, window.action[:, t])
         hiddens.append(state.hidden.unsqueeze(1))

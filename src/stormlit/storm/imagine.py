@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from stormlit.nn.fast.sparse import accepts_sparse, stack
 from stormlit.ops.returns import trajectory_weights
 from stormlit.registry import Option
 from stormlit.storm.agent import ActorCritic
@@ -63,18 +64,20 @@ def imagine(
 ) -> Trajectory:
     """Roll the policy out for ``horizon`` steps after each context.
 
-    context: (N, C, ...) real steps.  from_posterior: see ``WorldModel.begin``.
+    context: (N, C, ...) real steps.  from_posterior: see ``WorldModel.start_imagination``.
     hard_ends: continuation is 1 where its probability is at least one half and 0 elsewhere, and nothing that follows an
     end weighs less, as in the released code (weipu-zhang/STORM, sub_models/world_models.py).
-    sparse: whether latents may be in sparse form, with the same numbers; None to have what is faster on the device.
+    sparse: whether latents are one-hots, with the same numbers, if all parts accept it; None: where that is faster.
     The heads run once over the finished rollout. Both modules should be in evaluation mode.
     """
-    state = world_model.begin(
+    if sparse is None:  # adding rows beats multiplying matrices on a CPU, and loses on a GPU
+        sparse = context.obs.device.type == "cpu"
+    readers = (world_model.sequence_model, agent.agent_state, agent.actor, agent.critic)
+    state = world_model.start_imagination(
         context,
         context.action.shape[1] + horizon,
         from_posterior=from_posterior,
-        # Adding rows beats multiplying matrices on a CPU, and loses on a GPU.
-        sparse=context.obs.device.type == "cpu" if sparse is None else sparse,
+        sparse=sparse and accepts_sparse(world_model.latent, *readers),
     )
     latents, hiddens, actions = [state.latent], [state.hidden], []
     for _ in range(horizon):
@@ -91,7 +94,7 @@ def imagine(
     else:
         weight = trajectory_weights(continuation, _alive(context, from_posterior))
     return Trajectory(
-        latent=torch.stack(latents, dim=1),
+        latent=stack(latents, dim=1),
         hidden=hidden,
         action=torch.stack(actions, dim=1),
         reward=world_model.reward(hidden[:, 1:]),

@@ -77,11 +77,11 @@ class Player:
         Changes nothing and waits for nothing, and all shapes are the same at every step, so that it can be compiled.
         """
         length = self.length.masked_fill(is_first, 0) if self.clear_context else self.length
-        latent, hidden = self.world_model.encode(frame), self._hidden(length)
+        latent, hidden = self.world_model.sample_posterior(frame), self._hidden(length)
         if self.sees_posterior:
             action = self.agent.act(latent, hidden, greedy=greedy)
         else:
-            predicted = self.world_model.latent.draw_prior(hidden, sparse=False)
+            predicted = self.world_model.sample_prior(hidden)
             action = self.agent.act(predicted, hidden, greedy=greedy)
             action = torch.where(length == 0, torch.randint_like(action, self.agent.num_actions), action)
         past = self._appended(self.past, frame if self.keeps_frames else latent, length)
@@ -90,7 +90,7 @@ class Player:
 
     def _hidden(self, length: Tensor) -> Tensor:
         """The sequence model's output after each environment's last token, zeros where there is none.  (N, D)."""
-        latent = self.world_model.encode(self.past) if self.keeps_frames else self.past
+        latent = self.world_model.sample_posterior(self.past) if self.keeps_frames else self.past
         # What lies behind a row's last token is not of this episode; causality keeps it from mattering.
         hidden = self.world_model.sequence_model(latent, self.action, torch.zeros_like(self.action, dtype=torch.bool))
         last = (length - 1).clamp(min=0).view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])

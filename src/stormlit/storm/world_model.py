@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stormlit.nn.building import build_part
 from stormlit.nn.fast.frozen import frozen
 from stormlit.nn.fast.norm import training_memory_format
+from stormlit.nn.fast.sparse import draw
 from stormlit.nn.heads import TwoHot
 from stormlit.nn.optimizers import OptimizerSettings, adam
 from stormlit.ops.kl import kl_balance
-from stormlit.registry import DEFAULTS, Option, build
-from stormlit.types import Batch, Losses, PartNode, WorldState
+from stormlit.registry import DEFAULTS, Option
+from stormlit.types import Batch, Losses, OneHots, PartNode, WorldState
 
 FRAMES_AT_ONCE = 128
 
@@ -70,10 +72,10 @@ class WorldModel(L.LightningModule):
         self.loss_scales = asdict(WorldModelLossScales(**loss_scales))
         self.optimizer_settings = OptimizerSettings(**optimizer)
         self.free_bits, self.free_bits_clip = free_bits, free_bits_clip
-        self.encoder = build("encoder", encoder, obs_shape, key="world_model.encoder")
-        self.latent = build("latent", latent, self.encoder.embed_dim, hidden_dim, key="world_model.latent")
+        self.encoder = build_part("encoder", encoder, obs_shape, key="world_model.encoder")
+        self.latent = build_part("latent", latent, self.encoder.embed_dim, hidden_dim, key="world_model.latent")
         self.latent_dim: int = self.latent.latent_dim
-        self.sequence_model = build(
+        self.sequence_model = build_part(
             "sequence_model",
             sequence_model,
             self.latent_dim,
@@ -81,11 +83,11 @@ class WorldModel(L.LightningModule):
             hidden_dim,
             key="world_model.sequence_model",
         )
-        self.decoder = build("decoder", decoder, self.latent_dim, obs_shape, key="world_model.decoder")
-        self.reward_head = build(
+        self.decoder = build_part("decoder", decoder, self.latent_dim, obs_shape, key="world_model.decoder")
+        self.reward_head = build_part(
             "head", reward_head, hidden_dim, reward_bins, hidden_dim, key="world_model.reward_head"
         )
-        self.continuation_head = build(
+        self.continuation_head = build_part(
             "head", continuation_head, hidden_dim, 1, hidden_dim, key="world_model.continuation_head"
         )
         self.reward_encoding = TwoHot(reward_bins, reward_low, reward_high)
@@ -94,19 +96,30 @@ class WorldModel(L.LightningModule):
         """Distribution of the latents of frames.  obs: (..., C, Y, X) uint8.  Returns (..., G, K) float32."""
         return self._posterior(normalize_pixels(obs))
 
-    @torch.no_grad()
-    def encode(self, obs: Tensor, *, sparse: bool = False) -> Tensor:
-        """Sampled latents of frames, in evaluation mode.  obs: (..., C, Y, X) uint8.
+    def sample_posterior(self, obs: Tensor) -> Tensor:
+        """Sampled latents of frames, in evaluation mode.  obs: (..., C, Y, X) uint8.  Returns (..., Z) float32."""
+        latent = self._draw_posterior(obs, sparse=False)
+        assert isinstance(latent, Tensor)
+        return latent
 
-        Returns (..., Z) float32, or the sparse form if asked for and possible.
-        """
+    def sample_prior(self, hidden: Tensor) -> Tensor:
+        """Sampled latents of the frames to come.  hidden: (..., D).  Returns (..., Z) float32."""
+        latent = draw(self.latent, "prior", hidden, sparse=False)
+        assert isinstance(latent, Tensor)
+        return latent
+
+    @torch.no_grad()
+    def _draw_posterior(self, obs: Tensor, *, sparse: bool) -> Tensor | OneHots:
         encoder, frames = frozen(self.encoder), obs.flatten(0, -4)
         # A CPU is fastest while a chunk's feature maps stay in its cache.
         chunk = len(frames) if frames.is_cuda else FRAMES_AT_ONCE
         drawn = [
-            self.latent.draw_posterior(encoder(normalize_pixels(part)), sparse=sparse) for part in frames.split(chunk)
+            draw(self.latent, "posterior", encoder(normalize_pixels(part)), sparse=sparse)
+            for part in frames.split(chunk)
         ]
-        return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).unflatten(0, obs.shape[:-3])
+        numbers = [part.positions if isinstance(part, OneHots) else part for part in drawn]
+        joined = (numbers[0] if len(numbers) == 1 else torch.cat(numbers)).unflatten(0, obs.shape[:-3])
+        return OneHots(joined) if isinstance(drawn[0], OneHots) else joined
 
     def decode(self, latent: Tensor) -> Tensor:
         """Frames of latents.  latent: (..., Z).  Returns (..., C, Y, X), about [0, 1], not clipped."""
@@ -157,22 +170,24 @@ class WorldModel(L.LightningModule):
         embed = self.encoder(frames.contiguous(memory_format=training_memory_format(frames.device)))
         return self.latent.posterior(embed.unflatten(0, obs.shape[:-3]))
 
-    def begin(self, context: Batch, capacity: int, *, from_posterior: bool, sparse: bool = False) -> WorldState:
+    def start_imagination(
+        self, context: Batch, capacity: int, *, from_posterior: bool, sparse: bool = False
+    ) -> WorldState:
         """Read C steps of real experience and stand where imagination starts.
 
         context: (N, C, ...).  capacity: tokens the memory must hold in all, at least C + the steps to come.
         from_posterior: stand at the last frame itself, before its action; otherwise one step after it, at a latent
-        drawn from the prior (the paper's way).  sparse: whether the states' latents may be sparse.
+        drawn from the prior (the paper's way).  sparse: whether the states' latents are one-hots.
         """
-        latent = self.encode(context.obs, sparse=sparse)
+        latent = self._draw_posterior(context.obs, sparse=sparse)
         if not from_posterior:
             hidden, memory = self.sequence_model.prefill(latent, context.action, context.is_first, capacity)
             last = hidden[:, -1]
-            return WorldState(self.latent.draw_prior(last, sparse=sparse), last, memory)
-        if latent.shape[1] == 1:
-            rows = latent.shape[0]
+            return WorldState(draw(self.latent, "prior", last, sparse=sparse), last, memory)
+        rows, length = context.action.shape
+        if length == 1:
             memory = self.sequence_model.empty(rows, capacity)
-            return WorldState(latent[:, -1], torch.zeros(rows, self.hidden_dim, device=latent.device), memory)
+            return WorldState(latent[:, -1], torch.zeros(rows, self.hidden_dim, device=context.obs.device), memory)
         hidden, memory = self.sequence_model.prefill(
             latent[:, :-1], context.action[:, :-1], context.is_first[:, :-1], capacity
         )
@@ -183,7 +198,7 @@ class WorldModel(L.LightningModule):
     def step(self, state: WorldState, action: Tensor) -> WorldState:
         """Imagine one step.  action: (N,) int64.  The memory is advanced in place and carried over."""
         hidden = self.sequence_model.step(state.latent, action, state.memory)
-        latent = self.latent.draw_prior(hidden, sparse=not state.latent.is_floating_point())
+        latent = draw(self.latent, "prior", hidden, sparse=isinstance(state.latent, OneHots))
         return WorldState(latent, hidden, state.memory)
 
     def configure_optimizers(self, fused: bool = True) -> torch.optim.Adam:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from stormlit.registry import register
+from stormlit.registry import register, require_base
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 Params = Mapping[str, Any]
@@ -60,6 +60,9 @@ class Tracker(ABC):
 
     def finish(self, status: RunStatus) -> None:  # noqa: B027 - optional
         """Write out everything and close the run with ``status``."""
+
+
+require_base("tracker", Tracker, "stormlit.tracking.base.Tracker")
 
 
 @register("tracker", "none")

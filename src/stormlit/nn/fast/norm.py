@@ -21,8 +21,8 @@ def training_memory_format(device: torch.device) -> torch.memory_format:
     """How feature maps, and the weights of convolutions, should lie in memory while BatchNorm takes statistics.
 
     Channels last is faster, and how frames are stored. But on the CPU PyTorch then sums over the batch one number after
-    the other, and the more frames there are, the more digits float32 statistics lose (tests/test_fast_paths.py shows
-    it). What autocast rounds away anyway is not worth the time: ask with autocast as it will be.
+    the other, and the more frames there are, the more digits float32 statistics lose. What autocast
+    rounds away anyway is not worth the time: ask with autocast as it will be.
     """
     exact = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     return torch.contiguous_format if exact else torch.channels_last

@@ -6,8 +6,7 @@ is what a CPU notices. (A GPU multiplies faster than it gathers, and gets the de
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,25 +14,34 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from stormlit.nn.fast.autocast import compute_dtype
+from stormlit.types import OneHots
 
 
-@dataclass(slots=True)
-class SparseState:
-    """What a head reads, [latent, dense], with the latent in sparse form.
+def accepts_sparse(*parts: Any) -> bool:
+    """Whether all of them take latents, and the states made of them, as ``OneHots`` too; parts that do say so."""
+    return all(getattr(part, "accepts_sparse", False) for part in parts)
 
-    positions: (..., G) int64, where the latent's ones are among its Z numbers.  dense: (..., D), or None.
+
+def draw(latent: Any, side: Literal["posterior", "prior"], features: Tensor, *, sparse: bool) -> Tensor | OneHots:
+    """Sample from the posterior or the prior of a latent without gradients, in its own faster way if it has one.
+
+    features: embeddings (..., E) or hidden states (..., D).  sparse: for a latent that accepts it.
+    Returns (..., Z) float32, or ``OneHots``.
     """
+    faster = getattr(latent, f"draw_{side}", None)
+    if faster is not None:
+        return faster(features, sparse=sparse)
+    return latent.sample(getattr(latent, side)(features)).detach()
 
-    positions: Tensor
-    dense: Tensor | None
 
-    def __getitem__(self, index: Any) -> SparseState:
-        """Index the leading dimensions of both."""
-        return SparseState(self.positions[index], None if self.dense is None else self.dense[index])
+def stack(latents: list[Tensor | OneHots], dim: int) -> Tensor | OneHots:
+    """Latents (..., Z), all in the same form, as one with a new dimension."""
+    positions = [latent.positions for latent in latents if isinstance(latent, OneHots)]
+    return OneHots(torch.stack(positions, dim)) if positions else torch.stack(latents, dim)  # type: ignore[arg-type]
 
 
 class InputLinear(nn.Linear):
-    """A linear layer whose input may be a latent, or begin with one, in sparse form.
+    """A linear layer whose input may be a latent, or begin with one, as ``OneHots``.
 
     The weight is an ordinary (out, in) one, but stored input by input, so that the rows to add lie together.
     """
@@ -42,16 +50,16 @@ class InputLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
         self.weight = nn.Parameter(self.weight.detach().t().contiguous().t())
 
-    def forward(self, x: Tensor | SparseState) -> Tensor:
-        """x: (..., in) floating point, (..., G) int64 positions of ones, or both.  Returns (..., out)."""
-        if isinstance(x, SparseState):
-            if x.dense is None:
-                return self._add_rows(self.weight.t(), x.positions)
-            width = x.dense.shape[-1]
-            # Not by slices, of which either would have a gradient of the whole weight's size.
-            latent, dense = self.weight.t().split([self.in_features - width, width])
-            return self._add_rows(latent, x.positions) + F.linear(x.dense, dense.t())
-        return F.linear(x, self.weight, self.bias) if x.is_floating_point() else self._add_rows(self.weight.t(), x)
+    def forward(self, x: Tensor | OneHots) -> Tensor:
+        """x: (..., in), or the same as one-hots.  Returns (..., out)."""
+        if not isinstance(x, OneHots):
+            return F.linear(x, self.weight, self.bias)
+        if x.rest is None:
+            return self._add_rows(self.weight.t(), x.positions)
+        width = x.rest.shape[-1]
+        # Not by slices, of which either would have a gradient of the whole weight's size.
+        latent, rest = self.weight.t().split([self.in_features - width, width])
+        return self._add_rows(latent, x.positions) + F.linear(x.rest, rest.t())
 
     def _add_rows(self, weight: Tensor, positions: Tensor) -> Tensor:
         dtype = compute_dtype(self.weight)

@@ -1,0 +1,150 @@
+"""Building a part, and trying it on one small input: what does not fit is said with the part's name."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stormlit.errors import PartError, StormlitError
+from stormlit.nn import interfaces
+from stormlit.nn.fast.sparse import draw
+from stormlit.registry import build, require_base
+
+INTERFACES: dict[str, type] = {
+    "encoder": interfaces.Encoder,
+    "decoder": interfaces.Decoder,
+    "latent": interfaces.Latent,
+    "sequence_model": interfaces.SequenceModel,
+    "head": interfaces.Head,
+    "agent_state": interfaces.AgentState,
+}
+for _kind in INTERFACES:
+    require_base(_kind, nn.Module, "torch.nn.Module")
+
+
+def build_part(kind: str, node: str | Mapping[str, Any], *surroundings: Any, key: str) -> Any:
+    """Construct the part that a node describes and try it, see ``registry.build`` and ``try_part``."""
+    part = build(kind, node, *surroundings, key=key)
+    try_part(f"{key}={node if isinstance(node, str) else node['name']}", kind, part, *surroundings)
+    return part
+
+
+def try_part(who: str, kind: str, part: Any, *surroundings: Any) -> None:
+    """Raise ``PartError`` unless the part has what its kind needs and gives the shapes it promises.
+
+    who: the part in the sentence.  surroundings: what its constructor was given.
+    Random numbers, running statistics and modes are what they were afterwards.
+    """
+    interface = INTERFACES[kind]
+    for member in [*interface.__annotations__, *(name for name in vars(interface) if name[0] != "_")]:
+        if not hasattr(part, member):
+            raise PartError(f"{who} has no '{member}', which every {kind.replace('_', ' ')} has (nn/interfaces.py)")
+    modes = [(module, module.training) for module in part.modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            _TRIALS[kind](who, part.eval(), *surroundings)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def ask(who: str, function: Callable[..., Any], *given: Any) -> Any:
+    """``function(*given)``; raises ``PartError`` with the part's name and the shapes in place of any other error."""
+    try:
+        return function(*given)
+    except StormlitError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) for x in given if isinstance(x, Tensor))
+        reason = " ".join(str(error).split())
+        frames = traceback.extract_tb(error.__traceback__)
+        frame = ([f for f in frames[1:] if f"{os.sep}torch{os.sep}" not in f.filename] or frames)[-1]
+        at = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+        on = f" on {shapes}" if shapes else ""
+        raise PartError(f"{who} fails{on}: {type(error).__name__}: {reason[:200]} ({at})") from error
+
+
+def expect(who: str, output: Any, shape: tuple[int, ...], why: str) -> None:
+    """Raise ``PartError`` unless ``output`` is a floating-point tensor of that shape; ``why``: what says so."""
+    if not isinstance(output, Tensor):
+        raise PartError(f"{who} gives a {type(output).__name__} where a tensor {shape} is expected")
+    if tuple(output.shape) != shape:
+        raise PartError(f"{who} gives {tuple(output.shape)} where {why}")
+    if not output.is_floating_point():
+        raise PartError(f"{who} gives {output.dtype} where floating-point numbers are expected")
+
+
+def _try_encoder(who: str, part: Any, obs_shape: tuple[int, int, int]) -> None:
+    expect(who, ask(who, part, torch.rand(1, *obs_shape)), (1, part.embed_dim), f"its embed_dim says {part.embed_dim}")
+
+
+def _try_decoder(who: str, part: Any, latent_dim: int, obs_shape: tuple[int, int, int]) -> None:
+    frames = (1, *obs_shape)
+    expect(who, ask(who, part, torch.randn(1, latent_dim)), frames, f"the frames are {frames}")
+
+
+def _try_latent(who: str, part: Any, embed_dim: int, hidden_dim: int) -> None:
+    sides: tuple[tuple[Literal["posterior", "prior"], int], ...] = (("posterior", embed_dim), ("prior", hidden_dim))
+    for side, width in sides:
+        features = torch.randn(1, 2, width)
+        distribution = ask(f"{who}: {side}", getattr(part, side), features)
+        if not isinstance(distribution, Tensor) or distribution.ndim != 4 or distribution.dtype != torch.float32:
+            what = (
+                f"{tuple(distribution.shape)} {distribution.dtype}" if isinstance(distribution, Tensor) else "no tensor"
+            )
+            raise PartError(f"{who}: {side} gives {what} where log-probabilities (1, 2, G, K) in float32 are expected")
+        if not torch.allclose(distribution.exp().sum(-1), torch.ones(()), atol=1e-3):
+            raise PartError(
+                f"{who}: {side} gives no log-probabilities: their exponentials must sum to 1 over K classes, and the "
+                f"sums go up to {float(distribution.exp().sum(-1).max()):.3g} (no other distribution works yet)"
+            )
+        why = f"its latent_dim says {part.latent_dim}"
+        expect(f"{who}: sample", ask(f"{who}: sample", part.sample, distribution), (1, 2, part.latent_dim), why)
+        drawn = ask(f"{who}: draw_{side}", lambda x, side=side: draw(part, side, x, sparse=False), features)
+        expect(f"{who}: draw_{side}", drawn, (1, 2, part.latent_dim), why)
+
+
+def _try_sequence_model(who: str, part: Any, latent_dim: int, num_actions: int, hidden_dim: int) -> None:
+    length = min(part.max_length or 2, 2)
+    latent, action = torch.randn(1, length, latent_dim), torch.zeros(1, length, dtype=torch.long)
+    tokens = (latent, action, torch.zeros(1, length, dtype=torch.bool))
+    why = f"the width is world_model.hidden_dim={hidden_dim}: (1, {length}, {hidden_dim})"
+    expect(who, ask(who, part, *tokens), (1, length, hidden_dim), why)
+    filled = ask(f"{who}: prefill", part.prefill, *tokens, length)
+    if not isinstance(filled, tuple) or len(filled) != 2 or not hasattr(filled[1], "cut"):
+        raise PartError(f"{who}: prefill must return the hidden states and a memory that has the method 'cut'")
+    expect(f"{who}: prefill", filled[0], (1, length, hidden_dim), why)
+    memory = ask(f"{who}: empty", part.empty, 1, length)
+    stepped = ask(f"{who}: step", part.step, latent[:, 0], action[:, 0], memory)
+    expect(f"{who}: step", stepped, (1, hidden_dim), f"(1, {hidden_dim}) is expected")
+
+
+def _try_head(who: str, part: Any, in_dim: int, out_dim: int, hidden_dim: int) -> None:
+    for leading in ((2,), (1, 2)):
+        shape = (*leading, out_dim)
+        expect(
+            who, ask(who, part, torch.randn(*leading, in_dim)), shape, f"{shape} is expected for {(*leading, in_dim)}"
+        )
+
+
+def _try_agent_state(who: str, part: Any, latent_dim: int, hidden_dim: int) -> None:
+    for leading in ((2,), (1, 2)):
+        seen = ask(who, part, torch.randn(*leading, latent_dim), torch.randn(*leading, hidden_dim))
+        expect(
+            who, seen, (*leading, part.state_dim), f"its state_dim says {part.state_dim}: {(*leading, part.state_dim)}"
+        )
+
+
+_TRIALS: dict[str, Callable[..., None]] = {
+    "encoder": _try_encoder,
+    "decoder": _try_decoder,
+    "latent": _try_latent,
+    "sequence_model": _try_sequence_model,
+    "head": _try_head,
+    "agent_state": _try_agent_state,
+}

@@ -1,0 +1,278 @@
+"""Parts as somebody outside the package might get them wrong, each in one way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class SoundEncoder(nn.Module):
+    def __init__(self, obs_shape: tuple[int, int, int], *, width: int = 8) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(obs_shape[0], width, 4, stride=4), nn.SiLU())
+        self.embed_dim = width * (obs_shape[1] // 4) * (obs_shape[2] // 4)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.layers(obs).flatten(1)
+
+
+class WrongWidth(SoundEncoder):
+    def __init__(self, obs_shape: tuple[int, int, int]) -> None:
+        super().__init__(obs_shape)
+        self.embed_dim += 1
+
+
+class NoWidth(SoundEncoder):
+    def __init__(self, obs_shape: tuple[int, int, int]) -> None:
+        super().__init__(obs_shape)
+        del self.embed_dim
+
+
+class NoModule:
+    def __init__(self, obs_shape: tuple[int, int, int]) -> None:
+        self.embed_dim = 3
+
+
+class Integers(SoundEncoder):
+    def forward(self, obs: Tensor) -> Tensor:
+        return super().forward(obs).long()
+
+
+class ScalesInPlace(SoundEncoder):
+    def forward(self, obs: Tensor) -> Tensor:
+        return super().forward(obs.sub_(0.5))
+
+
+class CentresTheBatch(SoundEncoder):
+    def forward(self, obs: Tensor) -> Tensor:
+        features = super().forward(obs)
+        return features - features.mean(dim=0)
+
+
+class Noisy(SoundEncoder):
+    def forward(self, obs: Tensor) -> Tensor:
+        features = super().forward(obs)
+        return features + torch.randn_like(features)
+
+
+class Constant(SoundEncoder):
+    def forward(self, obs: Tensor) -> Tensor:
+        return 0 * super().forward(obs)
+
+
+class UnusedLayer(SoundEncoder):
+    def __init__(self, obs_shape: tuple[int, int, int]) -> None:
+        super().__init__(obs_shape)
+        self.spare = nn.Linear(3, 3)
+
+
+class Detached(SoundEncoder):
+    def forward(self, obs: Tensor) -> Tensor:
+        return super().forward(obs).detach()
+
+
+class OneDtype(SoundEncoder):
+    """Adds to rows of another dtype, which PyTorch does not convert."""
+
+    def forward(self, obs: Tensor) -> Tensor:
+        features = super().forward(obs)
+        return torch.zeros(len(features), self.embed_dim).index_add(0, torch.arange(len(features)), features)
+
+
+class ViewsImages(nn.Module):
+    def __init__(self, obs_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.embed_dim = 4
+        self.layer = nn.Linear(obs_shape[0] * obs_shape[1] * obs_shape[2], 4)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.layer(obs.view(len(obs), -1))
+
+
+class NoAnnotation(SoundEncoder):
+    def __init__(self, obs_shape: tuple[int, int, int], *, w=8) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(obs_shape, width=w)
+
+
+class NoDefault(SoundEncoder):
+    def __init__(self, obs_shape: tuple[int, int, int], *, width: int) -> None:
+        super().__init__(obs_shape, width=width)
+
+
+class TakesTooMuch(SoundEncoder):
+    def __init__(self, obs_shape: tuple[int, int, int], depth: int) -> None:
+        super().__init__(obs_shape)
+
+
+class SmallFrames(nn.Module):
+    def __init__(self, latent_dim: int, obs_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(latent_dim, obs_shape[0] * 16)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.layer(latent).unflatten(1, (3, 4, 4))
+
+
+class SoundLatent(nn.Module):
+    def __init__(self, embed_dim: int, hidden_dim: int, *, groups: int = 4, classes: int = 4) -> None:
+        super().__init__()
+        self.groups, self.latent_dim = groups, groups * classes
+        self.embed, self.hidden = nn.Linear(embed_dim, self.latent_dim), nn.Linear(hidden_dim, self.latent_dim)
+
+    def posterior(self, embed: Tensor) -> Tensor:
+        return self.embed(embed).unflatten(-1, (self.groups, -1)).float().log_softmax(-1)
+
+    def prior(self, hidden: Tensor) -> Tensor:
+        return self.hidden(hidden).unflatten(-1, (self.groups, -1)).float().log_softmax(-1)
+
+    def sample(self, distribution: Tensor) -> Tensor:
+        return nn.functional.gumbel_softmax(distribution, hard=True).flatten(-2)
+
+
+class Gaussian(SoundLatent):
+    def posterior(self, embed: Tensor) -> Tensor:
+        return self.embed(embed).unflatten(-1, (self.groups, -1)).float()
+
+
+class NoGradient(SoundLatent):
+    def sample(self, distribution: Tensor) -> Tensor:
+        return nn.functional.one_hot(distribution.argmax(-1), 4).float().flatten(-2)
+
+
+class ShortLatent(SoundLatent):
+    def sample(self, distribution: Tensor) -> Tensor:
+        return super().sample(distribution)[..., 1:]
+
+
+class HalfPrecision(SoundLatent):
+    def prior(self, hidden: Tensor) -> Tensor:
+        return self.hidden(hidden).unflatten(-1, (self.groups, -1)).log_softmax(-1).to(self.hidden(hidden).dtype)
+
+
+class SparseInName(SoundLatent):
+    accepts_sparse = True
+
+
+class SoundSequence(nn.Module):
+    """A memory of one number for every row: a decaying sum of what came in."""
+
+    max_length = None
+
+    def __init__(self, latent_dim: int, num_actions: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.hidden_dim = hidden_dim
+        self.latent, self.action = nn.Linear(latent_dim, hidden_dim), nn.Embedding(num_actions, hidden_dim)
+
+    def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
+        return self.prefill(latent, action, is_first, action.shape[1])[0]
+
+    def prefill(self, latent: Tensor, action: Tensor, is_first: Tensor, capacity: int) -> tuple[Tensor, Sum]:
+        memory, hidden = self.empty(len(action), capacity), []
+        for t in range(action.shape[1]):
+            memory.cut(is_first[:, t])
+            hidden.append(self.step(latent[:, t], action[:, t], memory))
+        return torch.stack(hidden, dim=1), memory
+
+    def empty(self, rows: int, capacity: int) -> Sum:
+        return Sum(torch.zeros(rows, self.hidden_dim))
+
+    def step(self, latent: Tensor, action: Tensor, memory: Sum) -> Tensor:
+        memory.total = 0.5 * memory.total + self.latent(latent) + self.action(action)
+        return torch.tanh(memory.total)
+
+
+class Sum:
+    def __init__(self, total: Tensor) -> None:
+        self.total = total
+
+    def cut(self, where: Tensor) -> None:
+        self.total = self.total.masked_fill(where.unsqueeze(-1), 0.0)
+
+
+class SeesTheNext(SoundSequence):
+    def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
+        hidden = super().forward(latent, action, is_first)
+        return torch.cat([hidden[:, :-1] + 0.1 * hidden[:, 1:], hidden[:, -1:]], dim=1)
+
+
+class ForgetsTheCut(SoundSequence):
+    def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
+        return super().forward(latent, action, torch.zeros_like(is_first))
+
+
+class IgnoresActions(SoundSequence):
+    def step(self, latent: Tensor, action: Tensor, memory: Sum) -> Tensor:
+        return super().step(latent, torch.zeros_like(action), memory)
+
+
+class ForgetsWhenStepping(SoundSequence):
+    def step(self, latent: Tensor, action: Tensor, memory: Sum) -> Tensor:
+        return 0.9 * super().step(latent, action, memory)
+
+    def prefill(self, latent: Tensor, action: Tensor, is_first: Tensor, capacity: int) -> tuple[Tensor, Sum]:
+        hidden, memory = super().prefill(latent, action, is_first, capacity)
+        return hidden / 0.9, memory
+
+
+class NeverCuts(SoundSequence):
+    def prefill(self, latent: Tensor, action: Tensor, is_first: Tensor, capacity: int) -> tuple[Tensor, Any]:
+        hidden, memory = super().prefill(latent, action, is_first, capacity)
+        memory.cut = lambda where: None  # type: ignore[method-assign]
+        return hidden, memory
+
+
+class NoStep(SoundSequence):
+    step = property()  # type: ignore[assignment]
+
+
+class NoMemory(SoundSequence):
+    def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
+        return super().prefill(latent, action, is_first, action.shape[1])[0]
+
+    def prefill(self, latent: Tensor, action: Tensor, is_first: Tensor, capacity: int) -> Any:
+        return super().prefill(latent, action, is_first, capacity)[0]
+
+
+class SoundHead(nn.Module):
+    def __init__(self, in_dim: int, out_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(in_dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class FlatHead(SoundHead):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(0, -2))
+
+
+class WrongInput(SoundHead):
+    def __init__(self, in_dim: int, out_dim: int, hidden_dim: int) -> None:
+        super().__init__(in_dim + 1, out_dim, hidden_dim)
+
+
+class DenseOnly(SoundHead):
+    accepts_sparse = True
+
+
+class Tuple(SoundHead):
+    def forward(self, x: Tensor) -> Any:
+        return (self.layer(x),)
+
+
+class SoundState(nn.Module):
+    def __init__(self, latent_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.state_dim = latent_dim + hidden_dim
+
+    def forward(self, latent: Tensor, hidden: Tensor) -> Tensor:
+        return torch.cat([latent, hidden], dim=-1)
+
+
+class WrongState(SoundState):
+    def __init__(self, latent_dim: int, hidden_dim: int) -> None:
+        super().__init__(latent_dim, hidden_dim)
+        self.state_dim = latent_dim
