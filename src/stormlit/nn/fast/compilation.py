@@ -8,8 +8,6 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import torch
 from lightning.fabric import Fabric
-from torch._dynamo.exc import BackendCompilerFailed
-from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from stormlit.errors import ConfigError
@@ -17,6 +15,8 @@ from stormlit.types import Batch
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+# What could not be compiled in this process, and why.
+FAILURES: list[str] = []
 
 
 class Compiled(Generic[Arguments, Result]):
@@ -73,15 +73,11 @@ class Compiled(Generic[Arguments, Result]):
         return True
 
 
-# What could not be compiled in this process, and why.
-FAILURES: list[str] = []
-
-
 def _is_of_the_compiler(error: Exception) -> bool:
     """Whether compiling, or recording a CUDA graph, failed for another reason than that memory was short."""
-    cause = error
-    while isinstance(cause, BackendCompilerFailed):
-        cause = cause.inner_exception
+    cause: BaseException = error
+    while (inner := getattr(cause, "inner_exception", None)) is not None:  # where the compiler wraps what happened
+        cause = inner
     if isinstance(cause, torch.OutOfMemoryError | MemoryError):
         return False
     recording = isinstance(error, RuntimeError) and "captur" in str(error)  # as CUDA's errors of that kind all say
@@ -93,7 +89,8 @@ def compile_report() -> dict[str, Any]:
 
     Inductor skips CUDA graphs with no more than a line in its log.
     """
-    return {"not_compiled": list(FAILURES), "cuda_graphs_skipped": counters["inductor"]["cudagraph_skips"]}
+    skipped = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+    return {"not_compiled": list(FAILURES), "cuda_graphs_skipped": skipped}
 
 
 def has_length(length: int) -> Callable[[Batch], bool]:
