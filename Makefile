@@ -8,6 +8,11 @@ WORKERS ?= 2
 # Further arguments for pytest, as in `make test-fast PYTEST_ARGS="-k replay"`
 PYTEST_ARGS ?=
 
+# The oldest PyTorch that setup.cfg allows, and what depends on its compiler.
+OLDEST_VENV ?= .venv-oldest
+OLDEST_TORCH := $(shell sed -n 's/^ *torch>=\([0-9.]*\),.*/\1/p' setup.cfg)
+COMPILED_TESTS := $(addprefix tests/test_,compilation.py cuda_graphs.py normalize.py learner.py fast_paths.py)
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 REQUIREMENTS := setup.cfg setup.py pyproject.toml
@@ -16,15 +21,17 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test test-fast test-slow lint clean
+.PHONY: help train test test-fast test-slow test-oldest lint clean
 
 help:
 	@echo "make train [ARGS=quickstart]  install into $(VENV) and run 'stormlit train ARGS'"
 	@echo "make test                     lint, then every test: the fast ones, then the slow ones"
 	@echo "make test-fast                only the fast tests"
 	@echo "make test-slow                only the slow tests"
+	@echo "make test-oldest              the tests of compiled functions with PyTorch $(OLDEST_TORCH), the oldest"
+	@echo "                              that setup.cfg allows, in $(OLDEST_VENV) (from PyPI: several GB)"
 	@echo "make lint                     ruff and mypy"
-	@echo "make clean                    remove $(VENV), build output and caches; runs are kept"
+	@echo "make clean                    remove $(VENV), $(OLDEST_VENV), build output and caches; runs are kept"
 
 train: $(INSTALLED)
 	@echo "==> stormlit train $(ARGS)"
@@ -42,13 +49,18 @@ test-slow: $(INSTALLED_DEV)
 	@echo "==> slow tests, in $(WORKERS) processes"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
 
+test-oldest:
+	@test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet -e ".[dev]" "torch==$(OLDEST_TORCH).*"
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest $(COMPILED_TESTS) $(PYTEST_ARGS)
+
 lint: $(INSTALLED_DEV)
 	@echo "==> ruff and mypy"
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

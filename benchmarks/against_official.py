@@ -20,11 +20,10 @@ from typing import Any
 
 import official_timing
 import torch
-from official_play import acting, print_streams
+from official_play import acting, print_streams, their_modules
 from torch import Tensor, nn
 
 from stormlit.config.compose import compose
-from stormlit.nn.attention import Dropout
 from stormlit.runs.assembly import build_modules
 from stormlit.runs.official import agent_state, official_sizes, world_model_state
 from stormlit.storm.agent import ActorCritic
@@ -70,46 +69,31 @@ class Pair:
     def __init__(self, official: Any, sizes: argparse.Namespace) -> None:
         torch.manual_seed(sizes.seed)
         self.device, self.actions = torch.device(sizes.device), sizes.actions
-        self.their_model = official.world_models.WorldModel(
-            3, sizes.actions, 64, sizes.width, sizes.layers, sizes.heads
+        self.their_model, self.their_agent = their_modules(
+            official, sizes, sizes.width, sizes.actions, self.device, bf16=False
         )
-        self.their_agent = official.agents.ActorCriticAgent(
-            1024 + sizes.width, 2, sizes.width, sizes.actions, 0.985, 0.95, 3e-4
-        )
-        for module in (self.their_model, self.their_agent):
-            module.use_amp, module.tensor_dtype = False, torch.float32
-            module.scaler = torch.amp.GradScaler(enabled=False)
-            module.to(self.device)
         found = official_sizes(self.their_model.state_dict(), self.their_agent.state_dict())
         assert found.num_actions == sizes.actions, "the sizes inferred from the shapes are wrong"
         heads = f"world_model.sequence_model.num_heads={sizes.heads}"
         config = compose(["official"], [*found.overrides(), heads])
-        self.model: WorldModel
-        self.agent: ActorCritic
         self.model, self.agent = (m.to(self.device) for m in build_modules(config, OBS_SHAPE, sizes.actions))
         self.model.load_state_dict(world_model_state(self.their_model.state_dict()))
         self.agent.load_state_dict(agent_state(self.their_agent.state_dict(), self.agent.state_dict()))
         for module in (self.their_model, self.model):
             for part in module.modules():
-                if isinstance(part, nn.Dropout):
-                    part.p = 0.0
-                if isinstance(part, Dropout):
-                    part.probability = 0.0
-                if hasattr(part, "attention_dropout"):
-                    part.attention_dropout = 0.0
+                for name in ("attention_dropout", *(["p"] if isinstance(part, nn.Dropout) else ["probability"])):
+                    if hasattr(part, name):
+                        setattr(part, name, 0.0)
 
     def force_samples(self, hard: Tensor) -> None:
         """Make both draw the given one-hot latents, (B, T, G, K), with straight-through gradients."""
 
-        def theirs(logits: Tensor, sample_mode: str = "") -> Tensor:
+        def forced(logits: Tensor, sample_mode: str = "") -> Tensor:
             probabilities = logits.softmax(-1)
             return hard + probabilities - probabilities.detach()
 
-        def ours(distribution: Tensor) -> Tensor:
-            return theirs(distribution).flatten(-2)
-
-        self.their_model.stright_throught_gradient = theirs
-        self.model.latent.sample = ours
+        self.their_model.stright_throught_gradient = forced
+        self.model.latent.sample = lambda log_probs: forced(log_probs).flatten(-2)
 
 
 def compare(name: str, theirs: Tensor, ours: Tensor, into: Differences) -> None:
@@ -160,15 +144,10 @@ def compare_imagination(pair: Pair, into: Differences, rows: int = 8, context: i
     length = context + horizon
     latent = one_hot_latents(rows, length, pair.device).flatten(2)
     action = torch.randint(pair.actions, (rows, length), device=pair.device)
-    none_first = torch.zeros(rows, context, dtype=torch.bool, device=pair.device)
+    none_first = torch.zeros_like(action[:, :context], dtype=torch.bool)
     theirs.storm_transformer.reset_kv_cache_list(rows, dtype=torch.float32)
-    their_hidden = torch.cat(
-        [
-            theirs.storm_transformer.forward_with_kv_cache(latent[:, t : t + 1], action[:, t : t + 1])
-            for t in range(length)
-        ],
-        dim=1,
-    )
+    their_step = theirs.storm_transformer.forward_with_kv_cache
+    their_hidden = torch.cat([their_step(latent[:, t : t + 1], action[:, t : t + 1]) for t in range(length)], dim=1)
     _, memory = model.sequence_model.prefill(latent[:, :context], action[:, :context], none_first, length)
     stepped = [model.sequence_model.step(latent[:, t], action[:, t], memory) for t in range(context, length)]
     hidden, their_hidden = torch.stack(stepped, dim=1), their_hidden[:, context:]
@@ -177,12 +156,6 @@ def compare_imagination(pair: Pair, into: Differences, rows: int = 8, context: i
     compare("imagined rewards", decoded, model.reward(hidden), into)
     ends = (theirs.termination_decoder(their_hidden) > 0).float()
     compare("imagined ends", ends, 1 - (model.continuation(hidden) >= 0.5).float(), into)
-
-
-def compare_acting(pair: Pair, into: Differences) -> None:
-    """What the policy sees in real environments."""
-    for name, tensors in acting(pair.their_model, pair.their_agent, pair.model, pair.agent).items():
-        compare(name, *tensors, into)
 
 
 class Log(dict[str, Any]):
@@ -280,7 +253,8 @@ def main() -> int:
     differences: Differences = {}
     compare_forward(pair, batch, differences)
     compare_imagination(pair, differences)
-    compare_acting(pair, differences)
+    for name, tensors in acting(pair.their_model, pair.their_agent, pair.model, pair.agent).items():
+        compare(name, *tensors, differences)
     compare_world_model_update(pair, batch, differences)
     compare_agent_update(pair, differences)
     print(f"width {arguments.width}, {arguments.layers} layers, {arguments.heads} heads, {arguments.actions} actions")

@@ -36,10 +36,6 @@ def fill(training: Training, rows: int) -> None:
     training.progress.env_steps += rows * envs
 
 
-def on_disk(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
 def main() -> None:
     words = sys.argv[1:]
     files = [word for word in words if "=" not in word] or ["storm"]
@@ -57,14 +53,12 @@ def main() -> None:
         for name in ("all rows", *(f"{every:,} rows more" for _ in range(3))):
             if name != "all rows":
                 fill(training, every)
-            before = {path: path.stat().st_ino for path in directory.path.rglob("*") if path.is_file()}
-            begun = time.perf_counter()
+            before, begun = set(directory.path.rglob("*")), time.perf_counter()
             save_snapshot(run)
             seconds = time.perf_counter() - begun
-            after = [path for path in directory.path.rglob("*") if path.is_file() and path not in before]
-            written = sum(path.stat().st_size for path in after)
-            held = on_disk(directory.path) / 1e9
-            print(f"{name}: {seconds:.2f} s, {written / 1e6:.1f} MB written, {held:.3f} GB on disk", flush=True)
+            held = {path: path.stat().st_size for path in directory.path.rglob("*") if path.is_file()}
+            written = sum(size for path, size in held.items() if path not in before) / 1e6
+            print(f"{name}: {seconds:.2f} s, {written:.1f} MB written, {sum(held.values()) / 1e9:.3f} GB on disk")
         training.envs.close()
 
 

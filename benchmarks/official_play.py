@@ -17,6 +17,20 @@ from stormlit.storm.player import Player
 from stormlit.storm.world_model import WorldModel
 
 
+def their_modules(
+    official: Any, arguments: Any, width: int, actions: int, device: torch.device, bf16: bool
+) -> tuple[Any, Any]:
+    """The clone's world model and agent.  arguments: ``layers`` and ``heads``."""
+    model = official.world_models.WorldModel(3, actions, 64, width, arguments.layers, arguments.heads)
+    features = model.stoch_flattened_dim + width
+    agent = official.agents.ActorCriticAgent(features, 2, width, actions, 0.985, 0.95, 3e-4)
+    for module in (model, agent):
+        module.use_amp, module.tensor_dtype = bf16, torch.bfloat16 if bf16 else torch.float32
+        module.scaler = torch.amp.GradScaler(device.type, enabled=bf16 and device.type == "cuda")
+        module.to(device)
+    return model, agent
+
+
 def compare_stream(official_train: Any, game: str, *, seed: int = 3, num_envs: int = 2, episodes: int = 4) -> list[int]:
     """Play the same random actions in the clone's environments and ours until so many episodes have ended.
 
@@ -47,8 +61,8 @@ def compare_stream(official_train: Any, game: str, *, seed: int = 3, num_envs: i
 
 
 def print_streams(official_train: Any, games: list[str]) -> None:
-    columns = ["game", "steps", "episodes", "lost lives", "frames", "rewards", "terminations", "ends"]
-    print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    print("\n| game | steps | episodes | lost lives | frames | rewards | terminations | ends |")
+    print("|---" * 8 + "|")
     for game in games:
         print(f"| {game} | {' | '.join(f'{number:,}' for number in compare_stream(official_train, game))} |")
 

@@ -7,51 +7,47 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import official_memory
 import torch
-from protocol_results import made_with, result, without_paths
+from official_play import their_modules
 from torch import Tensor
 from tqdm import tqdm
 
+from stormlit.cli.bench import phases as names
 from stormlit.cli.bench.measure import WARM_UP_RUNS, WHOLE, Spread, ratio_of_rounds, runs_a_round, timed
-from stormlit.cli.bench.phases import (
-    ACTING,
-    AGENT,
-    IMAGINATION,
-    SAMPLE_BATCH,
-    SAMPLE_CONTEXTS,
-    WORLD_MODEL,
-    Phases,
-    prepared,
-)
+from stormlit.cli.bench.phases import ACTING, AGENT, IMAGINATION, WORLD_MODEL, Phases, prepared
+from stormlit.cli.bench.report import header
 from stormlit.config.compose import compose
 from stormlit.config.schema import Config
 from stormlit.files import write_json
+from stormlit.nn.fast.compilation import should_compile
+from stormlit.runs.memory import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 from stormlit.runs.official import agent_state, world_model_state
 
 SAMPLE_16X64 = "sample 16x64"
-STEP = (ACTING, SAMPLE_BATCH, WORLD_MODEL, SAMPLE_CONTEXTS, IMAGINATION, AGENT)
+STEP = (ACTING, names.SAMPLE_BATCH, WORLD_MODEL, names.SAMPLE_CONTEXTS, IMAGINATION, AGENT)
 ROWS = (SAMPLE_16X64, *STEP, WHOLE)
 CONTEXT, HORIZON, ACTING_CONTEXT = 8, 16, 16
 # Ours for each choice. The released code follows with "bf16" alone, which it cannot run on a CPU as it is.
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp32-bf16": "bf16-mixed"}
+PROGRAM = ("python", "benchmarks/against_official.py", "--official=PATH_TO_A_CLONE", "--time")
+OPTIONS = ("device", "size", "layers", "heads", "precision", "rounds", "frames", "config")
+M_MMAP_THRESHOLD, MIB = -3, 2**20  # the first is of glibc's mallopt, see malloc.h
 Run = Callable[[], object]
 Rounds = list[list[float]]  # seconds of every run of each round
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """batch, length: of the world model's windows.  rows: imagined.  width: of sequence model, actor and critic."""
 
     batch: int
@@ -73,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rounds", type=int, default=5, help="how often each phase is timed (default 5)")
     group.add_argument("--frames", type=int, default=100_000, help="in both replay buffers (default 100,000)")
     group.add_argument("--config", default="storm", help="ours: a configuration (default storm)")
-    group.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of ours")
+    group.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="of ours")
     group.add_argument("--json", type=Path, help="where to write the numbers")
 
 
@@ -84,30 +80,14 @@ def compare_times(official: Any, arguments: argparse.Namespace) -> None:
         theirs = Official(official, phases, arguments, size)
         _fill(phases, theirs, arguments.frames)
         seconds = _alternate([theirs.runs(), _our_runs(phases)], arguments.rounds, device)
-    found = _result(seconds, arguments, made_with(device))
+        compiled = should_compile(phases.config.compile, phases.training.fabric)
+    given = {**{name: getattr(arguments, name) for name in OPTIONS}, "config": Path(arguments.config).name}
+    words = [f"--{name}={value}" for name, value in given.items()] + [f"--set={word}" for word in arguments.set]
+    found = header("official", shlex.join([*PROGRAM, *words]), device)
     print(_table(seconds, arguments, size, found["made_with"]))
     if arguments.json:
-        write_json(arguments.json, found)
-
-
-def _result(seconds: dict[str, list[Rounds]], arguments: argparse.Namespace, made: dict[str, Any]) -> dict[str, Any]:
-    """What the JSON file holds, see ``protocol_results``."""
-    size = dataclasses.asdict(SIZES[arguments.size])
-    given = {key: getattr(arguments, key) for key in ("layers", "heads", "precision", "rounds", "frames")}
-    ours = {"config": Path(arguments.config).name, "overrides": without_paths(arguments.set)}
-    program = ["python", "benchmarks/against_official.py", "--official", "PATH_TO_A_CLONE", "--time"]
-    options = ["--size", arguments.size, "--precision", arguments.precision, "--device", arguments.device]
-    options += ["--rounds", str(arguments.rounds), "--frames", str(arguments.frames)]
-    options += ["--config", ours["config"], *(["--set", *ours["overrides"]] if arguments.set else [])]
-    return result(
-        "official",
-        f"{arguments.size}-{arguments.precision}",
-        quick=False,
-        made_with=made,
-        command=shlex.join([*program, *options]),
-        settings={"size": arguments.size, **size, **given, **ours},
-        numbers={"phases": _numbers(seconds)},
-    )
+        settings = {**size._asdict(), **given, "overrides": arguments.set, "compiled": compiled}
+        write_json(arguments.json, {**found, "settings": settings, "numbers": {"phases": _numbers(seconds)}})
 
 
 def _fill(phases: Phases, theirs: Official, frames: int) -> None:
@@ -121,22 +101,14 @@ def _fill(phases: Phases, theirs: Official, frames: int) -> None:
 
 
 def _config(arguments: argparse.Namespace, size: Size) -> Config:
-    sizes = {
-        "accelerator": torch.device(arguments.device).type,
-        "precision": PRECISIONS[arguments.precision],
-        "world_model.hidden_dim": size.width,
-        "world_model.sequence_model.num_layers": arguments.layers,
-        "world_model.sequence_model.num_heads": arguments.heads,
-        "agent.hidden_dim": size.width,
-        "loop.batch_size": size.batch,
-        "loop.batch_length": size.length,
-        "imagination.batch_size": size.rows,
-        "imagination.context_length": CONTEXT,
-        "imagination.horizon": HORIZON,
-        "player.context_length": ACTING_CONTEXT,
-        "replay.capacity": arguments.frames,
-    }
-    return compose([arguments.config], [*(f"{key}={value}" for key, value in sizes.items()), *arguments.set])
+    model = f"world_model.hidden_dim={size.width} agent.hidden_dim={size.width} "
+    model += f"world_model.sequence_model.num_layers={arguments.layers} "
+    model += f"world_model.sequence_model.num_heads={arguments.heads}"
+    rows = f"loop.batch_size={size.batch} loop.batch_length={size.length} imagination.batch_size={size.rows} "
+    rows += f"imagination.context_length={CONTEXT} imagination.horizon={HORIZON} "
+    rows += f"player.context_length={ACTING_CONTEXT} replay.capacity={arguments.frames}"
+    where = f"accelerator={torch.device(arguments.device).type} precision={PRECISIONS[arguments.precision]}"
+    return compose([arguments.config], [*where.split(), *model.split(), *rows.split(), *arguments.set])
 
 
 class Official:
@@ -155,18 +127,11 @@ class Official:
             torch.autocast = CpuAutocast  # type: ignore[misc]
             if bf16:  # probabilities are rounded here, as they are not on a GPU, and do not sum up to one any more
                 torch.distributions.Distribution.set_default_validate_args(False)
-        self.model = official.world_models.WorldModel(3, actions, 64, size.width, arguments.layers, arguments.heads)
-        features = self.model.stoch_flattened_dim + size.width
-        self.agent = official.agents.ActorCriticAgent(features, 2, size.width, actions, 0.985, 0.95, 3e-4)
-        for module in (self.model, self.agent):
-            module.use_amp, module.tensor_dtype = bf16, torch.bfloat16 if bf16 else torch.float32
-            module.scaler = torch.amp.GradScaler(device.type, enabled=bf16 and device.type == "cuda")
-            module.to(device)
+        self.model, self.agent = their_modules(official, arguments, size.width, actions, device, bf16)
         training.world_model.load_state_dict(world_model_state(self.model.state_dict()))
         training.agent.load_state_dict(agent_state(self.agent.state_dict(), training.agent.state_dict()))
-        shape = training.envs.obs_shape
-        on_gpu = device.type == "cuda"
-        self.replay = ReplayBuffer(shape, 1, arguments.frames, warmup_length=0, store_on_gpu=on_gpu)
+        options = {"warmup_length": 0, "store_on_gpu": device.type == "cuda"}
+        self.replay = ReplayBuffer(training.envs.obs_shape, 1, arguments.frames, **options)
         self.logged: dict[str, float] = {}
         self.obs: deque[Tensor] = deque(maxlen=ACTING_CONTEXT)
         self.actions: deque[np.ndarray] = deque(maxlen=ACTING_CONTEXT)
@@ -181,9 +146,9 @@ class Official:
         return {
             SAMPLE_16X64: lambda: self.replay.sample(16, 0, 64),
             ACTING: self._act,
-            SAMPLE_BATCH: self._sample_batch,
+            names.SAMPLE_BATCH: self._sample_batch,
             WORLD_MODEL: lambda: self.model.update(*self.batch, logger=self),
-            SAMPLE_CONTEXTS: self._sample_contexts,
+            names.SAMPLE_CONTEXTS: self._sample_contexts,
             IMAGINATION: self._imagine,
             AGENT: self._improve,
         }
@@ -231,10 +196,9 @@ class CpuAutocast(torch.autocast):
 
 
 def _our_runs(phases: Phases) -> dict[str, Run]:
-    def sample() -> None:
-        phases.training.replay.sample(16, 64).to(phases.training.fabric.device)
-
-    return {SAMPLE_16X64: sample, **{phase: functools.partial(phases.run, phase) for phase in STEP}}
+    training = phases.training
+    runs: dict[str, Run] = {SAMPLE_16X64: lambda: training.replay.sample(16, 64).to(training.fabric.device)}
+    return runs | {phase: functools.partial(phases.run, phase) for phase in STEP}
 
 
 def _alternate(sides: Sequence[dict[str, Run]], rounds: int, device: torch.device) -> dict[str, list[Rounds]]:
@@ -248,7 +212,7 @@ def _alternate(sides: Sequence[dict[str, Run]], rounds: int, device: torch.devic
             for row in ROWS if number else (*STEP, SAMPLE_16X64, WHOLE):
                 for side, runs in enumerate(sides):
                     if device.type == "cpu":
-                        (official_memory.for_released_code, official_memory.for_stormlit)[side]()
+                        (_released_allocator, keep_freed_memory)[side]()
                         runs[row]()  # the heap is as large as this side leaves it, and not as the other has
                     if number:
                         seconds[row][side].append(timed(runs[row], often[row, side], device))
@@ -257,6 +221,14 @@ def _alternate(sides: Sequence[dict[str, Run]], rounds: int, device: torch.devic
                             often[row, side] = runs_a_round(timed(runs[row], WARM_UP_RUNS[device.type], device)[-1])
                     bar.update()
     return seconds
+
+
+def _released_allocator() -> None:
+    """glibc's defaults as they are once large tensors have been freed: 32 MiB and more is mapped anew each time."""
+    if sys.platform.startswith("linux"):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((M_MMAP_MAX, 65536), (M_MMAP_THRESHOLD, 32 * MIB), (M_TRIM_THRESHOLD, 64 * MIB)):
+            mallopt(parameter, value)
 
 
 def _run_all(runs: Sequence[Run]) -> None:
@@ -269,14 +241,12 @@ def _spread(rounds: Rounds) -> Spread:
 
 
 def _numbers(seconds: dict[str, list[Rounds]]) -> dict[str, Any]:
-    return {
-        row: {
-            "official_seconds": dataclasses.asdict(_spread(theirs)),
-            "stormlit_seconds": dataclasses.asdict(_spread(ours)),
-            "ratio": dataclasses.asdict(ratio_of_rounds(theirs, ours)),
-        }
-        for row, (theirs, ours) in seconds.items()
-    }
+    found = {}
+    for row, (theirs, ours) in seconds.items():
+        spreads = {"official_seconds": _spread(theirs), "stormlit_seconds": _spread(ours)}
+        spreads["ratio"] = ratio_of_rounds(theirs, ours)
+        found[row] = {name: dataclasses.asdict(spread) for name, spread in spreads.items()}
+    return found
 
 
 def _table(seconds: dict[str, list[Rounds]], arguments: argparse.Namespace, size: Size, made: dict[str, Any]) -> str:
@@ -289,9 +259,6 @@ def _table(seconds: dict[str, list[Rounds]], arguments: argparse.Namespace, size
         "|---|---|---|---|---|",
     ]
     for row, (theirs, ours) in seconds.items():
-        ratio = ratio_of_rounds(theirs, ours)
-        lines.append(
-            f"| {row} | {_spread(theirs).median * 1e3:,.2f} | {_spread(ours).median * 1e3:,.2f} "
-            f"| {ratio.median:.2f} | {ratio.low:.2f} - {ratio.high:.2f} |"
-        )
+        ratio, times = ratio_of_rounds(theirs, ours), [f"{1e3 * _spread(x).median:,.2f}" for x in (theirs, ours)]
+        lines.append(f"| {row} | {' | '.join(times)} | {ratio.median:.2f} | {ratio.low:.2f} - {ratio.high:.2f} |")
     return "\n".join(lines)

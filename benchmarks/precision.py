@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -39,30 +40,26 @@ NO_DROPOUT = "world_model.sequence_model.dropout=0.0"
 class Subject:
     """Both modules, a batch they can learn from, and the two precisions."""
 
-    def __init__(
-        self, config: Config, world_model: WorldModel, agent: ActorCritic, *, device: str, random: bool
-    ) -> None:
-        self.world_model, self.agent = world_model.to(device).eval(), agent.to(device).eval()
+    def __init__(self, config: Config, modules: tuple[WorldModel, ActorCritic], *, device: str, random: bool) -> None:
+        self.world_model, self.agent = (module.to(device).eval() for module in modules)
         self.device, self.settings = torch.device(device), config.imagination
-        envs = VectorEnv(config.env, seed=config.seed)
         rows, length = config.loop.batch_size, config.loop.batch_length
-        replay = ReplayBuffer(rows * length, envs.num_envs, envs.obs_shape, device=self.device, seed=config.seed)
-        player = player_factory(config, self.world_model, self.agent)(envs.num_envs)
-        collector = Collector(envs, player, replay, seed=config.seed)
-        torch.manual_seed(config.seed)
-        for _ in range(rows * length // envs.num_envs):
-            collector.step(collector.select_action(random=random))
-        self.batch, self.contexts = replay.sample(rows, length), replay.sample(256, config.imagination.context_length)
+        with closing(VectorEnv(config.env, seed=config.seed)) as envs:
+            replay = ReplayBuffer(rows * length, envs.num_envs, envs.obs_shape, device=self.device, seed=config.seed)
+            player = player_factory(config, self.world_model, self.agent)(envs.num_envs)
+            collector = Collector(envs, player, replay, seed=config.seed)
+            torch.manual_seed(config.seed)
+            for _ in range(rows * length // envs.num_envs):
+                collector.step(collector.select_action(random=random))
+        self.batch, self.contexts = replay.sample(rows, length), replay.sample(256, self.settings.context_length)
 
     def autocast(self, mixed: bool) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed)
 
     def dream(self, seed: int) -> Trajectory:
         torch.manual_seed(seed)
-        posterior = self.settings.start == "posterior"
-        return imagine(
-            self.world_model, self.agent, self.contexts, horizon=self.settings.horizon, from_posterior=posterior
-        )
+        options = {"horizon": self.settings.horizon, "from_posterior": self.settings.start == "posterior"}
+        return imagine(self.world_model, self.agent, self.contexts, **options)
 
     def losses(self, of: str, data: Batch | Trajectory, seed: int, mixed: bool) -> Losses:
         """Of copies in training mode, so that no call leaves a trace in BatchNorm or in the return scale."""
@@ -75,24 +72,19 @@ class Subject:
 def load(run: str | None, config_name: str, device: str, words: tuple[str, ...] = ()) -> Subject:
     if run is not None:
         trained = stormlit.load(run, overrides=(NO_DROPOUT, *words))
-        return Subject(trained.config, trained.world_model, trained.agent, device=device, random=False)
+        return Subject(trained.config, (trained.world_model, trained.agent), device=device, random=False)
     config = compose([config_name], [NO_DROPOUT, *words])
     torch.manual_seed(config.seed)
-    envs = VectorEnv(config.env, seed=config.seed)
-    return Subject(config, *build_modules(config, envs.obs_shape, envs.num_actions), device=device, random=True)
+    with closing(VectorEnv(config.env, seed=config.seed)) as envs:
+        modules = build_modules(config, envs.obs_shape, envs.num_actions)
+    return Subject(config, modules, device=device, random=True)
 
 
 def kinds(subject: Subject) -> Table:
     """The dtype of everything that passes through one update of both modules."""
     found: dict[str, torch.dtype] = {}
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            found[name] = output.dtype
-
-        return hook
-
-    def wrap(owner: Any, method: str, name: str) -> None:
+    def watch(owner: Any, method: str, name: str) -> None:
         inner = getattr(owner, method)
 
         def noted(*arguments: Any) -> Any:
@@ -102,32 +94,30 @@ def kinds(subject: Subject) -> Table:
 
         setattr(owner, method, noted)
 
+    def only(name: str, tensors: Iterable[Tensor | None]) -> None:
+        [found[name]] = {tensor.dtype for tensor in tensors if tensor is not None}
+
     world_model, agent = copy.deepcopy(subject.world_model).train(), copy.deepcopy(subject.agent).train()
     for part in ("encoder", "sequence_model", "decoder", "reward_head", "continuation_head"):
-        getattr(world_model, part).register_forward_hook(note(f"output of the {part.replace('_', ' ')}"))
+        watch(getattr(world_model, part), "forward", f"output of the {part.replace('_', ' ')}")
     for part in ("actor", "critic"):
-        getattr(agent, part).register_forward_hook(note(f"output of the {part}"))
+        watch(getattr(agent, part), "forward", f"output of the {part}")
     for method, name in (("posterior", "posterior"), ("prior", "prior"), ("sample", "latent sample")):
-        wrap(world_model.latent, method, name)
-    wrap(agent.return_normalizer, "update", "return scale")
-    trajectory = subject.dream(0)
-    for module, data in ((world_model, subject.batch), (agent, trajectory)):
+        watch(world_model.latent, method, name)
+    watch(agent.return_normalizer, "update", "return scale")
+    for of, module, data in (("world model", world_model, subject.batch), ("agent", agent, subject.dream(0))):
         optimizer = module.configure_optimizers(fused=False)
         with subject.autocast(True):
             losses = module.training_step(data)  # type: ignore[arg-type]
         losses.total.backward()
         optimizer.step()
-        of = "world model" if module is world_model else "agent"
-        found[f"loss terms of the {of}"] = _only(term.dtype for term in losses.terms.values())
+        only(f"loss terms of the {of}", losses.terms.values())
         weights = [parameter for parameter in module.parameters() if parameter.grad is not None]
-        found[f"weights and gradients of the {of}"] = _only(t.dtype for p in weights for t in (p, p.grad))
-        found[f"Adam's averages of the {of}"] = _only(
-            state[name].dtype for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
-        )
-    norms = [module for module in world_model.modules() if isinstance(module, nn.BatchNorm2d)]
-    found["running statistics of BatchNorm"] = _only(
-        statistic.dtype for norm in norms for statistic in (norm.running_mean, norm.running_var)
-    )
+        only(f"weights and gradients of the {of}", [tensor for p in weights for tensor in (p, p.grad)])
+        moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+        only(f"Adam's averages of the {of}", moments)
+    running = [tensor for name, tensor in world_model.named_buffers() if "running_" in name]
+    only("running statistics of BatchNorm", running)
     with subject.autocast(True), torch.no_grad():
         dreamt = subject.dream(0)
         found["policy, log-probabilities"] = agent.policy(dreamt.latent, dreamt.hidden).dtype
@@ -137,28 +127,21 @@ def kinds(subject: Subject) -> Table:
     return {name: [str(dtype).removeprefix("torch.")] for name, dtype in found.items()}
 
 
-def _only(dtypes: Any) -> torch.dtype:
-    (dtype,) = set(dtypes)
-    return dtype
-
-
 def loss_differences(subject: Subject, draws: int) -> Table:
     """Mean in float32, its spread over random numbers, and bf16-mixed minus float32 with the same random numbers."""
     seen: dict[str, list[tuple[float, float]]] = {}
     for seed in range(draws):
         for of, data in (("world_model", subject.batch), ("agent", subject.dream(seed))):
             exact, mixed = (subject.losses(of, data, seed, half) for half in (False, True))
-            for name, term in {**exact.terms, "total": exact.total}.items():
-                other = {**mixed.terms, "total": mixed.total}[name]
-                seen.setdefault(f"{of.replace('_', ' ')}: {name}", []).append(
-                    (float(term.detach()), float(other.detach()))
-                )
+            terms, others = ({**losses.terms, "total": losses.total} for losses in (exact, mixed))
+            for name, term in terms.items():
+                pairs = seen.setdefault(f"{of.replace('_', ' ')}: {name}", [])
+                pairs.append((float(term.detach()), float(others[name].detach())))
     table = {}
     for name, pairs in seen.items():
-        exact_terms, mixed_terms = torch.tensor(pairs, dtype=torch.float64).unbind(-1)
-        difference = mixed_terms - exact_terms
-        numbers = (exact_terms.mean(), exact_terms.std(), difference.mean(), difference.abs().max())
-        table[name] = [f"{number:.2g}" if i else f"{number:.4g}" for i, number in enumerate(map(float, numbers))]
+        terms, others = torch.tensor(pairs, dtype=torch.float64).unbind(-1)
+        rest = (terms.std(), (others - terms).mean(), (others - terms).abs().max())
+        table[name] = [f"{terms.mean():.4g}", *(f"{number:.2g}" for number in rest)]
     return table
 
 
@@ -172,9 +155,8 @@ def frequencies(subject: Subject, states: int = 16, draws: int = 20_000) -> Tabl
     table = {}
     dreamt = subject.dream(0)
     latent, hidden = dreamt.latent[:, 0], dreamt.hidden[:, 0]
-    obs = subject.contexts.obs[:states, 0]
     heads: dict[str, Callable[[], Tensor]] = {
-        "posterior": lambda: subject.world_model.posterior(obs),
+        "posterior": lambda: subject.world_model.posterior(subject.contexts.obs[:states, 0]),
         "prior": lambda: subject.world_model.latent.prior(hidden[:states]),
         "actions": lambda: subject.agent.policy(latent, hidden),
     }
@@ -184,9 +166,9 @@ def frequencies(subject: Subject, states: int = 16, draws: int = 20_000) -> Tabl
             mixed = head().flatten(0, -2)
             statistic = chi_square(sample, mixed, draws)
         moved = (exact.exp() - mixed.exp()).abs()
-        cells = [f"{moved.max():.1e}", f"{moved.sum(-1).mean() / 2:.1e}"]
         others = [chi_square(sample, exact, draws), statistic, chi_square(sample_in_bfloat16, exact, draws)]
-        table[name] = [*cells, *(f"{other:.2f}" for other in others)]
+        cells = [f"{moved.max():.1e}", f"{moved.sum(-1).mean() / 2:.1e}"]
+        table[name] = cells + [f"{other:.2f}" for other in others]
     return table
 
 
@@ -200,30 +182,17 @@ def sample_in_bfloat16(log_probs: Tensor) -> Tensor:
 def chi_square(draw: Callable[[Tensor], Tensor], log_probs: Tensor, draws: int) -> float:
     """Of ``draws`` for each row of (M, K), over the classes expected at least five times, for each such class."""
     torch.manual_seed(0)
-    counts = torch.zeros_like(log_probs)
+    counts, probabilities = torch.zeros_like(log_probs), log_probs.exp()
     for _ in range(draws // 1000):
         drawn = draw(log_probs.expand(1000, *log_probs.shape))
         counts += nn.functional.one_hot(drawn, log_probs.shape[-1]).sum(0)
-    expected = log_probs.exp() * (draws // 1000 * 1000)
-    often = expected >= 5
-    # A multinomial's cell has the variance n p (1 - p).
-    variance = expected * (1 - log_probs.exp()).clamp(min=1e-6)
-    return float(((counts - expected).square() / variance)[often].mean())
+    expected = probabilities * (draws // 1000 * 1000)
+    variance = expected * (1 - probabilities).clamp(min=1e-6)  # of a multinomial's cell
+    return float(((counts - expected).square() / variance)[expected >= 5].mean())
 
 
-LOSS_COLUMNS = ["loss term", "float32", "its spread", "mean difference", "largest difference"]
-FREQUENCY_COLUMNS = [
-    "drawn",
-    "largest change of a probability",
-    "mean total variation",
-    "chi-square, float32",
-    "chi-square, bf16-mixed",
-    "chi-square, summed in bfloat16",
-]
-
-
-def show(columns: list[str], table: Table) -> None:
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+def show(columns: str, table: Table) -> None:
+    print(f"| {columns} |\n{'|---' * (columns.count('|') + 1)}|")
     for name, cells in table.items():
         print(f"| {name} | {' | '.join(cells)} |")
     print()
@@ -238,9 +207,12 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=8, help="random numbers that the losses are measured with")
     arguments = parser.parse_args()
     subject = load(arguments.run, arguments.config, arguments.device)
-    show(["tensor", "dtype under bf16-mixed"], kinds(subject))
-    show(LOSS_COLUMNS, loss_differences(subject, arguments.draws))
-    show(FREQUENCY_COLUMNS, frequencies(subject))
+    show("tensor | dtype under bf16-mixed", kinds(subject))
+    losses = loss_differences(subject, arguments.draws)
+    show("loss term | float32 | its spread | mean difference | largest difference", losses)
+    columns = "drawn | largest change of a probability | mean total variation"
+    columns += "".join(f" | chi-square, {of}" for of in ("float32", "bf16-mixed", "summed in bfloat16"))
+    show(columns, frequencies(subject))
     return 0
 
 

@@ -37,6 +37,7 @@ def measured(seconds: list[list[float]], whole_env_steps: int = 1) -> Measured:
         name="made up",
         config=compose(),
         precision="32-true",
+        compiled=False,
         device=torch.device("cpu"),
         times_per_env_step={phase: 2.0 if phase == AGENT else 1.0 for phase in PHASES},
         whole_env_steps=whole_env_steps,
@@ -60,6 +61,8 @@ def test_one_configuration_is_tabled_and_written(in_tmp_path: Path, capsys: pyte
     assert written["made_with"]["version.torch"] == torch.__version__
     assert written["made_with"]["threads"] == torch.get_num_threads()
     assert {"device", "git_commit", "cpu_cores"} <= written["made_with"].keys()
+    assert (written["not_compiled"], written["cuda_graphs_skipped"]) == ([], 0)
+    assert written["settings"][0]["compiled"] is False
     assert written["peak_memory"]["bytes"] > 2**26
     [setting] = written["settings"]
     assert setting["name"] == "as configured"

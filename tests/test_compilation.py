@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, Unsupported
+from torch._inductor.exc import InductorError
 
 from small import dense, random_batch, random_trajectory, small_agent, small_world_model
 from stormlit.cli.bench.counting import OperationCounter
 from stormlit.config.compose import compose, to_yaml
 from stormlit.errors import ConfigError
-from stormlit.nn.fast.compilation import Compiled, should_compile
+from stormlit.nn.fast import compilation
+from stormlit.nn.fast.compilation import Compiled, compile_report, should_compile
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.imagine import imagine
 from stormlit.storm.learner import Learner
@@ -78,8 +81,14 @@ def test_a_compiled_rollout_is_the_plain_one(sparse: bool) -> None:
             torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=0)
 
 
+# Where more than one tensor is drawn before the next is needed, older compilers draw them in another order.
+IN_ORDER = pytest.mark.skipif(
+    torch.__version__ < "2.13", reason="compiled draws come in another order before torch 2.13"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("context", ["latents", "frames"])
+@pytest.mark.parametrize("context", ["latents", pytest.param("frames", marks=IN_ORDER)])
 def test_compiled_acting_is_the_plain_one(context: Literal["latents", "frames"]) -> None:
     """Over two episodes, the second of which begins while the context is full; counting does not disturb it."""
     world_model, frames = small_world_model(), np.random.default_rng(0).integers(256, size=(8, 2, 16, 16, 3))
@@ -142,20 +151,65 @@ def test_a_backward_pass_that_cannot_be_recorded_runs_uncompiled(monkeypatch: py
     learner = Learner(
         Fabric(accelerator="cpu", devices=1), world_model, name="world_model", max_nonfinite=2, compile=True
     )
+    once = small_world_model()
+    Learner(Fabric(accelerator="cpu", devices=1), once, name="world_model", max_nonfinite=2).update(random_batch())
     with pytest.warns(UserWarning, match="update could not be compiled and runs uncompiled: capture failed"):
         assert learner.update(random_batch()).finite
+    found = dict(world_model.encoder.named_buffers())
+    torch.testing.assert_close(found, dict(once.encoder.named_buffers()))  # moved once
     assert not torch.equal(world_model.reward_head.output.weight, before["reward_head.output.weight"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert learner.update(random_batch()).finite
 
 
-def test_a_mistake_in_the_function_itself_is_not_hidden() -> None:
+def test_a_mistake_in_the_function_itself_is_raised_without_a_word_about_compiling() -> None:
     def mistaken(x: torch.Tensor) -> torch.Tensor:
         return x @ torch.ones(7)
 
-    with pytest.warns(UserWarning, match="could not be compiled"), pytest.raises(RuntimeError, match="size mismatch"):
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="size mismatch"):
+        warnings.simplefilter("error")
         Compiled(mistaken, "the product", CPU)(torch.ones(2, 3))
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+@pytest.mark.parametrize(
+    ("error", "falls_back"),
+    [
+        (Unsupported("a graph break", gb_type="test"), True),
+        (FailOnRecompileLimitHit("too many shapes"), True),
+        (InductorError(RuntimeError("no valid triton configs"), None), True),
+        (RuntimeError("CUDA error: operation not permitted when stream is capturing"), True),
+        (OUT_OF_MEMORY, False),
+        (InductorError(OUT_OF_MEMORY, None), False),
+        (BackendCompilerFailed("inductor", InductorError(OUT_OF_MEMORY, None), None), False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 49152000000 bytes"), False),
+        (ConfigError("loop.batch_size: too large"), False),
+        (KeyboardInterrupt(), False),
+    ],
+    ids=repr,
+)
+def test_only_errors_of_the_compiler_are_worked_around(
+    error: BaseException, falls_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(compilation, "FAILURES", [])
+    double = Compiled(lambda x: 2 * x, "doubling", CPU)
+    double.compiled = fails
+    if falls_back:
+        with pytest.warns(UserWarning, match="doubling could not be compiled and runs uncompiled: "):
+            assert double(torch.ones(())) == 2
+        [told] = compile_report()["not_compiled"]
+        assert told.startswith("doubling: ")
+    else:
+        with pytest.raises(type(error)) as raised:
+            double(torch.ones(()))
+        assert raised.value is error
+    assert (double.compiled is None) == falls_back
 
 
 def test_compiling_is_left_to_gpus_unless_asked_for() -> None:

@@ -182,7 +182,7 @@ def test_files_larger_than_what_is_read_are_refused_unread(tmp_path: Path) -> No
 
 
 def test_only_npz_files_are_written(tmp_path: Path) -> None:
-    with pytest.raises(DemonstrationError, match=r"a\.pkl: expected the name of a \.npz file"):
+    with pytest.raises(DemonstrationError, match=r"a\.pkl cannot be written: expected the name of a \.npz file"):
         write_npz(counted(8), tmp_path / "a.pkl")
     assert list(tmp_path.iterdir()) == []
 

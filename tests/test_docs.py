@@ -7,16 +7,14 @@ import operator
 import re
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 import stormlit
 from stormlit import registry
 from stormlit.cli.verbs import _parser, _split, main
-from stormlit.config import parts
 from stormlit.config.compose import compose, to_tree
 from test_layers import ROOMS
 
@@ -78,22 +76,13 @@ def stormlit_words(line: str) -> list[str] | None:
     return None
 
 
-def table_keys(text: str) -> list[tuple[str, str]]:
-    """(key, default) of every row whose first and last cells are code."""
-    return re.findall(r"^\| `([a-z_.]+)` \|.*\| `([^`|]*)` \|$", text, re.MULTILINE)
+def between(text: str, start: str, end: str) -> str:
+    """What stands between two lines."""
+    return text.partition(f"\n{start}\n")[2].partition(f"\n{end}\n")[0]
 
 
-def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Keys of the schema; a part's own key stands for its name."""
-    for name, value in node.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, dict):
-            yield from leaves(value, f"{key}.")
-        else:
-            yield key.removesuffix(".name") if key.removesuffix(".name") in parts.PART_KEYS else key
-
-
-TABLE = table_keys(CONFIGURATION)
+KEY_TABLE = between(CONFIGURATION, "<!-- stormlit config --keys -->", "<!-- end -->")
+COUNTERPARTS = CONFIGURATION.partition("## Keys with a counterpart")[2].partition("\n## ")[0]
 COMMANDS = [
     pytest.param(command, id=f"{page.stem}: {shlex.join(command.words)[:60]}")
     for page in PAGES
@@ -130,13 +119,19 @@ def example_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 (tmp_path / named[1]).write_text(text)
 
 
-def test_every_key_is_documented_once() -> None:
-    documented = [key for key, _ in TABLE]
-    assert sorted(documented) == sorted(leaves(to_tree(compose())))
+def test_the_documented_keys_are_what_config_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--keys"]) == 0
+    assert capsys.readouterr().out.splitlines() == KEY_TABLE.splitlines()
 
 
-def test_the_documented_defaults_are_the_defaults() -> None:
-    assert to_tree(compose([], [f"{key}={default}" for key, default in TABLE])) == to_tree(compose())
+def test_every_key_is_documented_with_a_meaning_and_its_default() -> None:
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (.+) \| `(.+)` \| (.+) \|$", KEY_TABLE, re.MULTILINE)
+    assert len(rows) == len(KEY_TABLE.splitlines()) - 2
+    keys = [key.removesuffix(".name") for key, _ in registry.leaves(to_tree(compose()))]
+    assert [key for key, *_ in rows] == [key if key != "run" else "run.name" for key in keys]
+    assert to_tree(compose([], [f"{key}={default}" for key, _, default, _ in rows])) == to_tree(compose())
+    for key in re.findall(r"^\| `([a-z_.]+)` \|", COUNTERPARTS, re.MULTILINE):
+        assert key in [row[0] for row in rows], key
 
 
 @pytest.mark.parametrize("command", COMMANDS)

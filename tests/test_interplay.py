@@ -50,7 +50,7 @@ def test_a_run_stopped_among_its_baselines_is_not_finished(
 ) -> None:
     words = (*words, "evaluation.baselines=[random]")
 
-    def stop(_: Any) -> Any:
+    def stop(*_: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("it went on")
 

@@ -1,6 +1,6 @@
 """Training processes killed with SIGKILL at random moments, and started again until the run is done, lose nothing.
 
-``benchmarks/kill_test.py`` does the same at more points.
+``STORMLIT_KILLS=13 python -m pytest -m slow tests/test_kill.py`` kills each of them so often.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stormlit.storm.demonstrations import write_npz
 from test_resume import assert_same_run
 from test_training_run import SMALL, newest, read, train
 
-KILLS_PER_RUN = 4
+KILLS_PER_RUN = int(os.environ.get("STORMLIT_KILLS", "4"))
 BUDGET = ("loop.env_steps=96", "loop.warmup_steps=20")
 ATARI = (
     "env.size=32",

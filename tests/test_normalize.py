@@ -43,6 +43,16 @@ def test_percentiles_are_numpy_s(returns: list[float], low: float, high: float) 
     assert scale.bounds.tolist() == pytest.approx(np.percentile(returns, [low, high]).tolist(), abs=tolerance)
 
 
+def test_percentiles_are_torch_s_to_the_bit() -> None:
+    for size in (1, 2, 3, 16, 17, 255, 256, 1000, 1024, 16_384):
+        for low, high in ((5.0, 95.0), (0.0, 100.0), (12.3, 77.7)):
+            for seed in range(5):
+                returns = 10.0 ** (seed - 2) * torch.randn(size, generator=torch.Generator().manual_seed(seed))
+                scale = ReturnNormalizer(low=low, high=high)
+                scale.update(returns)
+                assert torch.equal(scale.bounds, torch.quantile(returns, torch.tensor([low, high]) / 100)), size
+
+
 def test_the_state_survives_a_checkpoint() -> None:
     scale = ReturnNormalizer(decay=0.5)
     scale.update(torch.linspace(0, 100, 101))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from small import assert_distributed_as
 from stormlit.nn.latents import straight_through
-from stormlit.ops.categorical import entropy, one_hot, sample, unimix_log_probs
+from stormlit.ops.categorical import entropy, one_hot, running_sum_by_product, sample, unimix_log_probs
 
 DRAWS = 200_000
 
@@ -53,6 +53,15 @@ def test_the_extreme_uniform_numbers_do_not_draw_impossible_classes(
     probabilities = torch.tensor([0.0, 0.3, 0.3, 0.3, 0.1, 0.0, 0.0])
     monkeypatch.setattr(torch, "rand_like", lambda x: torch.full_like(x, uniform))
     assert int(sample(probabilities.log())) == (1 if uniform == 0.0 else 4)
+
+
+def test_running_sums_by_a_product_are_the_plain_ones_also_in_mixed_precision() -> None:
+    """What CUDA does where results must be the same in every run; in bfloat16 differences would be 1e-3."""
+    probabilities = torch.rand(5, 3, 32, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = running_sum_by_product(probabilities)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, probabilities.cumsum(-1), atol=2e-7, rtol=0)
 
 
 @pytest.mark.parametrize("certain", [0, 3, 7])

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from stormlit import registry
+from stormlit.cli.commands import list_components
 from stormlit.errors import ConfigError
-from stormlit.registry import build, fill, kinds, names, part_class, register, schema
+from stormlit.registry import Option, build, fill, kinds, names, part_class, register, schema
 
 
 class Lamp:
@@ -103,6 +109,82 @@ def test_an_unknown_kind_is_named_with_its_neighbour() -> None:
         names("dor")
 
 
+class Shutter:
+    """A part from outside, all of whose options say what they are."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        slats: Annotated[int, Option("slats of the shutter", low=2, high=90)] = 12,
+        lowest: Annotated[float, Option("its lower edge", below="highest")] = 0.0,
+        highest: float = 1.0,
+        finish: Annotated[Literal["raw", "oiled"], Option("of the wood")] = "oiled",
+        hook: str | None = None,
+    ) -> None:
+        self.slats = slats
+
+
+def test_an_option_is_declared_in_one_place() -> None:
+    """Type, default, range and help are all read from the constructor, of a class nobody else has heard of."""
+    register("shutter", "wooden")(Shutter)
+    declared = registry.options(Shutter)
+    assert [(o.name, o.type, o.default, o.help, o.allowed) for o in declared.values()] == [
+        ("slats", int, 12, "slats of the shutter", "2 to 90"),
+        ("lowest", float, 0.0, "its lower edge", "number"),
+        ("highest", float, 1.0, "", "number"),
+        ("finish", Literal["raw", "oiled"], "oiled", "of the wood", "raw, oiled"),
+        ("hook", str | None, None, "", "text"),
+    ]
+    filled = {"name": "wooden", "slats": 12, "lowest": 0.0, "highest": 1.0, "finish": "oiled", "hook": None}
+    assert fill("shutter", "wooden") == filled
+    assert list_components("shutter").splitlines()[2] == "      slats = 12  slats of the shutter (2 to 90)"
+    assert build("shutter", {"name": "wooden", "slats": 2}, 5).slats == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"slats": 1}, "slats=1 is out of range: expected 2 to 90"),
+        ({"slats": 91}, "slats=91 is out of range: expected 2 to 90"),
+        ({"lowest": 1.0}, "lowest=1.0 must be smaller than hall.shutter.highest=1.0"),
+        ({"lowest": float("nan")}, "lowest=nan is not a finite number"),
+        ({"highest": float("inf")}, "highest=inf is not a finite number"),
+        ({"finish": "painted"}, "finish: Invalid value 'painted', expected one of ['raw', 'oiled']"),
+    ],
+)
+def test_building_checks_what_the_constructor_declares(wrong: dict[str, Any], message: str) -> None:
+    register("shutter", "wooden")(Shutter)
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'hall.shutter.{message}')}$"):
+        build("shutter", {"name": "wooden", **wrong}, 5, key="hall.shutter")
+
+
+def test_a_class_that_is_no_part_is_a_section_of_the_configuration() -> None:
+    """Groups nest, with the defaults that the constructor above gives them, and are built from what comes out."""
+
+    class Window:
+        def __init__(
+            self,
+            *,
+            panes: Annotated[int, Option("glass panes", low=1)] = 2,
+            shutter: Annotated[Mapping[str, Any], Option(group=Shutter)] = {"slats": 5},
+        ) -> None:
+            self.shutter = Shutter(9, **shutter)
+
+    section = registry.settings(Window)
+    tree = dataclasses.asdict(section())
+    shutter = {"slats": 5, "lowest": 0.0, "highest": 1.0, "finish": "oiled", "hook": None}
+    assert tree == {"panes": 2, "shutter": shutter}
+    assert Window(shutter=tree["shutter"]).shutter.slats == 5
+    keys = dict(registry.options_below(section))
+    assert list(keys) == ["panes", *(f"shutter.{name}" for name in shutter)]
+    assert keys["shutter.slats"].help == "slats of the shutter"
+    with pytest.raises(ConfigError, match=r"^shutter\.slats=0 is out of range"):
+        registry.check_values(keys, dict(registry.leaves({"panes": 1, "shutter": {**shutter, "slats": 0}})))
+    with pytest.raises(OmegaConfBaseException):
+        OmegaConf.merge(OmegaConf.structured(section), {"shutter": {"finish": "painted"}})
+
+
 def test_registering_twice_is_refused_for_another_class_only() -> None:
     register("light_source", "lamp")(Lamp)
     with pytest.raises(ValueError, match="light_source 'lamp' is registered twice"):
@@ -111,11 +193,19 @@ def test_registering_twice_is_refused_for_another_class_only() -> None:
     assert part_class("light_source", "lamp") is Lamp and part_class("door", "lamp") is Candle
 
 
-def test_an_option_without_a_default_is_refused() -> None:
+def test_an_option_without_a_type_or_a_default_is_refused() -> None:
     class Torch:
         def __init__(self, *, batteries: int) -> None:
             self.batteries = batteries
 
-    with pytest.raises(ConfigError, match="option 'batteries' of Torch needs a default"):
-        register("light_source", "torch")(Torch)
-    assert "torch" not in names("light_source")
+    class Fire:
+        def __init__(self, *, logs=3) -> None:  # type: ignore[no-untyped-def]
+            self.logs = logs
+
+    for cls, sentence in (
+        (Torch, "option 'batteries' of Torch needs a default, as in 'batteries: int = 1'"),
+        (Fire, "option 'logs' of Fire needs a type, as in 'logs: int = 1'"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{re.escape(sentence)}$"):
+            register("light_source", "another")(cls)
+    assert "another" not in names("light_source")

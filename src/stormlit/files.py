@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: replaced in one step, synced, checked by SHA-256, and read as JSON."""
+"""Files that are there whole or not at all: replaced in one step, synced, checked by SHA-256; and what is in them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import hashlib
 import json
 import math
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from stormlit.errors import CheckpointError
+
+LARGEST_RATIO = 1100  # deflate cannot make less than 1/1032 of anything
 
 
 @contextlib.contextmanager
@@ -81,3 +86,35 @@ def sha256(path: Path) -> str:
     """A file's SHA-256, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def npz_headers(path: Path, most: int | None = None) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and dtype of every array in an ``.npz``, known to be true before ``np.load`` takes memory for one.
+
+    most: bytes an array may have.  Raises ``ValueError`` for anything but plain numbers, for an array that is there
+    twice, and for a size that its bytes do not make up; also raises what ``zipfile`` does for a damaged archive.
+    """
+    headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name, size = member.filename.removesuffix(".npy"), member.file_size
+            if name in headers:
+                raise ValueError(f"it holds an array twice: '{name}'")
+            if size > min(LARGEST_RATIO * path.stat().st_size, most or size):
+                raise ValueError(f"it claims {size:,} bytes of '{name}', more than are read or can be in it")
+            with archive.open(member) as file:
+                is_old = np.lib.format.read_magic(file) == (1, 0)
+                read = np.lib.format.read_array_header_1_0 if is_old else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                if dtype.hasobject or dtype.kind not in "biuf":
+                    raise ValueError(f"'{name}' holds {dtype}, expected plain numbers")
+                check_claim(name, shape, dtype, size - file.tell())
+            headers[name] = shape, dtype
+    return headers
+
+
+def check_claim(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], held: int) -> None:
+    """Raise ``ValueError`` unless an array of this shape takes the ``held`` bytes that are there for it."""
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed != held:
+        raise ValueError(f"it claims '{name}' of shape {shape}, {claimed:,} bytes, but holds {held:,}")

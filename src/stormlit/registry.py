@@ -44,6 +44,7 @@ class Option:
     """What an option is, beside what Python's own syntax says of it.
 
     help: one line.  low, high: smallest and largest value.  below: the option beside it that must be larger.
+    path: whether it names files, so that "~" stands for the home directory.
     part: the kind of part that is chosen here.  group: the class whose options these are; the value is a mapping of
     them, or the settings dataclass itself.  name, type, default: filled in by ``options``.
     """
@@ -52,6 +53,7 @@ class Option:
     low: float = -math.inf
     high: float = math.inf
     below: str = ""
+    path: bool = False
     part: str = ""
     group: type | None = None
     name: str = ""
@@ -74,6 +76,16 @@ class Option:
         if math.inf not in (self.high, -self.low):
             return f"{self.low:g} to {self.high:g}"
         return f"at least {self.low:g}" if self.low > -math.inf else ""
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, in words."""
+        words = names(self.part) if self.part else (True, False) if self.type is bool else self.choices
+        kinds = {int: "whole number", float: "number", str: "text", list: "list"}
+        kind = "path" if self.path else kinds.get(typing.get_origin(self.types[0]) or self.types[0], "")
+        named = ", ".join(str(word).lower() if word in (True, False) else word for word in words)
+        bounds = dataclasses.replace(self, high=math.inf) if self.high >= 10**9 else self  # as good as none
+        return named or bounds.range or kind or "any value"
 
 
 def options(cls: type) -> dict[str, Option]:

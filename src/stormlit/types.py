@@ -14,9 +14,9 @@ One timing rule (STORM's): ``reward[t]`` and ``terminated[t]`` follow ``action[t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -64,8 +64,22 @@ class EnvStep:
     episodes: list[Episode] = field(default_factory=list)
 
 
+class TensorRecord:
+    """A dataclass with slots, whose fields are all tensors."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The fields in their order."""
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """A new record of what ``function`` makes of each field."""
+        return type(self)(*map(function, self.tensors()))
+
+
 @dataclass(slots=True)
-class Batch:
+class Batch(TensorRecord):
     """B windows of T consecutive environment steps.
 
     obs: (B, T, C, Y, X) uint8, a channels-last view of the stored frames.
@@ -81,8 +95,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Copy to ``device``, see ``to_device``."""
-        tensors = (self.obs, self.action, self.reward, self.terminated, self.is_first)
-        return Batch(*(to_device(tensor, device) for tensor in tensors))
+        return self.map(lambda tensor: to_device(tensor, device))
 
     @staticmethod
     def cat(first: Batch, second: Batch) -> Batch:
@@ -91,8 +104,7 @@ class Batch:
 
         # Joined as they are stored, so that the frames stay a channels-last view.
         obs = torch.cat([batch.obs.permute(0, 1, 3, 4, 2) for batch in (first, second)]).permute(0, 1, 4, 2, 3)
-        rest = ("action", "reward", "terminated", "is_first")
-        return Batch(obs, *(torch.cat([getattr(first, name), getattr(second, name)]) for name in rest))
+        return Batch(obs, *map(torch.cat, list(zip(first.tensors(), second.tensors(), strict=True))[1:]))
 
 
 @dataclass(slots=True)
@@ -116,7 +128,7 @@ class OneHots:
 
 
 @dataclass(slots=True)
-class Trajectory:
+class Trajectory(TensorRecord):
     """N imagined rollouts of H steps; state t is what the policy saw before ``action[:, t]``.
 
     latent: (N, H + 1, Z), or one-hots.  hidden: (N, H + 1, D).  action: (N, H) int64.
@@ -134,8 +146,7 @@ class Trajectory:
 
     def clone(self) -> Trajectory:
         """The same in memory of its own."""
-        rest = (self.hidden, self.action, self.reward, self.continuation, self.weight)
-        return Trajectory(self.latent.clone(), *(tensor.clone() for tensor in rest))
+        return self.map(lambda tensor: tensor.clone())
 
 
 @dataclass(slots=True)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import yaml
 
 from stormlit import registry
 from stormlit.config.parts import PART_KEYS, check_part
+from stormlit.config.schema import KEYS, Config
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
 from stormlit.files import write_json
 from stormlit.nn.laws import LAWS
 from stormlit.runs.assembly import make_fabric, player_factory, run_baselines, run_evaluation
-from stormlit.runs.dream_media import write_dream_video
 from stormlit.runs.load import load
+from stormlit.runs.pictures import write_dream_video
 from stormlit.runs.progress import evaluation_bar
 from stormlit.storm.collect import Collector
 from stormlit.storm.dream import dream, dream_length, dream_window
@@ -89,9 +93,11 @@ def list_components(kind: str | None, name: str | None = None) -> str:
         keys = [key for key, part_kind in PART_KEYS.items() if part_kind == shown]
         lines.append(f"{shown}  (chosen by {', '.join(f'{key}=NAME' for key in keys)})")
         for each in [name] if name else registry.names(shown):
-            summary = (registry.part_class(shown, each).__doc__ or "").strip().partition("\n")[0]
-            lines.append(f"  {each:<12} {summary}".rstrip())
-            lines += [f"      {option} = {default!r}" for option, default in registry.schema(shown, each).items()]
+            cls = registry.part_class(shown, each)
+            lines.append(f"  {each:<12} {(cls.__doc__ or '').strip().partition(chr(10))[0]}".rstrip())
+            for option in registry.options(cls).values():
+                told = f"  {option.help}" if option.help else ""
+                lines.append(f"      {option.name} = {_as_word(option.default)}{told} ({option.allowed})")
     return "\n".join(lines)
 
 
@@ -103,3 +109,22 @@ def check_component(kind: str | None, name: str | None) -> str:
         raise ConfigError("\n".join(sentences))
     laws = "".join(f"\n  {law.__doc__}" for law in LAWS.get(kind, ()))
     return f"{kind.replace('_', ' ')} '{name}' holds:{laws}" if laws else f"there are no laws for a {kind} yet"
+
+
+def list_keys(config: Config) -> str:
+    """Every key with its meaning, its value and what it may be, as a table in Markdown."""
+    lines = ["| key | meaning | default | range |", "|---|---|---|---|"]
+    values = dict(registry.leaves(dataclasses.asdict(config)))
+    for key, option in KEYS.items():
+        rows = [(key, option)]
+        if option.part:
+            chosen = registry.part_class(option.part, values[f"{key}.name"])
+            values[key] = values[f"{key}.name"]
+            rows += [(f"{key}.{name}", below) for name, below in registry.options(chosen).items()]
+        lines += [f"| `{k}` | {o.help} | `{_as_word(values[k])}` | {o.allowed} |" for k, o in rows]
+    return "\n".join(lines)
+
+
+def _as_word(value: object) -> str:
+    """A value as it is written in a file, on one line."""
+    return str(yaml.safe_dump(value, default_flow_style=True, width=math.inf)).removesuffix("...\n").strip()

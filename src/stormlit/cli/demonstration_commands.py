@@ -14,8 +14,15 @@ from stormlit.envs import env_facts
 from stormlit.errors import ConfigError
 from stormlit.files import sha256
 from stormlit.runs.load import load
-from stormlit.storm.demonstrations import Demonstration, check_fits, origin_of, read_demonstration, record, write_npz
-from stormlit.storm.demonstrations.data import LARGEST_BYTES
+from stormlit.storm.demonstrations import (
+    LARGEST_BYTES,
+    Demonstration,
+    check_fits,
+    origin_of,
+    read_demonstration,
+    record,
+    write_npz,
+)
 from stormlit.storm.evaluate import Policy, RandomPolicy
 
 

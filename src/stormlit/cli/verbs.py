@@ -154,7 +154,13 @@ def config(arguments: argparse.Namespace) -> None:
     """Print the resolved configuration as YAML."""
     from stormlit.config.compose import compose, to_yaml
 
-    print(to_yaml(compose(*_split(arguments.words))), end="")
+    resolved = compose(*_split(arguments.words))
+    if arguments.keys:
+        from stormlit.cli.commands import list_keys
+
+        print(list_keys(resolved))
+    else:
+        print(to_yaml(resolved), end="")
 
 
 def script(arguments: argparse.Namespace) -> None:
@@ -208,7 +214,9 @@ def _parser() -> argparse.ArgumentParser:
         "name", nargs="?", metavar="NAME", help="only this part, which may be one of yours: MODULE:CLASS"
     )
     listed.add_argument("--check", action="store_true", help="whether it keeps the laws of its kind")
-    verb("config", config).add_argument("words", **configuration)  # type: ignore[arg-type]
+    shown = verb("config", config)
+    shown.add_argument("words", **configuration)  # type: ignore[arg-type]
+    shown.add_argument("--keys", action="store_true", help="as a table of keys, meanings, values and ranges")
     verb("script", script)
     return parser
 

@@ -24,12 +24,12 @@ MANY = 10**12
 class RunSettings:
     """Where a run's files go: ``dir/name/``; the MLflow database is ``dir/mlflow.db``."""
 
-    dir: Annotated[str, Option("folder of all runs")] = "runs"
+    dir: Annotated[str, Option("folder of all runs", path=True)] = "runs"
     name: Annotated[
         str | None, Option("name of its folder; null: from the configuration file, the environment and the seed")
     ] = None
     init_from: Annotated[
-        str | None, Option("a run or checkpoint whose weights a new run begins with; null: random ones")
+        str | None, Option("a run or checkpoint whose weights a new run begins with; null: random ones", path=True)
     ] = None
 
 
@@ -48,11 +48,9 @@ class ReplayPlacement:
 class DemonstrationSettings:
     """Recorded play mixed into what is learned from (the paper's section 5.3)."""
 
-    path: Annotated[Any, Option("a file of `stormlit demos`, or a list of them; null: there are none")] = None
-    batch_size: Annotated[int, Option("windows of demonstrations added to each world-model batch", 0, 10**6)] = 4
-    imagination_batch_size: Annotated[int, Option("contexts of demonstrations added to each imagination", 0, 10**7)] = (
-        256
-    )
+    path: Annotated[Any, Option("a file of `stormlit demos`, or a list of them; null: none", path=True)] = None
+    batch_size: Annotated[int, Option("demonstrated windows added to each world-model batch", 0, 10**6)] = 4
+    imagination_batch_size: Annotated[int, Option("demonstrated contexts added to each imagination", 0, 10**7)] = 256
     timing: Annotated[
         Literal["aligned", "as_published"],
         Option("move actions of the official pickles to the frames they were taken at, or leave them as published"),

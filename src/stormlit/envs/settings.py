@@ -38,7 +38,7 @@ class AtariSettings:
 class EnvSettings:
     """One environment, by Atari game or by Gymnasium id: exactly one of ``game`` and ``id`` is set."""
 
-    game: Annotated[str | None, Option('an Atari game, in CamelCase as in the ids "ALE/<game>-v5"')] = "MsPacman"
+    game: Annotated[str | None, Option("an Atari game, in CamelCase as in MsPacman")] = "MsPacman"
     id: Annotated[
         str | None, Option("any Gymnasium id with uint8 image observations and discrete actions, in place of env.game")
     ] = None

@@ -48,11 +48,14 @@ class ReturnNormalizer(nn.Module):
     def update(self, returns: Tensor) -> Tensor:
         """Take in returns of any shape; return the new scale, a float32 scalar. No host sync."""
         values = returns.detach().float().flatten()
+        # Neither kthvalue, which CUDA has no deterministic form of, nor quantile, which torch 2.11 cannot compile.
+        ordered = values.sort().values
         if self.percentile == "kth":
-            ranks = [max(int(fraction * len(values)), 1) for fraction in self.fractions]
-            bounds = torch.stack([values.kthvalue(rank).values for rank in ranks])
+            bounds = torch.stack([ordered[max(int(part * len(values)), 1) - 1] for part in self.fractions])
         else:
-            bounds = torch.quantile(values, self.quantiles)
+            rank = self.quantiles * (len(values) - 1)
+            below = rank.floor()
+            bounds = torch.lerp(ordered[below.long()], ordered[rank.ceil().long()], rank - below)
         moved = torch.where(self.started, torch.lerp(bounds, self.bounds, self.decay), bounds)
         self.bounds.copy_(moved)
         self.started.fill_(True)

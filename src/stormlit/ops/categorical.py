@@ -44,10 +44,24 @@ def sample_unimix(logits: Tensor, unimix: float) -> Tensor:
 
 def sample_probabilities(probabilities: Tensor) -> Tensor:
     """``sample`` of probabilities instead of their logarithms.  (..., K) float32.  Returns (...,) int64."""
-    cumulative = probabilities.cumsum(dim=-1)
+    cumulative = _running_sum(probabilities)
     # Scaling by the row's total makes rounding of the running sum harmless; uniforms are below 1, so the class exists.
     threshold = torch.rand_like(cumulative[..., :1]) * cumulative[..., -1:]
     return (cumulative <= threshold).sum(dim=-1).clamp_(max=cumulative.shape[-1] - 1)
+
+
+def _running_sum(values: Tensor) -> Tensor:
+    """The running sum over the last axis, in float32."""
+    if values.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return running_sum_by_product(values)  # CUDA's cumsum of floats may differ from run to run, and is refused
+    return values.cumsum(dim=-1)
+
+
+def running_sum_by_product(values: Tensor) -> Tensor:
+    """The same by a matrix product, in float64: neither autocast nor TF32 rounds it.  (..., K) float32."""
+    size = values.shape[-1]
+    triangle = torch.ones(size, size, dtype=torch.float64, device=values.device).triu()
+    return (values.double() @ triangle).float()
 
 
 def one_hot(index: Tensor, classes: int) -> Tensor:

@@ -17,7 +17,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from stormlit.config.schema import Config
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
-from stormlit.nn.fast.compilation import Compiled, full_windows, should_compile
+from stormlit.nn.fast.compilation import Compiled, has_length, should_compile
 from stormlit.runs.memory import keep_freed_memory
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
@@ -47,9 +47,16 @@ def build_training(config: Config, fabric: Fabric) -> Training:
     world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)
     loop, compile = config.loop, should_compile(config.compile, fabric)
     learners = [
-        Learner(fabric, module, name=name, max_nonfinite=loop.max_nonfinite_updates, compile=compile, worth_it=worth_it)
-        for name, module, worth_it in (
-            ("world_model", world_model, full_windows(loop.batch_length)),
+        Learner(
+            fabric,
+            module,
+            name=name,
+            max_nonfinite=loop.max_nonfinite_updates,
+            compile=compile,
+            compile_when=compile_when,
+        )
+        for name, module, compile_when in (
+            ("world_model", world_model, has_length(loop.batch_length)),
             ("agent", agent, None),
         )
     ]
@@ -117,6 +124,8 @@ def make_fabric(config: Config) -> Fabric:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if on_gpu:
         torch.set_float32_matmul_precision("high")
+        # Its gradients with a mask can be NaN (github.com/pytorch/pytorch/issues/196678).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     else:
         keep_freed_memory()
     return fabric
@@ -172,7 +181,7 @@ def imagination(
     rollouts = Imagination(world_model, agent, **dataclasses.asdict(config.imagination))
     if not compile:
         return rollouts
-    compiled = Compiled(rollouts.__call__, "imagination", device, full_windows(rollouts.context_length))
+    compiled = Compiled(rollouts.__call__, "imagination", device, has_length(rollouts.context_length))
     # What a CUDA graph returns is gone with the next one, and the agent's update is one.
     return (lambda context: compiled(context).clone()) if device.type == "cuda" else compiled
 

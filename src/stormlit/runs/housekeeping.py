@@ -14,7 +14,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from stormlit.errors import EnvironmentContractError, EnvironmentCrashError, SaveError
 from stormlit.files import write_json
 from stormlit.runs.assembly import run_evaluation
-from stormlit.runs.dream_media import write_dream_video, write_reconstruction_grid
+from stormlit.runs.pictures import write_dream_video, write_reconstruction_grid
 from stormlit.runs.run import Run
 from stormlit.runs.signals import Stopped
 from stormlit.runs.snapshot import save_or_go_on, save_snapshot

@@ -7,10 +7,9 @@ A checkpoint lists the files it needs, with their sizes and SHA-256, in its ``re
 
 from __future__ import annotations
 
-import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from stormlit.errors import CheckpointError
-from stormlit.files import read_json, replacing, sha256
+from stormlit.files import npz_headers, read_json, replacing, sha256
 from stormlit.runs.checkpoint import VerifiedCheckpoint, check_claims, verify_file
 from stormlit.storm.replay import ReplayBuffer, ReplayRows
 
@@ -78,8 +77,7 @@ class ReplaySegments:
                 continue
             rows = _read(self.folder / segment.name, segment.end - segment.first, replay)
             first, last = next_row - segment.first, min(segment.end, end_row) - segment.first
-            kept = ReplayRows(*(getattr(rows, name)[first:last] for name in ReplayRows.__slots__))
-            replay.restore(kept, segment.first + last)
+            replay.restore(rows.map(itemgetter(slice(first, last))), segment.first + last)
             next_row = segment.first + last
         replay.total_rows = end_row
         if next_row != end_row:
@@ -142,7 +140,7 @@ def _read(path: Path, count: int, replay: ReplayBuffer) -> ReplayRows:
     """The rows of a segment. Nothing is allocated before every array is known to have the size it should."""
     try:
         check_claims(path)
-        claimed = _headers(path)
+        claimed = npz_headers(path)
         for name in ReplayRows.__slots__:
             expected = getattr(replay.storage, name)
             wanted = ((count, *expected.shape[1:]), torch.empty(0, dtype=expected.dtype).numpy().dtype)
@@ -156,17 +154,3 @@ def _read(path: Path, count: int, replay: ReplayBuffer) -> ReplayRows:
         raise
     except Exception as error:  # zip, header and key errors of a damaged file
         raise CheckpointError(f"replay segment {path} is damaged and was refused") from error
-
-
-def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape and dtype of every array of a file; raises ``ValueError`` where its bytes do not make up that shape."""
-    found = {}
-    with zipfile.ZipFile(path) as archive:
-        for name in ReplayRows.__slots__:
-            with archive.open(f"{name}.npy") as file:
-                np.lib.format.read_magic(file)
-                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-                if file.tell() + math.prod(shape) * dtype.itemsize != archive.getinfo(f"{name}.npy").file_size:
-                    raise ValueError(f"{name} does not have the bytes of its shape")
-                found[name] = shape, dtype
-    return found

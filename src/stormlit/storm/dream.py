@@ -92,5 +92,4 @@ def dream_window(replay: ReplayBuffer, length: int, device: torch.device, seed: 
     row = int(sizes.amax(dim=0).argmax())
     inside = steps[episode[row] == sizes[:, row].argmax()]
     stretch = slice(int(inside[0]), int(inside[-1]) + 1)
-    fields = (drawn.obs, drawn.action, drawn.reward, drawn.terminated, drawn.is_first)
-    return Batch(*(tensor[row : row + 1, stretch] for tensor in fields)).to(device)
+    return drawn.map(lambda tensor: tensor[row : row + 1, stretch]).to(device)

@@ -37,7 +37,7 @@ class Learner:
     Whether it is, the device decides and remembers: ``update`` never waits for it, ``check`` does.
 
     name: the prefix of its metrics.  max_nonfinite: skipped steps in a row after which ``check`` raises.
-    compile: whether losses and their derivatives are computed by a compiled function; ``worth_it`` see ``Compiled``.
+    compile: whether losses and their derivatives are computed by a compiled function; ``compile_when`` see ``Compiled``.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Learner:
         name: str,
         max_nonfinite: int,
         compile: bool = False,
-        worth_it: Callable[[Any], bool] | None = None,
+        compile_when: Callable[[Any], bool] | None = None,
     ) -> None:
         self.fabric, self.name, self.max_nonfinite = fabric, name, max_nonfinite
         self.clip_norm = module.optimizer_settings.clip_norm
@@ -63,9 +63,9 @@ class Learner:
         self.module, self.optimizer = fabric.setup(module, optimizer)
         step: Callable[[Any], Losses] = module.training_step
         # With several processes the wrapped module's own is needed, which exchanges gradients.
-        self.losses: Callable[[Any], Losses] = self.module.training_step
+        self.loss_fn: Callable[[Any], Losses] = self.module.training_step
         if compile:
-            self.losses = Compiled(step, f"the {name}'s update", fabric.device, worth_it)
+            self.loss_fn = Compiled(step, f"the {name}'s update", fabric.device, compile_when)
         # Running statistics and return scales, which move in the forward pass.
         self._moving = [buffer for buffer in module.buffers() if buffer.dtype in (torch.float32, torch.bool)]
         # Steps skipped: in a row until now, the most there were in a row, and all there were.
@@ -78,9 +78,11 @@ class Learner:
         try:
             losses, total = self._differentiate(batch)
         except Exception as error:  # a GPU compiles and records the backward pass apart, when it first comes
-            if not (isinstance(self.losses, Compiled) and self.losses.give_up(error)):
+            if not (isinstance(self.loss_fn, Compiled) and self.loss_fn.give_up(error)):
                 raise
             self.optimizer.zero_grad(set_to_none=True)
+            if before is not None:  # or running statistics would move twice
+                self._restore_unless(torch.zeros_like(self.in_a_row, dtype=torch.bool), before)
             losses, total = self._differentiate(batch)
         norm = self.fabric.clip_gradients(
             self.module, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
@@ -103,7 +105,7 @@ class Learner:
     def _differentiate(self, batch: Any) -> tuple[Losses, Tensor]:
         """Losses and their total, whose gradients are then the parameters' ``grad``."""
         with self.fabric.autocast():
-            losses = self.losses(batch)
+            losses = self.loss_fn(batch)
         total = losses.total
         self.fabric.backward(total)
         return losses, total

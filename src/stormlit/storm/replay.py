@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from stormlit.registry import Option
-from stormlit.types import Batch, to_device
+from stormlit.types import Batch, TensorRecord, to_device
 
 
 @dataclass(slots=True)
-class ReplayRows:
+class ReplayRows(TensorRecord):
     """A stretch of consecutive rows of the ring, oldest first; what a checkpoint stores.
 
     obs: (R, N, Y, X, C) uint8.  action: (R, N) int64.  reward: (R, N) float32.  terminated, is_first: (R, N) bool.
@@ -81,12 +81,12 @@ class ReplayBuffer:
     @property
     def nbytes(self) -> int:
         """Memory taken when full, in bytes."""
-        return sum(t.nbytes for t in self._tensors())
+        return sum(t.nbytes for t in self.storage.tensors())
 
     def append(self, obs: Any, action: Any, reward: Any, terminated: Any, is_first: Any) -> None:
         """Store one step of every environment: arrays (N, Y, X, C) uint8 and (N,) each."""
         row = self.total_rows % self.row_capacity
-        for stored, value in zip(self._tensors(), (obs, action, reward, terminated, is_first), strict=True):
+        for stored, value in zip(self.storage.tensors(), (obs, action, reward, terminated, is_first), strict=True):
             stored[row] = to_device(torch.as_tensor(value), self.device)
         self.total_rows += 1
 
@@ -105,7 +105,8 @@ class ReplayBuffer:
         row = (first + age) % self.row_capacity
         index = to_device((row * self.num_envs + (choice % self.num_envs).unsqueeze(1)).flatten(), self.device)
         obs, action, reward, terminated, is_first = (
-            stored.flatten(0, 1).index_select(0, index).unflatten(0, (batch_size, length)) for stored in self._tensors()
+            stored.flatten(0, 1).index_select(0, index).unflatten(0, (batch_size, length))
+            for stored in self.storage.tensors()
         )
         if self.episode_starts == "ignored":
             is_first = torch.zeros_like(is_first)
@@ -119,13 +120,13 @@ class ReplayBuffer:
         if not self.total_rows - self.rows <= start <= end <= self.total_rows:
             raise ValueError(f"rows {start} to {end} are not all in the buffer")
         index = torch.arange(start, end, device=self.device) % self.row_capacity
-        return ReplayRows(*(stored.index_select(0, index).cpu() for stored in self._tensors()))
+        return self.storage.map(lambda stored: stored.index_select(0, index).cpu())
 
     def restore(self, rows: ReplayRows, end: int) -> None:
         """Put back rows that end just before row number ``end``; the next row written is number ``end``."""
         count = rows.obs.shape[0]
         index = torch.arange(end - count, end, device=self.device) % self.row_capacity
-        for stored, value in zip(self._tensors(), _tensors(rows), strict=True):
+        for stored, value in zip(self.storage.tensors(), rows.tensors(), strict=True):
             stored[index] = value.to(self.device)
         self.total_rows = end
 
@@ -136,10 +137,3 @@ class ReplayBuffer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.total_rows = int(state["total_rows"])
         self.generator.set_state(state["generator"])
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return _tensors(self.storage)
-
-
-def _tensors(rows: ReplayRows) -> tuple[Tensor, ...]:
-    return rows.obs, rows.action, rows.reward, rows.terminated, rows.is_first

@@ -54,9 +54,11 @@ class MlflowTracker(Tracker):
         *,
         uri: Annotated[
             str | None,
-            Option("MLflow tracking URI; null: that of MLFLOW_TRACKING_URI, else sqlite:///<run.dir>/mlflow.db"),
+            Option("MLflow tracking URI; null: that of MLFLOW_TRACKING_URI, else the database mlflow.db in run.dir"),
         ] = None,
-        experiment: Annotated[str, Option("MLflow experiment, created when missing")] = EXPERIMENT,
+        experiment: Annotated[
+            str, Option("MLflow experiment; MLFLOW_EXPERIMENT_NAME stands in for the default")
+        ] = EXPERIMENT,
         flush_seconds: Annotated[float, Option("how long points are gathered before they are sent", low=0)] = 10.0,
         system_metrics: Annotated[bool, Option("also record the machine's load, every 10 s")] = False,
     ) -> None:

@@ -14,8 +14,6 @@ from stormlit.errors import ConfigError
 from stormlit.files import write_json
 from stormlit.runs.assembly import launched_by_fabric
 
-AS_CONFIGURED = "as configured"
-
 
 def bench(
     files: Sequence[str], overrides: Sequence[str], groups: Sequence[str], rounds: int, output: Path | None
@@ -32,19 +30,15 @@ def bench(
     output = output or Path(f"bench-{Path(files[-1]).stem if files else 'storm'}.json")
     if not output.resolve().parent.is_dir():
         raise ConfigError(f"--json={output}: the folder {output.parent} does not exist")
+    compared = ["--compare", *groups] if groups else []
+    words = ["stormlit", "bench", *(Path(file).name for file in files), *overrides, "--rounds", str(rounds), *compared]
     results = measure(_settings(files, overrides, groups), rounds)
     text = report(results)
     try:
-        write_json(output, as_json(results, rounds, _command(files, overrides, groups, rounds)))
+        write_json(output, as_json(results, rounds, shlex.join(words)))
     except OSError as error:
         return f"{text}\nnot written to {output}: {error.strerror}"
     return f"{text}\nwritten to {output}"
-
-
-def _command(files: Sequence[str], overrides: Sequence[str], groups: Sequence[str], rounds: int) -> str:
-    compared = ["--compare", *groups] if groups else []
-    words = ["stormlit", "bench", *(Path(file).name for file in files), *overrides, "--rounds", str(rounds), *compared]
-    return shlex.join(words)
 
 
 def _settings(files: Sequence[str], overrides: Sequence[str], groups: Sequence[str]) -> list[tuple[str, Config]]:
@@ -53,16 +47,13 @@ def _settings(files: Sequence[str], overrides: Sequence[str], groups: Sequence[s
         raise ConfigError(f"--compare '{groups[0]}': expected two or more groups of words, such as '' '{groups[0]}'")
     if len(set(groups)) < len(groups):
         raise ConfigError("--compare: expected groups that differ from each other")
-    return [(group or AS_CONFIGURED, compose(*_layers(files, overrides, _words(group)))) for group in (groups or [""])]
-
-
-def _words(group: str) -> list[str]:
-    try:
-        return shlex.split(group)
-    except ValueError as error:
-        raise ConfigError(f"--compare {group!r}: cannot be read as words ({error})") from error
-
-
-def _layers(files: Sequence[str], overrides: Sequence[str], words: Sequence[str]) -> tuple[list[str], list[str]]:
-    further = [word for word in words if "=" not in word]
-    return [*files, *further], [*overrides, *(word for word in words if "=" in word)]
+    settings = []
+    for group in groups or [""]:
+        try:
+            words = shlex.split(group)
+        except ValueError as error:
+            raise ConfigError(f"--compare {group!r}: cannot be read as words ({error})") from error
+        layers = [*files, *(word for word in words if "=" not in word)]
+        config = compose(layers, [*overrides, *(word for word in words if "=" in word)])
+        settings.append((group or "as configured", config))
+    return settings

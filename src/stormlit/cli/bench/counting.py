@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,9 +22,10 @@ SYNCING = frozenset(
         "multinomial",  # checks its probabilities first
     }
 )
-# Views that the schema does not tell.
-RESHAPED = frozenset({"_unsafe_view", "_reshape_alias"})
-ALLOCATIONS = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
+# Views that the schema does not tell, and allocations: these launch nothing.
+SILENT = frozenset(
+    ("_unsafe_view", "_reshape_alias", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+)
 
 
 class OperationCounter(TorchDispatchMode):
@@ -85,28 +85,21 @@ def _name(func: OpOverload) -> str:
 @functools.cache
 def _launches(func: OpOverload) -> bool:
     """Whether an operation computes: it writes a tensor, or returns a new one or a value read from one."""
-    schema = func._schema
+    schema, name = func._schema, _name(func)
     aliases = [returned.alias_info for returned in schema.returns]
-    if _name(func) in RESHAPED or _name(func) in ALLOCATIONS:
+    if name in SILENT or any(alias is not None and not alias.is_write for alias in aliases):
         return False
-    is_view = any(alias is not None and not alias.is_write for alias in aliases)
     makes_tensors = any("Tensor" in str(returned.type) for returned in schema.returns)
-    return not is_view and (makes_tensors or schema.is_mutable or _name(func) in SYNCING)
+    return makes_tensors or schema.is_mutable or name in SYNCING
 
 
 def _syncs(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> bool:
     if name in ("_to_copy", "copy_"):
-        return _blocking_copy(name, args, kwargs, result)
+        source = args[0] if name == "_to_copy" else args[1]
+        waits = source.device.type != "cpu" or not kwargs.get("non_blocking", len(args) > 2 and args[2])
+        return source.device.type != result.device.type and waits
     if name == "repeat_interleave":
         return kwargs.get("output_size") is None
     if name in ("index", "index_put", "index_put_"):
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     return name in SYNCING
-
-
-def _blocking_copy(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor) -> bool:
-    source = args[0] if name == "_to_copy" else args[1]
-    if source.device.type == result.device.type:
-        return False
-    non_blocking = kwargs.get("non_blocking", len(args) > 2 and args[2])
-    return source.device.type != "cpu" or not non_blocking

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from stormlit.cli.bench.counting import OperationCounter
 from stormlit.cli.bench.phases import PHASES, Phases, prepared
 from stormlit.config.schema import Config
+from stormlit.nn.fast.compilation import should_compile
 
 WHOLE = "whole step"
 # Compiling and capturing on a GPU take a few runs of their own.
@@ -35,9 +36,7 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """values: at least one."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
         return cls(median, low, high)
 
 
@@ -54,6 +53,7 @@ class Measured:
     name: str
     config: Config
     precision: str
+    compiled: bool
     device: torch.device
     times_per_env_step: dict[str, float]
     whole_env_steps: int
@@ -116,14 +116,12 @@ def measure(settings: Sequence[tuple[str, Config]], rounds: int) -> list[Measure
         bar = stack.enter_context(tqdm(total=total, desc="prepare", file=sys.stderr, leave=False))
         trainings = [stack.enter_context(prepared(config)) for _, config in settings]
         results = [_describe(name, phases) for (name, _), phases in zip(settings, trainings, strict=True)]
-        estimates = []
         bar.set_description("warm-up")
-        for phases, result in zip(trainings, results, strict=True):
-            estimates.append(_warm_up(phases, result, bar.update))
+        sides = [(p, result, _warm_up(p, result, bar.update)) for p, result in zip(trainings, results, strict=True)]
         for number in range(1, rounds + 1):
             bar.set_description(f"round {number} of {rounds}")
             for phase in (*PHASES, WHOLE):
-                for phases, result, estimate in zip(trainings, results, estimates, strict=True):
+                for phases, result, estimate in sides:
                     runs = runs_a_round(estimate[phase])
                     result.seconds[phase].append(timed(_running(phases, phase), runs, result.device))
                     bar.update()
@@ -145,6 +143,7 @@ def _describe(name: str, phases: Phases) -> Measured:
         name=name,
         config=phases.config,
         precision=training.fabric._precision.precision,
+        compiled=should_compile(phases.config.compile, training.fabric),
         device=training.fabric.device,
         times_per_env_step={phase: phases.times_per_env_step(phase) for phase in PHASES},
         whole_env_steps=phases.whole_env_steps,
@@ -158,8 +157,11 @@ def _warm_up(phases: Phases, result: Measured, advance: Callable[[], object]) ->
         for _ in range(WARM_UP_RUNS[result.device.type]):
             [estimate[phase]] = timed(_running(phases, phase), 1, result.device)
         if phase != WHOLE:
-            if result.device.type == "cuda":
-                result.memory[phase] = _gpu_memory(phases, phase, result.device)
+            if result.device.type == "cuda":  # now, since the rounds reach the peak of the whole process again
+                before = torch.cuda.memory_allocated(result.device)
+                torch.cuda.reset_peak_memory_stats(result.device)
+                phases.run(phase)
+                result.memory[phase] = torch.cuda.max_memory_allocated(result.device) - before
             result.counts[phase] = phases.count(phase)
         advance()
     return estimate
@@ -167,14 +169,6 @@ def _warm_up(phases: Phases, result: Measured, advance: Callable[[], object]) ->
 
 def _running(phases: Phases, phase: str) -> Callable[[], None]:
     return phases.run_whole if phase == WHOLE else lambda: phases.run(phase)
-
-
-def _gpu_memory(phases: Phases, phase: str, device: torch.device) -> int:
-    # The rounds that follow reach the peak of the whole process again.
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    phases.run(phase)
-    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _wait(device: torch.device) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from stormlit.cli.bench.measure import WHOLE, Measured, Spread, peak_memory
 from stormlit.cli.bench.phases import PHASES
 from stormlit.config.compose import to_tree
+from stormlit.nn.fast.compilation import compile_report
 from stormlit.tracking import run_tags
 
 # Of the JSON files, for those who read them.
@@ -33,55 +34,57 @@ def report(results: Sequence[Measured]) -> str:
     return "\n".join([*lines, "", f"peak memory ({kind}): {_mebibytes(peak)}"])
 
 
+def header(step: str, command: str, device: torch.device) -> dict[str, Any]:
+    """What the JSON file of every benchmark begins with.  command: that measures the same again."""
+    made_with = {**run_tags(device), "threads": torch.get_num_threads(), "cpu_cores": os.cpu_count()}
+    return {"schema": SCHEMA, "step": step, "command": command, "made_with": made_with, **compile_report()}
+
+
 def as_json(results: Sequence[Measured], rounds: int, command: str) -> dict[str, Any]:
     """Everything in the report, each setting's configuration, and the operations by name.  Times are in seconds.
 
-    command: that measures the same again.
+    command: see ``header``.
     """
     device = results[0].device
     kind, peak = peak_memory(device)
+    ratios = {
+        _against(results[0], other): {phase: asdict(results[0].ratio(other, phase)) for phase in (*PHASES, WHOLE)}
+        for other in results[1:]
+    }
     return {
-        "schema": SCHEMA,
-        "step": "bench",
-        "command": command,
-        "made_with": {**run_tags(device), "threads": torch.get_num_threads(), "cpu_cores": os.cpu_count()},
+        **header("bench", command, device),
         "rounds": rounds,
         "peak_memory": {"of": kind, "bytes": peak},
         "settings": [_setting(result) for result in results],
-        "ratios": {
-            _against(results[0], other): {
-                phase: dataclasses.asdict(results[0].ratio(other, phase)) for phase in (*PHASES, WHOLE)
-            }
-            for other in results[1:]
-        },
+        "ratios": ratios,
     }
 
 
 def _setting(result: Measured) -> dict[str, Any]:
     phases = {
         phase: {
-            "seconds": dataclasses.asdict(result.spread(phase)),
+            "seconds": asdict(result.spread(phase)),
             "runs": sum(len(one_round) for one_round in result.seconds[phase]),
             "times_per_env_step": result.times_per_env_step[phase],
             "share": result.share(phase),
-            "operations": result.counts[phase].operations.total(),
-            "host_syncs": result.counts[phase].syncs.total(),
-            "operations_by_name": dict(result.counts[phase].operations.most_common()),
+            "operations": counter.operations.total(),
+            "host_syncs": counter.syncs.total(),
+            "operations_by_name": dict(counter.operations.most_common()),
             "memory_bytes": result.memory.get(phase),
         }
-        for phase in PHASES
-    }
-    whole = {
-        "seconds": dataclasses.asdict(result.spread(WHOLE)),
-        "env_steps": result.whole_env_steps,
-        "env_steps_per_second": result.steps_per_second,
+        for phase, counter in result.counts.items()
     }
     return {
         "name": result.name,
         "precision": result.precision,
+        "compiled": result.compiled,
         "config": to_tree(result.config),
         "phases": phases,
-        "whole_step": whole,
+        "whole_step": {
+            "seconds": asdict(result.spread(WHOLE)),
+            "env_steps": result.whole_env_steps,
+            "env_steps_per_second": result.steps_per_second,
+        },
     }
 
 
@@ -124,8 +127,4 @@ def _mebibytes(number: int) -> str:
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns of equal width; the first to the left, the others to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    aligned = (
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in rows
-    )
-    return ["  ".join(row).rstrip() for row in aligned]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from stormlit.errors import DemonstrationError, nearest
+from stormlit.errors import nearest
 
 Timing = Literal["aligned", "as_published"]
 """Of an official pickle: see ``read_official_pickle``."""
-
-LARGEST_BYTES = 4 * 2**30
-"""Bytes of a file and of an array that are read at most: 350,000 frames of 64 x 64."""
 
 
 @dataclass(slots=True)
@@ -72,76 +67,41 @@ SHAPES: Mapping[str, tuple[str, str]] = {
 """dtype and shape of each array of a demonstration."""
 
 
-def check_names(file: Path, found: list[str], expected: list[str]) -> None:
-    """Raise ``DemonstrationError`` naming the first array that is unknown or missing."""
+def check_names(found: Iterable[str], expected: list[str]) -> None:
+    """Raise ``ValueError`` naming the first array that is unknown or missing."""
     for name in found:
         if name not in expected:
-            raise DemonstrationError(
-                f"{file} has an array '{shortened(name)}' that is not known{nearest(name[:80], expected)}; "
-                f"expected {', '.join(expected)}"
+            guess = nearest(name[:80], expected)
+            raise ValueError(
+                f"it has an array '{shortened(name)}' that is not known{guess}; expected {', '.join(expected)}"
             )
     for name in expected:
         if name not in found:
-            raise DemonstrationError(f"{file} has no array '{name}'; expected {', '.join(expected)}")
+            raise ValueError(f"it has no array '{name}'; expected {', '.join(expected)}")
 
 
-def check_size(file: Path, name: str, shape: tuple[int, ...], itemsize: int, held: int) -> None:
-    """Raise ``DemonstrationError`` unless an array that claims ``shape`` takes the ``held`` bytes, and not too many.
-
-    To be called before anything is allocated.
-    """
-    claimed = math.prod(shape) * itemsize
-    if claimed > LARGEST_BYTES:
-        raise DemonstrationError(
-            f"{file} claims '{name}' of shape {shortened(shape)}, more than the "
-            f"{LARGEST_BYTES // 2**30} GiB that are read"
-        )
-    if claimed != held:
-        raise DemonstrationError(
-            f"{file} claims '{name}' of shape {shortened(shape)}, {claimed:,} bytes, but holds {held:,}"
-        )
-
-
-def check_file(file: Path) -> int:
-    """The size of a file in bytes; raises ``DemonstrationError`` for one that cannot be read, or is too large."""
-    try:
-        size = file.stat().st_size
-        if not file.is_file():
-            raise DemonstrationError(f"{file} is not a file; expected a demonstration, .npz or .pkl")
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DemonstrationError(f"the demonstration {file} cannot be read: {reason}") from error
-    if size > LARGEST_BYTES:
-        raise DemonstrationError(f"{file} has {size:,} bytes, more than the {LARGEST_BYTES // 2**30} GiB that are read")
-    return size
-
-
-def check_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise ``DemonstrationError`` for the first array of a wrong type, shape, length or value."""
-    steps = len(arrays["obs"]) if arrays["obs"].ndim else 0
+def check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ``ValueError`` for the first array of a wrong type, shape, length or value."""
+    obs, action, reward = arrays["obs"], arrays["action"], arrays["reward"]
     for name, (dtype, shape) in SHAPES.items():
         array = arrays[name]
-        if array.dtype != dtype or array.ndim != shape.count(",") + (name == "obs"):
-            raise DemonstrationError(
-                f"{file}: '{name}' is {array.dtype} of shape {array.shape}, expected {dtype} of shape {shape}"
-            )
-        if len(array) != steps:
-            raise DemonstrationError(f"{file}: '{name}' has {len(array)} steps where 'obs' has {steps}")
-    if steps == 0 or 0 in arrays["obs"].shape or arrays["obs"].shape[3] not in (1, 3):
-        raise DemonstrationError(
-            f"{file}: 'obs' has shape {arrays['obs'].shape}, expected at least one step of frames with 1 or 3 channels"
-        )
-    if arrays["action"].min() < 0:
-        step = int(arrays["action"].argmin())
-        raise DemonstrationError(f"{file}: 'action' is {arrays['action'][step]} at step {step}, expected 0 or more")
-    if not np.isfinite(arrays["reward"]).all():
-        step = int(np.isfinite(arrays["reward"]).argmin())
-        raise DemonstrationError(
-            f"{file}: 'reward' is {arrays['reward'][step]} at step {step}, expected a finite number"
-        )
+        if array.dtype != dtype or array.ndim != len(shape.split(", ")):
+            raise ValueError(f"'{name}' is {array.dtype} of shape {array.shape}, expected {dtype} of shape {shape}")
+        if len(array) != len(obs):
+            raise ValueError(f"'{name}' has {len(array)} steps where 'obs' has {len(obs)}")
+    if 0 in obs.shape or obs.shape[3] not in (1, 3):
+        raise ValueError(f"'obs' has shape {obs.shape}, expected at least one step of frames with 1 or 3 channels")
+    for name, bad, expected in (
+        ("action", action < 0, "0 or more"),
+        ("reward", ~np.isfinite(reward), "a finite number"),
+    ):
+        if bad.any():
+            step = int(bad.argmax())
+            raise ValueError(f"'{name}' is {arrays[name][step]} at step {step}, expected {expected}")
 
 
-def shortened(value: object) -> str:
-    """What a file says, as part of one sentence."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def shortened(value: object, most: int = 80) -> str:
+    """What a file says, as part of one sentence that can be shown in a terminal."""
+    text = "".join(letter if letter.isprintable() else " " for letter in str(value)[: 4 * most])
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
