@@ -99,9 +99,9 @@ def run_python(words: Sequence[str], log: Path, seconds: float) -> int | None:
             child.terminate()
             with suppress(subprocess.TimeoutExpired):
                 child.wait(GRACE)
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # and what it has started
-        child.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # and what it has started
+            child.wait()
 
 
 def train(given: argparse.Namespace, seconds: float) -> int | None:

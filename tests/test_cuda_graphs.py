@@ -1,4 +1,4 @@
-"""What only a GPU does, stood in for: results that the next graph overwrites, and copies that do not wait."""
+"""Results that the next CUDA graph overwrites: on a CPU a stand-in overwrites them, on a GPU there are real graphs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 import stormlit.runs.assembly
+from small import random_batch, small_agent, small_world_model
+from stormlit.config.compose import compose
+from stormlit.nn.fast.compilation import compile_report
 from stormlit.runs.assembly import imagination
 from stormlit.storm.replay import ReplayBuffer
 from stormlit.types import Batch, Trajectory
@@ -19,6 +22,7 @@ from test_resume import assert_same_run
 from test_training_run import train
 
 CUDA = torch.device("cuda")
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def tensors(result: Any) -> Iterator[Tensor]:
@@ -85,18 +89,30 @@ def test_windows_that_still_grow_are_not_compiled(tmp_path: Path, monkeypatch: p
     assert_same_run(train(tmp_path / "b", "run", *words), tmp_path / "a" / "run")
 
 
-def test_the_replay_buffer_never_waits_for_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    copies: list[tuple[str, bool]] = []
+@ON_GPU
+def test_the_replay_buffer_never_makes_the_host_wait() -> None:
+    buffer = ReplayBuffer(8, 1, (2, 2, 3), device=CUDA, seed=0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(4):
+            buffer.append(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), [1], [0.5], [False], [False])
+        batch = buffer.sample(3, 2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert batch.reward.tolist() == [[0.5, 0.5]] * 3
 
-    def noted(tensor: Tensor, device: torch.device, non_blocking: bool = False) -> Tensor:
-        copies.append((device.type, non_blocking))
-        return tensor
 
-    buffer = ReplayBuffer(8, 1, (2, 2, 3), device=torch.device("cpu"), seed=0)
-    monkeypatch.setattr(buffer, "device", CUDA)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    monkeypatch.setattr(torch.Tensor, "to", noted)
-    for _ in range(4):
-        buffer.append(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), [1], [0.5], [False], [False])
-    assert buffer.sample(3, 2).reward.tolist() == [[0.5, 0.5]] * 3
-    assert copies == [("cuda", True)] * (4 * 5 + 1)
+@ON_GPU
+@pytest.mark.slow
+def test_a_real_graph_is_recorded_and_draws_anew_at_each_replay() -> None:
+    """Imagination's result outlives the next replay, since it is copied."""
+    world_model = small_world_model().to(CUDA)
+    config = compose(["tiny"], ["imagination.context_length=4", "imagination.horizon=6"])
+    rollouts = imagination(config, world_model, small_agent(world_model).to(CUDA), CUDA, compile=True)
+    context = random_batch(64, 4).to(CUDA)
+    skipped = compile_report()["cuda_graphs_skipped"]
+    first, *_, last = [rollouts(context) for _ in range(4)]
+    kept = first.latent.clone()
+    rollouts(context)
+    assert torch.equal(first.latent, kept) and not torch.equal(first.latent, last.latent)
+    assert compile_report()["cuda_graphs_skipped"] == skipped

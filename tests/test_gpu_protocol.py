@@ -60,7 +60,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_every_step_runs_where_little_is_installed(borrowed: str, tmp_path: Path) -> None:
-    steps = ("parity", "bench-fp32", "bench-bf16", "train")
+    steps = ("parity", "bench-bf16", "train")
     first = start(borrowed, tmp_path, "--only", *steps)
     deadline = time.monotonic() + 300
     while not list(tmp_path.glob("runs/protocol-small/checkpoints/step-*/manifest.json")):
@@ -74,7 +74,7 @@ def test_every_step_runs_where_little_is_installed(borrowed: str, tmp_path: Path
     again = start(borrowed, tmp_path, "--only", *steps)
     _, told = again.communicate(timeout=300)
     assert again.returncode == 0, told
-    assert told.count(b"is there already") == 3
+    assert told.count(b"is there already") == 2
     found = results(tmp_path)
     assert found.keys() == set(steps)
     for step, result in found.items():

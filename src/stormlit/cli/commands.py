@@ -101,16 +101,6 @@ def list_components(kind: str | None, name: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def check_component(kind: str | None, name: str | None) -> str:
-    """Hold a part to the laws of its kind; raises ``ConfigError`` with a sentence for each that it does not keep."""
-    if kind is None or name is None:
-        raise ConfigError("--check needs a part: stormlit components KIND NAME --check")
-    if sentences := check_part(kind, name):
-        raise ConfigError("\n".join(sentences))
-    laws = "".join(f"\n  {law.__doc__}" for law in LAWS.get(kind, ()))
-    return f"{kind.replace('_', ' ')} '{name}' holds:{laws}" if laws else f"there are no laws for a {kind} yet"
-
-
 def list_keys(config: Config) -> str:
     """Every key with its meaning, its value and what it may be, as a table in Markdown."""
     lines = ["| key | meaning | default | range |", "|---|---|---|---|"]
@@ -128,3 +118,13 @@ def list_keys(config: Config) -> str:
 def _as_word(value: object) -> str:
     """A value as it is written in a file, on one line."""
     return str(yaml.safe_dump(value, default_flow_style=True, width=math.inf)).removesuffix("...\n").strip()
+
+
+def check_component(kind: str | None, name: str | None) -> str:
+    """Hold a part to the laws of its kind; raises ``ConfigError`` with a sentence for each that it does not keep."""
+    if kind is None or name is None:
+        raise ConfigError("--check needs a part: stormlit components KIND NAME --check")
+    if sentences := check_part(kind, name):
+        raise ConfigError("\n".join(sentences))
+    laws = "".join(f"\n  {law.__doc__}" for law in LAWS.get(kind, ()))
+    return f"{kind.replace('_', ' ')} '{name}' holds:{laws}" if laws else f"there are no laws for a {kind} yet"

@@ -37,7 +37,7 @@ class Learner:
     Whether it is, the device decides and remembers: ``update`` never waits for it, ``check`` does.
 
     name: the prefix of its metrics.  max_nonfinite: skipped steps in a row after which ``check`` raises.
-    compile: whether losses and their derivatives are computed by a compiled function; ``compile_when`` see ``Compiled``.
+    compile: compute losses and their derivatives by a compiled function.  compile_when: see ``Compiled``.
     """
 
     def __init__(
