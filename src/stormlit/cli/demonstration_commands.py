@@ -14,38 +14,30 @@ from stormlit.envs import env_facts
 from stormlit.errors import ConfigError
 from stormlit.files import sha256
 from stormlit.runs.load import load
-from stormlit.storm.demonstrations import (
-    LARGEST_BYTES,
-    Demonstration,
-    check_fits,
-    origin_of,
-    read_demonstration,
-    record,
-    write_npz,
-)
+from stormlit.storm.demonstrations import Demonstration, check_fits, origin_of, read_demonstration, record, write_npz
+from stormlit.storm.demonstrations.data import LARGEST_BYTES, shortened
 from stormlit.storm.evaluate import Policy, RandomPolicy
 
 
 def describe(file: Path) -> str:
     """A demonstration for a person: frames, episodes, returns, actions, and where it comes from."""
     demonstration = read_demonstration(file)
-    origin = demonstration.origin
-    frame = "x".join(str(n) for n in demonstration.obs.shape[1:])
+    origin, obs = demonstration.origin, demonstration.obs
     returns, unfinished = _returns(demonstration)
-    lines = [
-        f"{file}",
-        f"  environment  {origin.env_id or 'unknown'}" + (f", {origin.num_actions} actions" * bool(origin.num_actions)),
-        f"  frames       {len(demonstration):,} of {frame}, {demonstration.obs.nbytes / 2**20:,.1f} MiB",
-        f"  episodes     {len(returns)} complete" + f", returns {_listed(returns)}" * bool(returns),
-        f"  lives lost   {int(demonstration.life_lost.sum())}",
-        f"  actions      {_actions(demonstration)}",
-        f"  SHA-256      {sha256(file)}",
-    ]
-    if unfinished is not None:
-        lines.insert(4, f"               1 not complete at the end of the file, return {unfinished:g}")
-    if origin.policy is not None:
-        lines.insert(2, f"  played by    {origin.policy}")
-    return "\n".join(lines)
+    rows = (
+        (
+            "environment",
+            (origin.env_id or "unknown") + (f", {origin.num_actions} actions" if origin.num_actions else ""),
+        ),
+        ("played by", origin.policy),
+        ("frames", f"{len(obs):,} of {'x'.join(map(str, obs.shape[1:]))}, {obs.nbytes / 2**20:,.1f} MiB"),
+        ("episodes", f"{len(returns)} complete" + (f", returns {_listed(returns)}" if returns else "")),
+        ("", unfinished if unfinished is None else f"1 not complete at the end of the file, return {unfinished:g}"),
+        ("lives lost", int(demonstration.life_lost.sum())),
+        ("actions", _actions(demonstration)),
+        ("SHA-256", sha256(file)),
+    )
+    return "\n".join([str(file), *(f"  {name:<12} {shortened(row, 1000)}" for name, row in rows if row is not None)])
 
 
 def convert(file: Path, output: Path, overrides: Sequence[str]) -> str:
@@ -75,8 +67,7 @@ def record_run(reference: str, root: Path, overrides: Sequence[str], output: Pat
     or of the defaults.
     """
     if reference == "random":
-        config, player = compose([], overrides), None
-        policy = "random"
+        config, player, policy = compose([], overrides), None, "random"
     else:
         trained = load(reference, run_dir=str(root), overrides=tuple(overrides))
         config, player, policy = trained.config, trained.player, f"{trained.directory.name}, {trained.checkpoint.name}"
@@ -109,8 +100,8 @@ def _listed(returns: list[float]) -> str:
 
 def _actions(demonstration: Demonstration) -> str:
     meanings = demonstration.origin.action_meanings
-    actions, counts = np.unique(demonstration.action, return_counts=True)
-    named = [
-        f"{action} ({meanings[action]})" if meanings and action < len(meanings) else str(action) for action in actions
-    ]
-    return ", ".join(f"{name} {count:,}x" for name, count in zip(named[:18], counts[:18], strict=True))
+    shown = []
+    for action, count in zip(*np.unique(demonstration.action, return_counts=True), strict=True):
+        name = f" ({meanings[action]})" if meanings and action < len(meanings) else ""
+        shown.append(f"{action}{name} {count:,}x")
+    return ", ".join(shown[:18])

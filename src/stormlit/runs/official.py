@@ -9,7 +9,7 @@ continuation, so that the sign of the last layer changes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,37 +20,32 @@ from stormlit.errors import CheckpointError
 from stormlit.runs.checkpoint import read_tensors
 
 State = dict[str, Tensor]
-Name = str | Callable[[re.Match[str]], str]
 
-# (pattern of the released name, name here), tried in order
-WORLD_MODEL_NAMES: tuple[tuple[str, Name], ...] = (
+_THEIR_BLOCK = r"storm_transformer\.layer_stack\.(\d+)\."
+_OUR_BLOCK = r"sequence_model.blocks.\1."
+# (pattern of the released name, name here), tried in order; {-N} stands for a layer's number, less N.
+WORLD_MODEL_NAMES: tuple[tuple[str, str], ...] = (
     (r"encoder\.backbone\.(.+)", r"encoder.layers.\1"),
     (r"dist_head\.post_head\.(.+)", r"latent.posterior_head.\1"),
     (r"dist_head\.prior_head\.(.+)", r"latent.prior_head.\1"),
     (r"image_decoder\.backbone\.0\.weight", "decoder.project.weight"),
-    (r"image_decoder\.backbone\.(\d+)\.(.+)", lambda m: f"decoder.layers.{int(m[1]) - 2}.{m[2]}"),
+    (r"image_decoder\.backbone\.(\d+)\.(.+)", r"decoder.layers.{-2}.\2"),
     # The mixer's first linear layer, number 0, is split apart.
-    (r"storm_transformer\.stem\.([134])\.(.+)", lambda m: f"sequence_model.mixer.layers.{int(m[1]) - 1}.{m[2]}"),
+    (r"storm_transformer\.stem\.([134])\.(.+)", r"sequence_model.mixer.layers.{-1}.\2"),
     (r"storm_transformer\.position_encoding\.pos_emb\.weight", "sequence_model.positions.weight"),
     (r"storm_transformer\.layer_norm\.(.+)", r"sequence_model.norm.\1"),
-    (r"storm_transformer\.layer_stack\.(\d+)\.slf_attn\.fc\.(.+)", r"sequence_model.blocks.\1.attention.output.\2"),
-    (
-        r"storm_transformer\.layer_stack\.(\d+)\.slf_attn\.layer_norm\.(.+)",
-        r"sequence_model.blocks.\1.attention_norm.\2",
-    ),
-    (r"storm_transformer\.layer_stack\.(\d+)\.pos_ffn\.w_1\.(.+)", r"sequence_model.blocks.\1.feedforward.0.\2"),
-    (r"storm_transformer\.layer_stack\.(\d+)\.pos_ffn\.w_2\.(.+)", r"sequence_model.blocks.\1.feedforward.2.\2"),
-    (
-        r"storm_transformer\.layer_stack\.(\d+)\.pos_ffn\.layer_norm\.(.+)",
-        r"sequence_model.blocks.\1.feedforward_norm.\2",
-    ),
+    (_THEIR_BLOCK + r"slf_attn\.fc\.(.+)", _OUR_BLOCK + r"attention.output.\2"),
+    (_THEIR_BLOCK + r"slf_attn\.layer_norm\.(.+)", _OUR_BLOCK + r"attention_norm.\2"),
+    (_THEIR_BLOCK + r"pos_ffn\.w_1\.(.+)", _OUR_BLOCK + r"feedforward.0.\2"),
+    (_THEIR_BLOCK + r"pos_ffn\.w_2\.(.+)", _OUR_BLOCK + r"feedforward.2.\2"),
+    (_THEIR_BLOCK + r"pos_ffn\.layer_norm\.(.+)", _OUR_BLOCK + r"feedforward_norm.\2"),
     (r"reward_decoder\.backbone\.(.+)", r"reward_head.hidden.\1"),
     (r"reward_decoder\.head\.(.+)", r"reward_head.output.\1"),
     (r"termination_decoder\.backbone\.(.+)", r"continuation_head.hidden.\1"),
     (r"termination_decoder\.head\.0\.(.+)", r"continuation_head.output.\1"),
 )
 # Three matrices there, one here; the names are in the order of its rows.
-ATTENTION_INPUT = re.compile(r"storm_transformer\.layer_stack\.(\d+)\.slf_attn\.w_(qs|ks|vs)\.weight")
+ATTENTION_INPUT = re.compile(_THEIR_BLOCK + r"slf_attn\.w_(qs|ks|vs)\.weight")
 MIXER_INPUT = "storm_transformer.stem.0.weight"
 
 
@@ -104,7 +99,7 @@ def official_sizes(world_model: State, agent: State) -> OfficialSizes:
         num_actions=mixer.shape[1] - latent_dim,
         latent_dim=latent_dim,
         hidden_dim=hidden_dim,
-        num_layers=_count(world_model, r"storm_transformer\.layer_stack\.(\d+)\."),
+        num_layers=_count(world_model, _THEIR_BLOCK),
         max_length=positions.shape[0],
         agent_hidden_dim=_matrix(agent, "actor.0.weight").shape[0],
         agent_num_layers=_count(agent, r"actor\.(\d+)\.weight") // 3,  # linear, norm and ReLU each
@@ -123,8 +118,8 @@ def world_model_state(official: State) -> State:
             parts = [_matrix(official, name.replace(f"w_{match[2]}.", f"w_{part}.")) for part in ("qs", "ks", "vs")]
             state[f"sequence_model.blocks.{match[1]}.attention.query_key_value.weight"] = torch.cat(parts)
         else:
-            sign = -1.0 if name.startswith("termination_decoder.head.") else 1.0
-            state[_renamed(name, WORLD_MODEL_NAMES)] = tensor if sign > 0 else tensor * sign
+            predicts_end = name.startswith("termination_decoder.head.")
+            state[_renamed(name, WORLD_MODEL_NAMES)] = -tensor if predicts_end else tensor
     return state
 
 
@@ -134,7 +129,7 @@ def agent_state(official: State, own: Mapping[str, Tensor]) -> State:
     own: of a fresh agent; the return scale is not among what the released code saves, and keeps its start.
     """
     last = 3 * (_count(official, r"actor\.(\d+)\.weight") // 3)
-    names: tuple[tuple[str, Name], ...] = (
+    names = (
         (rf"(actor|critic|slow_critic)\.{last}\.(.+)", r"\1.output.\2"),
         (r"(actor|critic|slow_critic)\.(\d+\..+)", r"\1.hidden.\2"),
     )
@@ -142,11 +137,10 @@ def agent_state(official: State, own: Mapping[str, Tensor]) -> State:
     return {**{_renamed(name, names): tensor for name, tensor in official.items()}, **kept}
 
 
-def _renamed(name: str, names: tuple[tuple[str, Name], ...]) -> str:
+def _renamed(name: str, names: tuple[tuple[str, str], ...]) -> str:
     for pattern, own in names:
-        match = re.fullmatch(pattern, name)
-        if match:
-            return own(match) if callable(own) else match.expand(own)
+        if match := re.fullmatch(pattern, name):
+            return re.sub(r"{-(\d)}", lambda less: str(int(match[1]) - int(less[1])), match.expand(own))
     raise CheckpointError(f"the released code has no tensor called '{name}'")
 
 

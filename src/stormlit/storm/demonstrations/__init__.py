@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from stormlit.storm.demonstrations.buffer import DemonstrationBuffer, check_fits
 from stormlit.storm.demonstrations.data import Demonstration, Origin
-from stormlit.storm.demonstrations.files import LARGEST_BYTES, read_demonstration, write_npz
+from stormlit.storm.demonstrations.files import read_demonstration, write_npz
 from stormlit.storm.demonstrations.recording import origin_of, record
 
 __all__ = [
-    "LARGEST_BYTES",
     "Demonstration",
     "DemonstrationBuffer",
     "Origin",

@@ -45,17 +45,17 @@ class DemonstrationBuffer:
         mark_episode_starts: bool,
     ) -> None:
         self.files = list(files)
-        demonstrations = []
-        for file in self.files:
-            demonstrations.append(read_demonstration(file, timing))
-            check_fits(file, demonstrations[-1], settings, envs, shortest)
+        demonstrations = [read_demonstration(file, timing) for file in self.files]
+        for file, demonstration in zip(self.files, demonstrations, strict=True):
+            check_fits(file, demonstration, settings, envs, shortest)
         self.digests = [sha256(file) for file in self.files]
-        rows, columns, channels = envs.obs_shape
         self.steps = sum(len(demonstration) for demonstration in demonstrations)
+        rows, columns, channels = envs.obs_shape
+        shape = (rows, columns, channels)
         self.storage = ReplayBuffer(
             self.steps,
             1,
-            (rows, columns, channels),
+            shape,
             device=device,
             seed=seed,
             episode_starts="marked" if mark_episode_starts else "ignored",

@@ -13,6 +13,9 @@ from stormlit.errors import nearest
 Timing = Literal["aligned", "as_published"]
 """Of an official pickle: see ``read_official_pickle``."""
 
+LARGEST_BYTES = 4 * 2**30
+"""Bytes of a file and of an array that are read at most: 350,000 frames of 64 x 64."""
+
 
 @dataclass(slots=True)
 class Origin:

@@ -16,6 +16,7 @@ import numpy as np
 from stormlit.errors import DemonstrationError
 from stormlit.files import npz_headers, replacing
 from stormlit.storm.demonstrations.data import (
+    LARGEST_BYTES,
     SHAPES,
     Demonstration,
     Origin,
@@ -27,8 +28,6 @@ from stormlit.storm.demonstrations.data import (
 from stormlit.storm.demonstrations.official_pickle import read_official_pickle
 
 FORMAT = 1
-LARGEST_BYTES = 4 * 2**30
-"""Bytes of a file and of an array that are read at most: 350,000 frames of 64 x 64."""
 MOST_METADATA = 2**16  # bytes
 
 
