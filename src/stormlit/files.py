@@ -1,12 +1,17 @@
-"""Files that are there whole or not at all: replaced in one step, synced, checked by SHA-256; and what is in them."""
+"""Files that are there whole or not at all: replaced in one step, synced, checked by SHA-256; and what is in them.
+
+Also the classes in Python files of the user's own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import math
 import os
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from stormlit.errors import CheckpointError
+from stormlit.errors import CheckpointError, ConfigError, nearest
 
 LARGEST_RATIO = 1100  # deflate cannot make less than 1/1032 of anything
 
@@ -118,3 +123,24 @@ def check_claim(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], held: i
     claimed = math.prod(shape) * dtype.itemsize
     if claimed != held:
         raise ValueError(f"it claims '{name}' of shape {shape}, {claimed:,} bytes, but holds {held:,}")
+
+
+def class_in_module(module_name: str, name: str) -> type:
+    """A class of a module that can be imported from the Python path or from the working directory.
+
+    Raises ``ConfigError`` when the module is not there or fails, or has no such class.
+    """
+    sys.path += [] if os.getcwd() in sys.path else [os.getcwd()]  # the console script's path does not have it
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            reason = f"there is no module '{module_name}' in {os.getcwd()} or on the Python path"
+        else:
+            reason = f"{module_name} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(reason) from error
+    found = getattr(module, name, None)
+    if not isinstance(found, type):
+        own = [each for each, cls in vars(module).items() if isinstance(cls, type) and cls.__module__ == module_name]
+        raise ConfigError(f"{module_name} has no class '{name}'{nearest(name, own)}; it has {', '.join(own) or 'none'}")
+    return found

@@ -17,18 +17,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import importlib
 import inspect
 import math
-import os
 import re
-import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from stormlit.errors import ConfigError, nearest
+from stormlit.files import class_in_module
 
 PartClass = TypeVar("PartClass", bound=type)
 
@@ -215,7 +213,9 @@ def part_class(kind: str, name: str, key: str = "") -> type:
     known, where = names(kind), f"{key}={name}: " if key else ""
     if re.fullmatch(r"[\w.]+:\w+", name):
         try:
-            return _imported(kind, *name.split(":"))
+            cls = class_in_module(*name.split(":"))
+            check_class(kind, cls)
+            return cls
         except ConfigError as error:
             raise ConfigError(f"{where}{error}") from error
     if name not in known:
@@ -224,25 +224,6 @@ def part_class(kind: str, name: str, key: str = "") -> type:
             f"choose one of {', '.join(known)}"
         )
     return _parts[kind][name]
-
-
-def _imported(kind: str, module_name: str, name: str) -> type:
-    """A class of a module that can be imported from the Python path or from the working directory."""
-    sys.path += [] if os.getcwd() in sys.path else [os.getcwd()]  # the console script's path does not have it
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            reason = f"there is no module '{module_name}' in {os.getcwd()} or on the Python path"
-        else:
-            reason = f"{module_name} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
-        raise ConfigError(reason) from error
-    found = getattr(module, name, None)
-    if not isinstance(found, type):
-        own = [each for each, cls in vars(module).items() if isinstance(cls, type) and cls.__module__ == module_name]
-        raise ConfigError(f"{module_name} has no class '{name}'{nearest(name, own)}; it has {', '.join(own) or 'none'}")
-    check_class(kind, found)
-    return found
 
 
 def schema(kind: str, name: str) -> dict[str, Any]:
