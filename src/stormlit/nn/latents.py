@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -73,15 +73,6 @@ class CategoricalLatent(nn.Module):
 
 
 def straight_through(hard: Tensor, probabilities: Tensor) -> Tensor:
-    """The value of ``hard`` with the gradient of the probabilities (Bengio et al. 2013).  Both (..., K)."""
-    return _StraightThrough.apply(hard, probabilities)
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hard: Tensor, probabilities: Tensor) -> Tensor:
-        return hard.view_as(hard)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        return None, gradients[0]
+    """The value of ``hard`` with the gradient of the probabilities (Bengio et al. 2013).  Both (..., K) float32."""
+    # The difference is exactly zero. A function of our own would keep PyTorch from caching what it has compiled.
+    return hard + (probabilities - probabilities.detach())
