@@ -40,7 +40,7 @@ def test_info_shows_frames_episodes_and_actions(tmp_path: Path, capsys: pytest.C
 def test_info_of_many_episodes_shows_their_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_npz(catch(12 * 7), tmp_path / "a.npz")
     text = shown(capsys, "info", str(tmp_path / "a.npz"))
-    assert "12 complete" in text and "mean" in text and "not complete" not in text
+    assert "12 complete" in text and "mean" in text and "not complete" not in text and "played by" not in text
 
 
 def test_convert_writes_down_the_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import random
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -181,16 +182,24 @@ def test_files_larger_than_what_is_read_are_refused_unread(tmp_path: Path) -> No
     assert "5,368,709,120 bytes" in refusal(file)
 
 
-def test_only_npz_files_are_written(tmp_path: Path) -> None:
-    with pytest.raises(DemonstrationError, match=r"a\.pkl cannot be written: expected the name of a \.npz file"):
-        write_npz(counted(8), tmp_path / "a.pkl")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes", "told"),
+    [
+        ("a.pkl", {}, "expected the name of a .npz file"),
+        ("file/a.npz", {}, "Not a directory|File exists"),
+        ("a.npz", {"reward": np.full(8, np.inf, np.float32)}, "'reward' is inf at step 0"),
+        ("a.npz", {"origin": Origin(env={"speed": float("nan")})}, "not JSON compliant"),
+    ],
+)
+def test_what_cannot_be_written_is_told(name: str, changes: dict[str, Any], told: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DemonstrationError, match="cannot be written"):
-        write_npz(counted(8), tmp_path / "file" / "a.npz")
+    with pytest.raises(DemonstrationError, match=f"{re.escape(str(tmp_path / name))} cannot be written: .*({told})"):
+        write_npz(counted(8, **changes), tmp_path / name)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_file_says_cannot_move_the_cursor(tmp_path: Path) -> None:
+    assert "\x1b" not in refusal(save(tmp_path / "a.npz", **arrays_of(counted(8), **{"\x1b[2J": np.zeros(8)})))
 
 
 def stored(file: Path) -> Path:

@@ -54,7 +54,7 @@ def write_npz(demonstration: Demonstration, file: Path) -> None:
             raise ValueError("expected the name of a .npz file to write")
         check_arrays(arrays)
         metadata = json.dumps(dataclasses.asdict(demonstration.origin), allow_nan=False).encode()
-        arrays |= {"format": np.asarray(FORMAT, np.int64), "metadata": np.frombuffer(metadata, np.uint8)}
+        arrays = {"format": np.array(FORMAT, np.int64), "metadata": np.frombuffer(metadata, np.uint8), **arrays}
         with replacing(file) as opened:
             np.savez_compressed(opened, allow_pickle=False, **arrays)
     except (OSError, ValueError) as error:
