@@ -244,7 +244,9 @@ def _add_demos(verbs: Any) -> None:
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Configurations, and ``KEY=VALUE`` overrides; in any order."""
-    return [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    from stormlit.config.compose import is_override
+
+    return [word for word in words if not is_override(word)], [word for word in words if is_override(word)]
 
 
 def _overrides(words: Sequence[str]) -> list[str]:
@@ -256,7 +258,9 @@ def _overrides(words: Sequence[str]) -> list[str]:
 
 def _run_root(overrides: Sequence[str]) -> Path:
     """Where runs are looked for: ``run.dir`` of the overrides, else the default."""
-    from stormlit.config.schema import RunSettings
+    from stormlit.config.schema import KEYS
+    from stormlit.config.text import value_of_word
 
     given = [word.partition("=")[2] for word in overrides if word.startswith("run.dir=")]
-    return Path(given[-1] if given else RunSettings.dir).expanduser()
+    option = KEYS["run.dir"]
+    return Path(value_of_word(option, given[-1] if given else option.default, "run.dir"))

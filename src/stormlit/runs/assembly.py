@@ -216,7 +216,7 @@ def build_demonstrations(
     if path is None:
         return None
     return DemonstrationBuffer(
-        [Path(file).expanduser() for file in (path if isinstance(path, list) else [path])],
+        [Path(file) for file in (path if isinstance(path, list) else [path])],
         config.env,
         envs,
         timing=config.demonstrations.timing,

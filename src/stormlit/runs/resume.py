@@ -51,7 +51,7 @@ def train_or_resume(config: Config, files: list[str]) -> None:
 
     Raises ``ConfigError`` when that run was made with another configuration, or is being trained at this moment.
     """
-    directory = RunDirectory(Path(config.run.dir).expanduser() / (config.run.name or plain_name(config, files)))
+    directory = RunDirectory(Path(config.run.dir) / (config.run.name or plain_name(config, files)))
     if config.resume == "auto":
         refuse_if_training(directory)
         if list_checkpoints(directory):
