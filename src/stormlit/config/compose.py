@@ -24,7 +24,7 @@ from stormlit.config.parts import PART_KEYS
 from stormlit.config.schema import KEYS, Config
 from stormlit.config.text import Word, read_word, read_yaml, value_for, value_of_word
 from stormlit.errors import ConfigError, nearest
-from stormlit.registry import Option, fill, leaves, options, part_class
+from stormlit.registry import Option, fill, first_line, leaves, options, part_class
 
 Tree = dict[str, Any]
 
@@ -47,8 +47,8 @@ def compose(files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:
     Raises ``ConfigError`` with one sentence that names the key or file, what was expected and the nearest choice.
     """
     tree = _defaults()
-    for name in files:
-        path, layer = _read(name)
+    for name, following in itertools.zip_longest(files, files[1:], fillvalue="VALUE"):
+        path, layer = _read(name, following)
         _assign(tree, leaves(layer), source=f"{path}: ")
     _assign(tree, itertools.chain.from_iterable(map(_parse, overrides)), source="")
     return _typed(tree)
@@ -62,7 +62,8 @@ def _typed(filled: Tree) -> Config:
     try:
         config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), filled)))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        hint = "; Apple's GPUs are not supported: choose cpu" if filled["accelerator"] == "mps" else ""
+        raise ConfigError(f"{error.full_key}: {first_line(error)}{hint}") from error
     check_ranges(config)
     return config
 
@@ -82,12 +83,12 @@ def _defaults() -> Tree:
     return cast(Tree, OmegaConf.to_container(OmegaConf.structured(Config)))
 
 
-def _read(name: str) -> tuple[Path, Tree]:
+def _read(name: str, following: str) -> tuple[Path, Tree]:
     path = config_folder() / f"{name}.yaml"
     if os.sep in name or name.endswith((".yaml", ".yml")):
         path = Path(name)
     elif is_key(name):
-        raise ConfigError(f"'{name}' is a key: write {name}=VALUE")
+        raise ConfigError(f"'{name}' is a key, not a configuration: write {as_override(name, following)}")
     elif name not in config_names():
         raise ConfigError(
             f"there is no configuration '{name}'{nearest(name, config_names())}; bundled are "
@@ -111,6 +112,12 @@ def is_key(name: str) -> bool:
     return any(f"{key}.".startswith(f"{name}.") for key in KEYS) or name.startswith(
         tuple(f"{key}." for key in PART_KEYS)
     )
+
+
+def as_override(name: str, following: str = "VALUE") -> str:
+    """How to write a key, or one of a group, that was given as ``seed 1`` or ``--seed 1``."""
+    members = [key for key in KEYS if key.startswith(f"{name}.") and name not in PART_KEYS]
+    return f"{members[0]}=VALUE" if members else f"{name}={following}"
 
 
 def is_override(word: str) -> bool:
@@ -139,7 +146,7 @@ def _assign(tree: Tree, assignments: Iterable[tuple[str, Any]], source: str) -> 
                 parent, leaf = _parent(tree, part)
                 fill(PART_KEYS[part], str(value), part)
                 if parent[leaf]["name"] != value:
-                    parent[leaf] = {"name": value}
+                    parent[leaf] = {"name": str(value)}
                 continue
             option = _option(tree, key)
             parent, leaf = _parent(tree, key)

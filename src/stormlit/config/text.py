@@ -123,6 +123,10 @@ def _expanded_path(key: str, path: str) -> str:
 class _Loader(yaml.SafeLoader):
     """YAML's structure, with every single value left as it was typed."""
 
+    yaml_constructors: typing.ClassVar = {  # anything else, such as !!binary, is refused
+        tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (None, "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
+    }
+
     def word(self, node: yaml.Node) -> Word:
         return Word.of(node.value, node.tag.rpartition(":")[2] if node.style is None else "text")
 

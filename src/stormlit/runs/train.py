@@ -262,6 +262,14 @@ def _headline(run: Run) -> str:
             f"loop.env_steps={config.loop.env_steps} is not more than loop.warmup_steps={config.loop.warmup_steps}: "
             f"the random start is shortened to {training.plan.warmup_steps} steps"
         )
+    learning_steps = training.plan.env_steps - training.plan.warmup_steps
+    for key, module in (("world_model", "world model"), ("agent", "agent")):
+        ratio = getattr(config.loop, f"{key}_updates_per_env_step")
+        if ratio * learning_steps < 1:
+            lines.append(
+                f"loop.{key}_updates_per_env_step={ratio:g}: the {module} is never updated in the {learning_steps:,} "
+                "steps after the random start"
+            )
     if fabric.device.type == "cpu" and config.compile is not True:
         lines.append(time_to_come(training))
     return os.linesep.join(lines)
