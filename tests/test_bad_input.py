@@ -70,6 +70,39 @@ def test_references_that_cannot_be_paths(
     assert sentence.startswith(f"no run '{reference}' in {tmp_path}")
 
 
+@pytest.mark.parametrize(
+    ("verb", "words", "told"),
+    [
+        ("resume", "player.context_length=4", "player.context_length=4 is 8 in the run 'run'"),
+        ("resume", "env.size=32 loop.env_steps=99", "another configuration: env.size=32 is 16 in the run 'run'"),
+        (
+            "resume",
+            "world_model.sequence_model=gru",
+            "world_model.sequence_model.name=gru is transformer in the run 'run'",
+        ),
+        ("resume", "run.name=other", "run.name=other: a run keeps its name, and this one is 'run'"),
+        ("eval", "env.size=32", "another configuration: env.size=32 is 16 in the run 'run'"),
+        ("dream", "run.name=other", "run.name=other: a run keeps its name, and this one is 'run'"),
+    ],
+)
+def test_what_a_run_has_learned_with_does_not_change(
+    verb: str, words: str, told: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = refusal(capsys, verb, str(run), "loop.env_steps=14", *words.split())
+    assert told in sentence and "tensor" not in sentence and "loop.env_steps" not in sentence
+
+
+def test_updates_that_never_come_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("loop.warmup_steps=8", "loop.env_steps=12", "evaluation.episodes=1")
+    train(tmp_path, "run", *words, "loop.world_model_updates_per_env_step=0", "loop.agent_updates_per_env_step=0.2")
+    told = capsys.readouterr().out
+    for ratio, module in (
+        ("world_model_updates_per_env_step=0", "world model"),
+        ("agent_updates_per_env_step=0.2", "agent"),
+    ):
+        assert f"loop.{ratio}: the {module} is never updated in the 4 steps after the random start" in told
+
+
 @pytest.mark.parametrize("verb", ["eval", "resume", "dream"])
 def test_a_manifest_nested_without_end(verb: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = newest(run) / "manifest.json"

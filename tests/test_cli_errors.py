@@ -66,7 +66,33 @@ def refused_training(capsys: pytest.CaptureFixture[str], root: Path, *words: str
         ("seed=${nothing}", ["seed", "nothing"]),
         ("world_model.encoder.stem_channels=many", ["world_model.encoder.stem_channels", "many"]),
         ("agent.actor.zero_output=3.5", ["agent.actor.zero_output", "3.5"]),
-        ("evaluation.baselines=random", ["evaluation.baselines"]),
+        ("evaluation.baselines=null", ["evaluation.baselines"]),
+        ("evaluation.baselines=[[random]]", ["evaluation.baselines", "expected one"]),
+        ("tracking.experiment=null", ["tracking.experiment", "None"]),
+        # whole numbers are decimal
+        ("seed=1:30", ["seed", "1:30", "Integer"]),
+        ("seed=0x10", ["seed", "0x10", "Integer"]),
+        (f"seed={'9' * 5000}", ["seed", "999", "Integer"]),
+        # values that are none
+        ("seed=???", ["seed=???", "leaves the value open"]),
+        ("run.name=???", ["run.name=???", "leaves the value open"]),
+        ("run.dir=a${b", ["run.dir", "'${' begins a reference", "${b"]),
+        ("tracking.experiment=a${b", ["tracking.experiment", "'${' begins a reference", "${b"]),
+        ("run.dir=", ["run.dir", "not empty"]),
+        ("run.init_from=", ["run.init_from", "not empty"]),
+        ("demonstrations.path=", ["demonstrations.path", "not empty"]),
+        ("demonstrations.path=[a.npz,'']", ["demonstrations.path", "not empty"]),
+        ("run.dir=~nosuchuser/x", ["run.dir=~nosuchuser/x", "no home directory", "./~nosuchuser/x"]),
+        ("run.init_from=~nosuchuser/x", ["run.init_from=~nosuchuser/x", "no home directory"]),
+        ("world_model.encoder={name: resnt}", ["world_model.encoder=resnt", "did you mean 'resnet'"]),
+        ("world_model.encoder={name: resnet, blok: 3}", ["world_model.encoder.blok", "did you mean 'blocks'"]),
+        ("world_model.encoder={name: resnet", ["world_model.encoder", "cannot be read"]),
+        (f"run.name={'x' * 256}", ["run.name", "256 bytes", "at most 200"]),
+        ("env.id=a:b:c", ["env.id=a:b:c"]),
+        # keys without their equals sign
+        ("seed", ["'seed' is a key", "write seed=VALUE"]),
+        ("env", ["'env' is a key", "write env.game=VALUE"]),
+        ("world_model.encoder.stem_channels", ["is a key", "write world_model.encoder.stem_channels=VALUE"]),
         # choices
         ("precision=fp32", ["precision", "fp32", "32-true", "bf16-mixed", "16-mixed"]),
         ("imagination.start=middle", ["imagination.start", "middle", "prior", "posterior"]),
@@ -109,9 +135,12 @@ def refused_training(capsys: pytest.CaptureFixture[str], root: Path, *words: str
         ("env.id=CartPole-v1", ["env.id=CartPole-v1", "float32", "uint8 images"]),
         # hardware
         ("precision=16-mixed", ["precision=16-mixed", "GPU", "bf16-mixed", "32-true"]),
+        ("accelerator=mps", ["accelerator", "mps", "Apple's GPUs are not supported", "choose cpu"]),
         # configurations
         ("tniy", ["tniy", "did you mean 'tiny'", "quickstart, storm, tiny"]),
         ("nowhere/to/be/found.yaml", ["nowhere/to/be/found.yaml", "does not exist"]),
+        ("nowhere=1/c.yaml", ["the configuration file nowhere=1/c.yaml does not exist"]),
+        ("x" * 300, ["there is no configuration 'xxx"]),
     ],
 )
 def test_bad_words_are_refused(word: str, told: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,6 +177,12 @@ def test_bad_words_are_refused(word: str, told: list[str], tmp_path: Path, capsy
         (b"seed: " + b"[" * 5000 + b"]" * 5000, ["nested too deeply"]),
         (b"seed: 1 #" + b"x" * (1 << 20), ["1,048,576"]),
         (b"env: {game: \x00}", ["readable YAML"]),
+        (b"seed: !!binary aaaa", ["readable YAML"]),
+        (b"seed: ???", ["seed=???", "leaves the value open"]),
+        (b"run: {dir: ''}", ["run.dir", "not empty"]),
+        (b'run: {dir: "a\\0b"}', ["run.dir", "not empty"]),
+        (b"run: {name: [a]}", ["run.name", "expected one"]),
+        (b"evaluation: {baselines: [[random]]}", ["evaluation.baselines", "expected one"]),
     ],
 )
 @pytest.mark.parametrize("verb", ["config", "train"])
@@ -221,6 +256,29 @@ def test_runs_cannot_be_kept_in_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     file = tmp_path / "file"
     file.touch()
     assert "run.dir" in refusal(capsys, "train", *SMALL, f"run.dir={file}")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["train", "--seed", "1"], "--seed is no option but a key: write seed=1"),
+        (["train", "tiny", "--seed=1"], "--seed=1 is no option but a key: write seed=1"),
+        (["train", "--loop.env-steps", "9"], "--loop.env-steps is no option but a key: write loop.env_steps=9"),
+        (["resume", "run", "--env"], "--env is no option but a key: write env.game=VALUE"),
+    ],
+)
+def test_a_key_written_as_an_option_is_answered_with_the_word(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(f"stormlit {words[0]}: error: {hint}\n")
+
+
+def test_a_key_and_its_value_as_two_words_are_answered_with_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, "train", "seed", "1").endswith("write seed=1")
+    assert refusal(capsys, "resume", "run", "seed", "1").endswith("write seed=1")
 
 
 @pytest.mark.parametrize("words", [["trian"], [], ["train", "--epochs", "3"], ["resume"]])

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import operator
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
 from stormlit import registry
+from stormlit.cli.verbs import _parser, _split
 from stormlit.config.compose import compose, to_tree, to_yaml
 from stormlit.config.parts import PART_KEYS
+from stormlit.config.schema import Config
 from stormlit.errors import ConfigError
+
+
+def at(config: Config, key: str) -> object:
+    """The value of a key, of an option of a part too."""
+    return operator.attrgetter(key)(config) if "tracking" not in key else config.tracking[key.partition(".")[2]]
 
 
 def test_every_kind_of_override_works_in_any_order() -> None:
@@ -127,6 +136,124 @@ def test_whole_numbers_may_be_written_as_floats_for_float_keys_only() -> None:
     assert compose([], ["agent.gamma=1"]).agent.gamma == 1.0
     assert isinstance(compose([], ["agent.gamma=1"]).agent.gamma, float)
     assert compose([], ["world_model.optimizer.learning_rate=1e-4"]).world_model.optimizer.learning_rate == 1e-4
+
+
+AS_TYPED = ["my exp #2", "007", "on", "12:30", "1e3", "2024-01-01", "no", "@home", "*star", "a: b", "'quoted'", "[x"]
+
+
+@pytest.mark.parametrize("typed", AS_TYPED)
+@pytest.mark.parametrize("key", ["tracking.experiment", "tracking.uri", "env.id", "run.dir", "run.init_from"])
+def test_text_is_taken_as_typed(key: str, typed: str) -> None:
+    assert at(compose([], [f"{key}={typed}"]), key) == typed
+
+
+def test_a_demonstration_is_a_file_as_typed_or_a_list_of_them() -> None:
+    for typed, path in (
+        ("/data/demo #1.npz", "/data/demo #1.npz"),
+        ("007", "007"),
+        ("[a b.npz, 007, 'c #1.npz']", ["a b.npz", "007", "c #1.npz"]),
+        ("null", None),
+    ):
+        assert compose([], [f"demonstrations.path={typed}"]).demonstrations.path == path
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("tracking: {experiment: 007}", "tracking.experiment", "007"),
+        ("tracking: {experiment: on}", "tracking.experiment", "on"),
+        ("tracking.experiment: 12:30", "tracking.experiment", "12:30"),
+        ("tracking: {experiment: 'my exp #2'}", "tracking.experiment", "my exp #2"),
+        ("run: {name: 2024-01-01}", "run.name", "2024-01-01"),
+        ("run: {name: 1e3}", "run.name", "1e3"),
+        ("run: {name: }", "run.name", None),
+        ("tracking: {uri: ~}", "tracking.uri", None),
+        ("demonstrations: {path: [007, b]}", "demonstrations.path", ["007", "b"]),
+        ("evaluation: {baselines: random}", "evaluation.baselines", ["random"]),
+        ("seed: 010", "seed", 10),
+        ("seed: '5'", "seed", 5),
+        ("loop: {env_steps: 0012}", "loop.env_steps", 12),
+        ("loop: &loop {env_steps: 1e2, batch_size: 7}", "loop.batch_size", 7),
+        ("agent: {gamma: .5}", "agent.gamma", 0.5),
+        ("deterministic: on", "deterministic", True),
+    ],
+)
+def test_a_file_is_read_as_words_are(text: str, key: str, value: object, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    assert at(compose([str(tmp_path / "mine.yaml")]), key) == value
+
+
+def test_whole_numbers_are_decimal() -> None:
+    config = compose([], ["seed=010", "loop.env_steps=0012", "loop.batch_size=1_0", "env.max_episode_steps=1e3"])
+    assert (config.seed, config.loop.env_steps, config.loop.batch_size) == (10, 12, 10)
+    assert config.env.max_episode_steps == 1000
+
+
+def test_a_part_is_written_the_same_way_as_a_word_and_in_a_file() -> None:
+    word = "world_model.encoder={name: resnet, blocks: 3}"
+    assert compose([], [word]) == compose([], ["world_model.encoder=resnet", "world_model.encoder.blocks=3"])
+    assert compose([], ["loop={env_steps: 5, warmup_steps: 2}"]) == compose(
+        [], ["loop.env_steps=5", "loop.warmup_steps=2"]
+    )
+
+
+def test_one_baseline_needs_no_brackets() -> None:
+    assert compose([], ["evaluation.baselines=random"]).evaluation.baselines == ["random"]
+    assert compose([], ["evaluation.baselines=[]"]).evaluation.baselines == []
+
+
+def test_a_tilde_is_the_home_directory_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = compose([], ["run.dir=~/runs", "run.init_from=~/runs/first", "demonstrations.path=[~/a.npz,b.npz]"])
+    assert (config.run.dir, config.run.init_from) == ("/home/me/runs", "/home/me/runs/first")
+    assert config.demonstrations.path == ["/home/me/a.npz", "b.npz"]
+    assert compose([], ["run.dir=./~runs"]).run.dir == "./~runs"
+    assert compose([], ["run.dir={runs}"]).run.dir == "{runs}"
+
+
+def test_the_name_of_a_file_may_have_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps name folders after what they change; whatever is a key stays one."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a=1", "seed=1"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "c.yaml").write_text("seed: 5\n")
+    for words in (["a=1/c.yaml"], ["./seed=1/c.yaml"], [str(tmp_path / "seed=1" / "c.yaml")]):
+        assert compose(*_split(words)).seed == 5
+    assert compose(*_split(["run.init_from=a=1/c.yaml"])).run.init_from == "a=1/c.yaml"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dream RUN -o x.gif run.dir=a",
+        "dream -o x.gif RUN run.dir=a",
+        "dream RUN run.dir=a -o x.gif",
+        "bench tiny --rounds 1 loop.batch_size=4",
+        "bench --rounds 1 tiny loop.batch_size=4",
+        "config --keys tiny seed=1",
+        "config tiny --keys seed=1",
+        "import-official a -o c b seed=1",
+        "import-official -o c a b seed=1",
+        "demos record random -o x.npz env.game=Pong --steps 5 seed=1",
+        "demos convert -o b.npz a.npz env.game=Pong",
+    ],
+)
+def test_words_may_come_before_and_after_options(line: str) -> None:
+    """Every order is understood as the one with all options at the end."""
+    words = shlex.split(line)
+    first = next(index for index, word in enumerate(words) if word.startswith("-"))
+    verbs = 2 if words[0] == "demos" else 1
+    takes = {"-o": 2, "--rounds": 2, "--steps": 2, "--keys": 1}
+    given, positional, index = [], [], verbs
+    while index < len(words):
+        count = takes.get(words[index], 1)
+        (given if words[index] in takes else positional).extend(words[index : index + count])
+        index += count
+    assert first < len(words) and given
+    expected = _parser().parse_args([*words[:verbs], *positional, *given])
+    assert _parser().parse_args(words) == expected
+    every = [*getattr(expected, "words", []), *(getattr(expected, name, None) for name in ("run", "file", "agent"))]
+    assert set(positional) <= {*every, getattr(expected, "world_model", None)}
 
 
 def test_every_part_key_is_chosen_by_one_word() -> None:

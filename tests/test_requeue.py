@@ -71,7 +71,7 @@ def test_what_may_change_on_the_way(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_the_keys_that_may_change_exist_and_are_documented() -> None:
     from stormlit.config.compose import to_tree
     from stormlit.registry import leaves
-    from stormlit.runs.resume import MAY_CHANGE
+    from stormlit.runs.changes import MAY_CHANGE
 
     keys = [key for key, _ in leaves(to_tree(compose()))]
     text = RELIABILITY.read_text()

@@ -33,6 +33,10 @@ class CheckpointError(StormlitError):
     """A run or checkpoint that cannot be found, read, trusted or fitted into the model."""
 
 
+class MisfitError(CheckpointError):
+    """A checkpoint that is whole, of another configuration than the one it is to be used with."""
+
+
 class DemonstrationError(StormlitError):
     """A demonstration that cannot be read, trusted or used with the environment."""
 

@@ -262,9 +262,19 @@ def fill(kind: str, node: str | Mapping[str, Any], key: str = "") -> dict[str, A
         filled = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(settings(cls)), given))
     except OmegaConfBaseException as error:
         option = getattr(error, "full_key", None) or ""
-        raise ConfigError(f"{where}.{option}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{where}.{option}: {first_line(error)}") from error
     check_values(declared, typing.cast(dict[str, Any], filled), f"{where}.")
     return {"name": name, **typing.cast(dict[str, Any], filled)}
+
+
+def first_line(error: Exception) -> str:
+    """What OmegaConf says of a value, without its table of details."""
+    told = str(error).splitlines()[0]
+    return (
+        f"'${{' begins a reference such as ${{seed}}, and {told}"
+        if type(error).__name__ == "GrammarParseError"
+        else told
+    )
 
 
 def build(kind: str, node: str | Mapping[str, Any], *surroundings: Any, key: str = "") -> Any:

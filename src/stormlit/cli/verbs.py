@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -177,15 +178,16 @@ def _parser() -> argparse.ArgumentParser:
         "`stormlit config` lists all keys, `stormlit components` all parts.",
     )
     parser.add_argument("--version", action="version", version=f"stormlit {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND", parser_class=_VerbParser)
 
     def verb(name: str, command: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=command.__doc__, description=command.__doc__)
         added.set_defaults(command=command)
         return added
 
-    configuration = {"nargs": "*", "metavar": "CONFIG|KEY=VALUE", "help": "configurations to layer, then overrides"}
-    overrides = {"nargs": "*", "metavar": "KEY=VALUE", "help": "changes to the run's configuration"}
+    words = {"nargs": "*", "default": []}
+    configuration = {**words, "metavar": "CONFIG|KEY=VALUE", "help": "configurations to layer, then overrides"}
+    overrides = {**words, "metavar": "KEY=VALUE", "help": "changes to the run's configuration"}
     verb("train", train).add_argument("words", **configuration)  # type: ignore[arg-type]
     for name, command in (("resume", resume), ("eval", evaluate), ("dream", dream), ("sync", sync)):
         with_run = verb(name, command)
@@ -221,22 +223,41 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _WordsLast(argparse.ArgumentParser):
-    """Takes KEY=VALUE words behind an option too, which argparse leaves over."""
+class _VerbParser(argparse.ArgumentParser):
+    """Takes words before, between and after options."""
+
+    _intermixed = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        parsed, left = super().parse_known_args(args, namespace)
-        parsed.words += [word for word in left if "=" in word and not word.startswith("-")]
-        return parsed, [word for word in left if "=" not in word or word.startswith("-")]
+        if self._intermixed:
+            return super().parse_known_args(args, namespace)
+        self._intermixed = True  # the method below calls this one
+        try:
+            parsed, left = self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixed = False
+        for word in left:
+            self._refuse_key(word, [*args, "VALUE"][[*args].index(word) + 1])
+        return parsed, left
+
+    def _refuse_key(self, word: str, following: str) -> None:
+        """End with a hint if an unknown option such as ``--seed`` is a key."""
+        from stormlit.config.compose import as_override, is_key
+
+        name, separator, value = word.partition("=")
+        key = name.lstrip("-").replace("-", "_")
+        if word.startswith("--") and is_key(key):
+            self.error(f"{word} is no option but a key: write {as_override(key, value if separator else following)}")
 
 
 def _add_demos(verbs: Any) -> None:
     demos = verbs.add_parser("demos", help="Inspect, convert and record demonstrations.")
-    actions = demos.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_WordsLast)
+    demos._intermixed = True  # its words belong to the parsers below it
+    actions = demos.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_VerbParser)
 
     def action(name: str, command: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = actions.add_parser(name, help=command.__doc__, description=command.__doc__)
-        added.set_defaults(command=command, words=[])
+        added.set_defaults(command=command)
         return added
 
     action("info", demos_info).add_argument("files", nargs="+", metavar="FILE", help="a .npz, or an official pickle")
@@ -245,25 +266,34 @@ def _add_demos(verbs: Any) -> None:
     record.add_argument("run", metavar="RUN|random", help=f"{RUN_HELP}; random: random actions in env.game=NAME")
     record.add_argument("--steps", type=int, default=2048, help="environment steps to record (default 2048)")
     for added in (convert, record):
-        added.add_argument("words", nargs="*", metavar="KEY=VALUE", help="the environment, and other settings")
+        added.add_argument(
+            "words", nargs="*", default=[], metavar="KEY=VALUE", help="the environment, and other settings"
+        )
         added.add_argument("-o", "--output", required=True, metavar="OUT.npz", help="the file to write")
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Configurations, and ``KEY=VALUE`` overrides; in any order."""
-    return [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    from stormlit.config.compose import is_override
+
+    return [word for word in words if not is_override(word)], [word for word in words if is_override(word)]
 
 
 def _overrides(words: Sequence[str]) -> list[str]:
-    for word in words:
+    from stormlit.config.compose import as_override, is_key
+
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue="VALUE"):
         if "=" not in word:
-            raise ConfigError(f"'{word}' is not of the form KEY=VALUE")
+            hint = f": write {as_override(word, following)}" if is_key(word) else ""
+            raise ConfigError(f"'{word}' is not of the form KEY=VALUE{hint}")
     return list(words)
 
 
 def _run_root(overrides: Sequence[str]) -> Path:
     """Where runs are looked for: ``run.dir`` of the overrides, else the default."""
-    from stormlit.config.schema import RunSettings
+    from stormlit.config.schema import KEYS
+    from stormlit.config.text import value_of_word
 
     given = [word.partition("=")[2] for word in overrides if word.startswith("run.dir=")]
-    return Path(given[-1] if given else RunSettings.dir).expanduser()
+    option = KEYS["run.dir"]
+    return Path(value_of_word(option, given[-1] if given else option.default, "run.dir"))

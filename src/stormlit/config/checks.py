@@ -13,6 +13,7 @@ from stormlit.registry import check_values, leaves
 
 # What the trackers of all runs keep in run.dir, SQLite's files beside a database among them.
 MLFLOW_FILES = ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", ".mlflow.lock", "artifacts")
+LONGEST_NAME = 200  # bytes; most file systems take 255, and files are written beside it under longer names
 BASELINES = ("random", "constant")
 
 
@@ -41,6 +42,11 @@ def check_ranges(config: Config) -> None:
         raise ConfigError(
             f"run.name='{config.run.name}' names a folder: use letters, digits, '_', '.', '+' and '-', "
             "and begin with a letter or a digit"
+        )
+    if config.run.name is not None and len(config.run.name.encode()) > LONGEST_NAME:
+        raise ConfigError(
+            f"run.name={config.run.name} has {len(config.run.name.encode())} bytes: a folder's name has at most "
+            f"{LONGEST_NAME}"
         )
     _check_window_fits(config)
     _check_demonstration_files(config.demonstrations.path)

@@ -8,9 +8,9 @@ the last one set clears the other.
 from __future__ import annotations
 
 import dataclasses
-import io
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -21,13 +21,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stormlit.config.checks import check_ranges
 from stormlit.config.parts import PART_KEYS
-from stormlit.config.schema import Config
-from stormlit.config.yaml_limits import check_yaml
+from stormlit.config.schema import KEYS, Config
+from stormlit.config.text import Word, read_word, read_yaml, value_for, value_of_word
 from stormlit.errors import ConfigError, nearest
-from stormlit.registry import Option, fill, leaves, options, part_class
+from stormlit.registry import Option, fill, first_line, leaves, options, part_class
 
 Tree = dict[str, Any]
-TEXT_KEYS = ("run.dir", "run.name", "run.init_from", "env.game", "env.id")
 
 
 def config_folder() -> Path:
@@ -48,10 +47,10 @@ def compose(files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:
     Raises ``ConfigError`` with one sentence that names the key or file, what was expected and the nearest choice.
     """
     tree = _defaults()
-    for name in files:
-        path, layer = _read(name)
+    for name, following in itertools.zip_longest(files, files[1:], fillvalue="VALUE"):
+        path, layer = _read(name, following)
         _assign(tree, leaves(layer), source=f"{path}: ")
-    _assign(tree, [_parse(override) for override in overrides], source="")
+    _assign(tree, itertools.chain.from_iterable(map(_parse, overrides)), source="")
     return _typed(tree)
 
 
@@ -63,7 +62,8 @@ def _typed(filled: Tree) -> Config:
     try:
         config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), filled)))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        hint = "; Apple's GPUs are not supported: choose cpu" if filled["accelerator"] == "mps" else ""
+        raise ConfigError(f"{error.full_key}: {first_line(error)}{hint}") from error
     check_ranges(config)
     return config
 
@@ -83,44 +83,59 @@ def _defaults() -> Tree:
     return cast(Tree, OmegaConf.to_container(OmegaConf.structured(Config)))
 
 
-def _read(name: str) -> tuple[Path, Tree]:
+def _read(name: str, following: str) -> tuple[Path, Tree]:
     path = config_folder() / f"{name}.yaml"
     if os.sep in name or name.endswith((".yaml", ".yml")):
         path = Path(name)
-    elif not path.is_file():
+    elif is_key(name):
+        raise ConfigError(f"'{name}' is a key, not a configuration: write {as_override(name, following)}")
+    elif name not in config_names():
         raise ConfigError(
             f"there is no configuration '{name}'{nearest(name, config_names())}; bundled are "
             f"{', '.join(config_names())}, or give the path of a .yaml file, or KEY=VALUE"
         )
     try:
-        content = path.read_bytes()
-        check_yaml(content)
-        layer = OmegaConf.to_container(OmegaConf.load(io.StringIO(content.decode())))
+        layer = read_yaml(path.read_bytes().decode())
     except FileNotFoundError:
         raise ConfigError(f"the configuration file {path} does not exist") from None
     except RecursionError:
         raise ConfigError(f"{path} is not a readable YAML file: it is nested too deeply") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(layer, dict):
         raise ConfigError(f"{path} must hold a mapping of configuration keys, not a list")
     return path, cast(Tree, layer)
 
 
-def _parse(override: str) -> tuple[str, Any]:
+def is_key(name: str) -> bool:
+    """Whether a name could be a key, or a group of keys."""
+    return any(f"{key}.".startswith(f"{name}.") for key in KEYS) or name.startswith(
+        tuple(f"{key}." for key in PART_KEYS)
+    )
+
+
+def as_override(name: str, following: str = "VALUE") -> str:
+    """How to write a key, or one of a group, that was given as ``seed 1`` or ``--seed 1``."""
+    members = [key for key in KEYS if key.startswith(f"{name}.") and name not in PART_KEYS]
+    return f"{members[0]}=VALUE" if members else f"{name}={following}"
+
+
+def is_override(word: str) -> bool:
+    """Whether a word is ``KEY=VALUE``; the path of a configuration file may have an equals sign too."""
+    key, separator, _ = word.partition("=")
+    return bool(separator) and (is_key(key) or not word.endswith((".yaml", ".yml")))
+
+
+def _parse(override: str) -> Iterator[tuple[str, Any]]:
+    """The keys that a word sets, with what they are set to as it was typed; several where it is a mapping."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"'{override}' is neither a configuration nor of the form KEY=VALUE")
-    if key in TEXT_KEYS and text != "null":
-        return key, text  # a name is what was typed, also when it looks like a number
-    try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise ConfigError(f"{key}: the value '{text}' cannot be read: {' '.join(str(error).split())}") from error
-    return key, cast(Tree, value)["value"]
+    mapping = text.startswith("{") and (key in PART_KEYS or key not in KEYS)
+    yield from leaves({key: read_word(text, key)}) if mapping else [(key, text)]
 
 
-def _assign(tree: Tree, assignments: Any, source: str) -> None:
+def _assign(tree: Tree, assignments: Iterable[tuple[str, Any]], source: str) -> None:
     """Write ``(key, value)`` pairs into the tree: names of parts first, so that the order given does not matter."""
     pairs = [(f"{key}.name" if key in PART_KEYS else key, value) for key, value in assignments]
     names = {f"{key}.name": key for key in PART_KEYS}
@@ -131,14 +146,13 @@ def _assign(tree: Tree, assignments: Any, source: str) -> None:
                 parent, leaf = _parent(tree, part)
                 fill(PART_KEYS[part], str(value), part)
                 if parent[leaf]["name"] != value:
-                    parent[leaf] = {"name": value}
+                    parent[leaf] = {"name": str(value)}
                 continue
             option = _option(tree, key)
             parent, leaf = _parent(tree, key)
-            if isinstance(value, float) and value.is_integer() and int in option.types:
-                value = int(value)  # 1e5
-            parent[leaf] = value
-            if key in ("env.game", "env.id") and value is not None:
+            as_word = isinstance(value, str) and not isinstance(value, Word)
+            parent[leaf] = (value_of_word if as_word else value_for)(option, value, key)
+            if key in ("env.game", "env.id") and parent[leaf] is not None:
                 parent["id" if leaf == "game" else "game"] = None
         except ConfigError as error:
             raise ConfigError(f"{source}{error}") from error

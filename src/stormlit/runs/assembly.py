@@ -91,6 +91,8 @@ def make_fabric(config: Config) -> Fabric:
     Raises ``ConfigError`` when both ask for a different precision or accelerator, or the accelerator is not there.
     """
     accelerator = _agreed("accelerator", config.accelerator)
+    if accelerator not in ("auto", "cpu", "cuda"):  # what `fabric run` was given
+        raise ConfigError(f"accelerator={accelerator} is not supported: choose cpu or cuda")
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"accelerator={accelerator}: this machine has no CUDA device; choose auto or cpu")
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
@@ -225,7 +227,7 @@ def build_demonstrations(
     if path is None:
         return None
     return DemonstrationBuffer(
-        [Path(file).expanduser() for file in (path if isinstance(path, list) else [path])],
+        [Path(file) for file in (path if isinstance(path, list) else [path])],
         config.env,
         envs,
         timing=config.demonstrations.timing,

@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from stormlit.errors import CheckpointError
+from stormlit.errors import CheckpointError, MisfitError
 from stormlit.files import read_json, sha256
 from stormlit.runs.directory import RunDirectory, find_run
 
@@ -199,20 +199,20 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Any], what: str) -> None:
-    """Load a state dict; raises ``CheckpointError`` with the name of the first tensor that does not fit."""
+    """Load a state dict; raises ``MisfitError`` with the name of the first tensor that does not fit."""
     own = module.state_dict()
     for name, tensor in own.items():
         if name not in state:
-            raise CheckpointError(f"the checkpoint is of another configuration: {what} has no tensor '{name}'")
+            raise MisfitError(f"the checkpoint is of another configuration: {what} has no tensor '{name}'")
         found = getattr(state[name], "shape", None)
         if found != tensor.shape:
-            raise CheckpointError(
+            raise MisfitError(
                 f"the checkpoint is of another configuration: {what} tensor '{name}' has shape "
                 f"{tuple(found or ())}, expected {tuple(tensor.shape)}"
             )
     for name in state:
         if name not in own:
-            raise CheckpointError(f"the checkpoint is of another configuration: {what} has no place for '{name}'")
+            raise MisfitError(f"the checkpoint is of another configuration: {what} has no place for '{name}'")
     module.load_state_dict(dict(state))
 
 

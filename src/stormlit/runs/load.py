@@ -8,11 +8,11 @@ from pathlib import Path
 import gymnasium
 import torch
 
-from stormlit.config.compose import compose
 from stormlit.config.schema import Config
 from stormlit.envs import EnvSettings, env_facts
 from stormlit.envs import make_env as make_gymnasium_env
 from stormlit.runs.assembly import build_modules, player_factory
+from stormlit.runs.changes import changed_configuration
 from stormlit.runs.checkpoint import find_checkpoint, load_modules, verify
 from stormlit.runs.directory import RunDirectory
 from stormlit.storm.agent import ActorCritic
@@ -48,10 +48,10 @@ def load(
     """
     directory, checkpoint, _ = find_checkpoint(reference, Path(run_dir).expanduser(), verify)
     folder = checkpoint.folder
-    config = compose([str(folder / "config.yaml")], overrides)
-    facts = env_facts(config.env)
-    world_model, agent = build_modules(config, facts.obs_shape, facts.num_actions)
-    load_modules(checkpoint, world_model, agent)
+    with changed_configuration(folder, directory, overrides) as config:
+        facts = env_facts(config.env)
+        world_model, agent = build_modules(config, facts.obs_shape, facts.num_actions)
+        load_modules(checkpoint, world_model, agent)
     world_model.to(device).eval()
     agent.to(device).eval()
     player = player_factory(config, world_model, agent)(1)

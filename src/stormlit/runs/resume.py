@@ -6,44 +6,22 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from stormlit.config.compose import compose, to_tree
+from stormlit.config.compose import compose
 from stormlit.config.schema import Config
-from stormlit.errors import ConfigError
-from stormlit.registry import leaves
 from stormlit.runs.assembly import make_fabric
+from stormlit.runs.changes import changed_configuration, refuse_other_configuration
 from stormlit.runs.checkpoint import find_checkpoint, list_checkpoints, newest_valid
 from stormlit.runs.directory import RunDirectory, find_run, refuse_if_training
 from stormlit.runs.snapshot import VerifiedSnapshot, verify_snapshot
 from stormlit.runs.train import new_run, plain_name, train_run
-
-# What ``resume=auto`` lets a job script change on the way: where things are, how often something is shown or saved,
-# and the budget, which may grow. Everything else changes what is learned.
-MAY_CHANGE = (
-    "resume",
-    "accelerator",
-    "compile",
-    "env.isolation",
-    "env.step_timeout_seconds",
-    "env.max_restarts",
-    "run.dir",
-    "run.name",
-    "replay.device",
-    "loop.env_steps",
-    "loop.log_every_env_steps",
-    "loop.media_every_env_steps",
-    "loop.max_nonfinite_updates",
-    "evaluation.",
-    "checkpoint.",
-    "tracking.",
-)
 
 
 def resume_run(reference: str, root: Path, overrides: Sequence[str]) -> None:
     """Go on with a run from its newest checkpoint that is whole, or from the one that is named."""
     refuse_if_training(find_run(reference, root)[0])
     directory, snapshot, damaged = find_checkpoint(reference, root, verify_snapshot)
-    config = compose([str(snapshot.checkpoint.folder / "config.yaml")], overrides)
-    _go_on(config, directory, snapshot, damaged)
+    with changed_configuration(snapshot.checkpoint.folder, directory, overrides) as config:
+        _go_on(config, directory, snapshot, damaged)
 
 
 def train_or_resume(config: Config, files: list[str]) -> None:
@@ -51,13 +29,13 @@ def train_or_resume(config: Config, files: list[str]) -> None:
 
     Raises ``ConfigError`` when that run was made with another configuration, or is being trained at this moment.
     """
-    directory = RunDirectory(Path(config.run.dir).expanduser() / (config.run.name or plain_name(config, files)))
+    directory = RunDirectory(Path(config.run.dir) / (config.run.name or plain_name(config, files)))
     if config.resume == "auto":
         refuse_if_training(directory)
         if list_checkpoints(directory):
             snapshot, damaged = newest_valid(directory, verify_snapshot)
             saved = compose([str(snapshot.checkpoint.folder / "config.yaml")])
-            _refuse_other_configuration(saved, config, directory)
+            refuse_other_configuration(saved, config, directory)
             _go_on(config, directory, snapshot, damaged)
             return
     fabric = make_fabric(config)
@@ -75,19 +53,3 @@ def _go_on(config: Config, directory: RunDirectory, snapshot: VerifiedSnapshot, 
         print(f"{directory.name} has taken all its {taken:,} environment steps; go on with loop.env_steps=N, N larger")
         return
     train_run(config, make_fabric(config), directory, snapshot, damaged)
-
-
-def _refuse_other_configuration(saved: Config, given: Config, directory: RunDirectory) -> None:
-    """Raise ``ConfigError`` naming the first key that differs and may not."""
-    before, now = dict(leaves(to_tree(saved))), dict(leaves(to_tree(given)))
-    for key in dict.fromkeys([*now, *before]):
-        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE):
-            raise ConfigError(
-                f"resume=auto: {key}={now.get(key)} is {before.get(key)} in the run '{directory.name}' in "
-                f"{directory.root}, which goes on as it began; give the same value or another run.name"
-            )
-    if given.loop.env_steps < saved.loop.env_steps:
-        raise ConfigError(
-            f"resume=auto: loop.env_steps={given.loop.env_steps} is less than the {saved.loop.env_steps} of the run "
-            f"'{directory.name}' in {directory.root}: it may only grow"
-        )

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric import Fabric
 
 from stormlit.config.compose import to_yaml
-from stormlit.errors import CheckpointError, SaveError
+from stormlit.errors import CheckpointError, MisfitError, SaveError
 from stormlit.files import read_json
 from stormlit.runs.checkpoint import (
     VerifiedCheckpoint,
@@ -159,7 +159,7 @@ def restore_snapshot(run: Run, snapshot: VerifiedSnapshot) -> None:
     try:
         run.load_state_dict(state)
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / name} does not fit this run: {' '.join(str(error).split())}") from error
+        raise MisfitError(f"{folder / name} does not fit this run: {' '.join(str(error).split())}") from error
     run.segments.load(training.replay, snapshot.segments[rows])
     run.saved_at = run.env_steps
 

@@ -50,7 +50,7 @@ def new_run(config: Config, files: list[str], fabric: Fabric) -> tuple[Config, R
         name = config.run.name or (plain_name if config.resume == "auto" else _free_name)(config, files)
     name = fabric.broadcast(name)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
-    directory = RunDirectory(Path(config.run.dir).expanduser() / name)
+    directory = RunDirectory(Path(config.run.dir) / name)
     # A run that died before its first checkpoint has nothing to go on with: it may begin anew.
     if fabric.broadcast(bool(list_checkpoints(directory))):
         raise ConfigError(
@@ -227,7 +227,7 @@ def _free_name(config: Config, files: list[str]) -> str:
     """The plain name, with a number behind it when that is taken."""
     name = plain_name(config, files)
     taken, number = name, 2
-    while list_checkpoints(RunDirectory(Path(config.run.dir).expanduser() / taken)):
+    while list_checkpoints(RunDirectory(Path(config.run.dir) / taken)):
         taken, number = f"{name}-{number}", number + 1
     return taken
 
@@ -262,6 +262,14 @@ def _headline(run: Run) -> str:
             f"loop.env_steps={config.loop.env_steps} is not more than loop.warmup_steps={config.loop.warmup_steps}: "
             f"the random start is shortened to {training.plan.warmup_steps} steps"
         )
+    learning_steps = training.plan.env_steps - training.plan.warmup_steps
+    for key, module in (("world_model", "world model"), ("agent", "agent")):
+        ratio = getattr(config.loop, f"{key}_updates_per_env_step")
+        if ratio * learning_steps < 1:
+            lines.append(
+                f"loop.{key}_updates_per_env_step={ratio:g}: the {module} is never updated in the {learning_steps:,} "
+                "steps after the random start"
+            )
     if fabric.device.type == "cpu" and config.compile is not True:
         lines.append(time_to_come(training))
     return os.linesep.join(lines)

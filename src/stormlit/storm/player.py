@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stormlit.errors import CheckpointError
+from stormlit.errors import MisfitError
 from stormlit.nn.fast.compilation import Compiled
 from stormlit.registry import Option
 from stormlit.storm.agent import ActorCritic
@@ -113,7 +113,7 @@ class Player:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._past_key not in state:
-            raise CheckpointError("player.context is not what the checkpoint's acting context was kept with")
+            raise MisfitError("player.context is not what the checkpoint's acting context was kept with")
         self.past.copy_(state[self._past_key])
         self.action.copy_(state["action"])
         self.length.copy_(torch.tensor(state["length"]))
