@@ -269,12 +269,8 @@ def fill(kind: str, node: str | Mapping[str, Any], key: str = "") -> dict[str, A
 
 def first_line(error: Exception) -> str:
     """What OmegaConf says of a value, without its table of details."""
-    told = str(error).splitlines()[0]
-    return (
-        f"'${{' begins a reference such as ${{seed}}, and {told}"
-        if type(error).__name__ == "GrammarParseError"
-        else told
-    )
+    begins = "'${' begins a reference such as ${seed}, and " if type(error).__name__ == "GrammarParseError" else ""
+    return begins + str(error).splitlines()[0]
 
 
 def build(kind: str, node: str | Mapping[str, Any], *surroundings: Any, key: str = "") -> Any:
