@@ -142,7 +142,7 @@ def test_a_documented_command_is_understood(command: Command) -> None:
     if hasattr(parsed, "words") and not refused:
         files, overrides = _split(parsed.words)
         assert not files or parsed.verb in ("train", "config", "bench")
-        for group in getattr(parsed, "compare", None) or [""]:
+        for group in getattr(parsed, "groups", None) or [""]:
             compose(files, [*overrides, *shlex.split(group)])
 
 

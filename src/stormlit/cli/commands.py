@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from stormlit import registry
+from stormlit.config.compose import compose, to_yaml
 from stormlit.config.parts import PART_KEYS, check_part
 from stormlit.config.schema import KEYS, Config
 from stormlit.envs import VectorEnv
@@ -84,6 +85,17 @@ def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path
     ]
     path = output or trained.directory.media / f"dream-{trained.checkpoint.name}.mp4"
     return f"dream video {write_dream_video(path, seen, envs.action_meanings)}"
+
+
+def components(kind: str | None, name: str | None, check: bool) -> str:
+    """What `stormlit components` prints."""
+    return check_component(kind, name) if check else list_components(kind, name)
+
+
+def show_config(files: Sequence[str], overrides: Sequence[str], keys: bool) -> str:
+    """The resolved configuration, as YAML or as a table of keys."""
+    config = compose(files, overrides)
+    return list_keys(config) if keys else to_yaml(config).rstrip("\n")
 
 
 def list_components(kind: str | None, name: str | None = None) -> str:

@@ -19,6 +19,11 @@ from stormlit.storm.demonstrations.data import LARGEST_BYTES, shortened
 from stormlit.storm.evaluate import Policy, RandomPolicy
 
 
+def describe_all(demonstrations: Sequence[Path]) -> str:
+    """What `stormlit demos info` prints."""
+    return "\n".join(describe(file) for file in demonstrations)
+
+
 def describe(file: Path) -> str:
     """A demonstration for a person: frames, episodes, returns, actions, and where it comes from."""
     demonstration = read_demonstration(file)

@@ -24,6 +24,11 @@ and the word stormlit stands for stormlit's own command. Any other subcommand is
 """
 
 
+def fabric_script() -> str:
+    """The path of the file to give to ``fabric run``."""
+    return str(FABRIC_ENTRY)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (those of the process by default) and return its exit code.
 

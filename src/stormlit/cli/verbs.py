@@ -1,22 +1,154 @@
-"""The command line. Verbs are functions; options are ``KEY=VALUE`` words, so that ``fabric run`` does not eat them."""
+"""The command line. Verbs are a table; options are ``KEY=VALUE`` words, so that ``fabric run`` does not eat them."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stormlit import __version__
 from stormlit.cli.streams import unbreakable_streams
 from stormlit.errors import ConfigError, StormlitError
 from stormlit.runs.signals import Stopped
 
-RUN_HELP = "a run's name, its MLflow run id, or the path of a run or checkpoint"
 BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 2, 3, 130
+
+
+class Verb(NamedTuple):
+    """What a verb calls, ``module:function``, and the arguments it takes besides those of that function's signature.
+
+    The function is given the parsed arguments that it names, the text it returns is printed. ``files`` and
+    ``overrides`` are made from the words (``overrides`` alone takes no files), ``root`` is where runs are looked for.
+    """
+
+    target: str
+    help: str
+    arguments: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
+
+
+def _argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return names, options
+
+
+RUN = _argument("reference", metavar="RUN", help="a run's name, its MLflow run id, or the path of a run or checkpoint")
+LAYERS = _argument(
+    "words", nargs="*", default=[], metavar="CONFIG|KEY=VALUE", help="configurations to layer, then overrides"
+)
+WORDS = _argument("words", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the configuration")
+DEMONSTRATION = "a .npz, or an official pickle"
+
+VERBS = {
+    "train": Verb(
+        "stormlit.runs.resume:train_or_resume",
+        "Train from scratch, or with resume=auto go on with the run of that name.",
+        (LAYERS,),
+    ),
+    "resume": Verb(
+        "stormlit.runs.resume:resume_run",
+        "Go on with a run from its newest checkpoint, in the same MLflow run.",
+        (RUN, WORDS),
+    ),
+    "eval": Verb(
+        "stormlit.cli.commands:evaluate_run", "Play whole episodes with a run and print every return.", (RUN, WORDS)
+    ),
+    "dream": Verb(
+        "stormlit.cli.commands:dream_run",
+        "Write a video of real, reconstructed and imagined frames.",
+        (
+            RUN,
+            WORDS,
+            _argument("-o", "--output", type=Path, help="video file (.mp4 or .gif); default: in the run's media"),
+            _argument("--dreams", type=int, default=4, help="how many dreams to show (default 4)"),
+        ),
+    ),
+    "sync": Verb(
+        "stormlit.runs.sync:sync_run",
+        "Send the metrics and files that a run's tracking server has missed.",
+        (RUN, WORDS),
+    ),
+    "bench": Verb(
+        "stormlit.cli.bench.command:bench",
+        "Time every phase of training, and count what it launches.",
+        (
+            LAYERS,
+            _argument("--rounds", type=int, default=5, help="how often each phase is measured (default 5)"),
+            _argument(
+                "--json",
+                dest="output",
+                type=Path,
+                metavar="FILE",
+                help="where to write the numbers; default: bench-CONFIG.json",
+            ),
+            _argument(
+                "--compare",
+                dest="groups",
+                nargs="+",
+                default=[],
+                metavar="WORDS",
+                help="two or more groups of further words, each in quotes, measured side by side",
+            ),
+        ),
+    ),
+    "import-official": Verb(
+        "stormlit.runs.import_official:import_official",
+        "Turn a checkpoint of the public implementation into an ordinary run.",
+        (
+            _argument("world_model_file", type=Path, metavar="WORLD_MODEL.pth", help="the world model's state dict"),
+            _argument("agent_file", type=Path, metavar="AGENT.pth", help="the agent's state dict"),
+            WORDS,
+            _argument("-o", "--output", type=Path, required=True, help="folder of the run to write"),
+        ),
+    ),
+    "components": Verb(
+        "stormlit.cli.commands:components",
+        "List every registered part with its options and defaults, or check one.",
+        (
+            _argument("kind", nargs="?", metavar="KIND", help="only parts of this kind"),
+            _argument("name", nargs="?", metavar="NAME", help="only this part, which may be yours: MODULE:CLASS"),
+            _argument("--check", action="store_true", help="whether it keeps the laws of its kind"),
+        ),
+    ),
+    "config": Verb(
+        "stormlit.cli.commands:show_config",
+        "Print the resolved configuration as YAML.",
+        (
+            LAYERS,
+            _argument("--keys", action="store_true", help="as a table of keys, meanings, values and ranges"),
+        ),
+    ),
+    "script": Verb(
+        "stormlit.cli.lightning_command:fabric_script", "Print the path of the file to give to `fabric run`.", ()
+    ),
+}
+_OUTPUT = _argument("-o", "--output", type=Path, required=True, metavar="OUT.npz", help="the file to write")
+DEMOS = {
+    "info": Verb(
+        "stormlit.cli.demonstration_commands:describe_all",
+        "Show what is in demonstrations: frames, episodes, returns, actions.",
+        (_argument("demonstrations", type=Path, nargs="+", metavar="FILE", help=DEMONSTRATION),),
+    ),
+    "convert": Verb(
+        "stormlit.cli.demonstration_commands:convert",
+        "Write a demonstration in stormlit's own format, with env.game=NAME as that game's.",
+        (_argument("file", type=Path, metavar="FILE", help=DEMONSTRATION), WORDS, _OUTPUT),
+    ),
+    "record": Verb(
+        "stormlit.cli.demonstration_commands:record_run",
+        "Record a trained run, or random play, as a demonstration.",
+        (
+            _argument("reference", metavar="RUN|random", help="a run, or random: random actions in env.game=NAME"),
+            WORDS,
+            _OUTPUT,
+            _argument("--steps", type=int, default=2048, help="environment steps to record (default 2048)"),
+        ),
+    ),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,16 +167,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.flush()
         if output.error is not None and not isinstance(output.error, BrokenPipeError):
             # A reader such as `head` may have seen enough; anything else is worth a word.
-            print(f"stormlit: the output could not be written ({_reason(output.error)})", file=sys.stderr)
+            reason = getattr(output.error, "strerror", None) or output.error
+            print(f"stormlit: the output could not be written ({reason})", file=sys.stderr)
             if code == 0 and parsed.verb not in ("train", "resume"):  # what those are asked for is on the disk
                 code = NOT_WRITTEN
     return code
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    command: Callable[[argparse.Namespace], None] = parsed.command
     try:
-        command(parsed)
+        text = _call(parsed)
+        if text is not None:
+            print(text)
     except StormlitError as error:
         # Each of several processes finds the same input wrong.
         if error.exit_code != BAD_INPUT or os.environ.get("LOCAL_RANK", "0") == "0":
@@ -59,116 +193,20 @@ def _run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
-
-
-def train(arguments: argparse.Namespace) -> None:
-    """Train from scratch, or with resume=auto go on with the run of that name."""
-    from stormlit.config.compose import compose
-    from stormlit.runs.resume import train_or_resume
-
-    files, overrides = _split(arguments.words)
-    train_or_resume(compose(files, overrides), files)
-
-
-def resume(arguments: argparse.Namespace) -> None:
-    """Go on with a run from its newest checkpoint, in the same MLflow run."""
-    from stormlit.runs.resume import resume_run
-
-    overrides = _overrides(arguments.words)
-    resume_run(arguments.run, _run_root(overrides), overrides)
-
-
-def evaluate(arguments: argparse.Namespace) -> None:
-    """Play whole episodes with a trained run and print every return."""
-    from stormlit.cli.commands import evaluate_run
-
-    overrides = _overrides(arguments.words)
-    print(evaluate_run(arguments.run, _run_root(overrides), overrides))
-
-
-def dream(arguments: argparse.Namespace) -> None:
-    """Write a video of real, reconstructed and imagined frames."""
-    from stormlit.cli.commands import dream_run
-
-    overrides = _overrides(arguments.words)
-    output = Path(arguments.output) if arguments.output else None
-    print(dream_run(arguments.run, _run_root(overrides), overrides, output, arguments.dreams))
-
-
-def bench(arguments: argparse.Namespace) -> None:
-    """Time every phase of training, and count what it launches."""
-    from stormlit.cli.bench.command import bench as measure
-
-    output = Path(arguments.json) if arguments.json else None
-    print(measure(*_split(arguments.words), arguments.compare, arguments.rounds, output))
-
-
-def sync(arguments: argparse.Namespace) -> None:
-    """Send the metrics and files that a run's tracking server has missed."""
-    from stormlit.runs.sync import sync_run
-
-    overrides = _overrides(arguments.words)
-    print(sync_run(arguments.run, _run_root(overrides), overrides))
-
-
-def import_official(arguments: argparse.Namespace) -> None:
-    """Turn a checkpoint of the public implementation into an ordinary run."""
-    from stormlit.runs.import_official import import_official as convert
-
-    overrides = _overrides(arguments.words)
-    print(convert(Path(arguments.world_model), Path(arguments.agent), overrides, Path(arguments.output)))
-
-
-def demos_info(arguments: argparse.Namespace) -> None:
-    """Show what is in demonstrations: frames, episodes, returns, actions."""
-    from stormlit.cli.demonstration_commands import describe
-
-    for file in arguments.files:
-        print(describe(Path(file)))
-
-
-def demos_convert(arguments: argparse.Namespace) -> None:
-    """Write a demonstration in stormlit's own format, with env.game=NAME as that game's."""
-    from stormlit.cli.demonstration_commands import convert
-
-    print(convert(Path(arguments.file), Path(arguments.output), _overrides(arguments.words)))
-
-
-def demos_record(arguments: argparse.Namespace) -> None:
-    """Record a trained run, or random play, as a demonstration."""
-    from stormlit.cli.demonstration_commands import record_run
-
-    overrides = _overrides(arguments.words)
-    print(record_run(arguments.run, _run_root(overrides), overrides, Path(arguments.output), arguments.steps))
-
-
-def components(arguments: argparse.Namespace) -> None:
-    """List every registered part with its options and defaults, or check one."""
-    from stormlit.cli.commands import check_component, list_components
-
-    print((check_component if arguments.check else list_components)(arguments.kind, arguments.name))
-
-
-def config(arguments: argparse.Namespace) -> None:
-    """Print the resolved configuration as YAML."""
-    from stormlit.config.compose import compose, to_yaml
-
-    resolved = compose(*_split(arguments.words))
-    if arguments.keys:
-        from stormlit.cli.commands import list_keys
-
-        print(list_keys(resolved))
-    else:
-        print(to_yaml(resolved), end="")
-
-
-def script(arguments: argparse.Namespace) -> None:
-    """Print the path of the file to give to ``fabric run``."""
-    from stormlit.cli.lightning_command import FABRIC_ENTRY
-
-    print(FABRIC_ENTRY)
+def _call(parsed: argparse.Namespace) -> str | None:
+    """Call a verb's function with the arguments that its signature names."""
+    module, _, name = parsed.target.partition(":")
+    function = getattr(importlib.import_module(module), name)  # PyTorch takes seconds, which --help does not wait for
+    wanted = inspect.signature(function).parameters
+    given = vars(parsed)
+    if "files" in wanted:
+        given["files"], given["overrides"] = _split(parsed.words)
+    elif "overrides" in wanted:
+        given["overrides"] = _overrides(parsed.words)
+    if "root" in wanted:
+        given["root"] = _run_root(given["overrides"])
+    result: str | None = function(**{name: given[name] for name in wanted})
+    return result
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -179,48 +217,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"stormlit {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND", parser_class=_VerbParser)
-
-    def verb(name: str, command: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=command.__doc__, description=command.__doc__)
-        added.set_defaults(command=command)
-        return added
-
-    words = {"nargs": "*", "default": []}
-    configuration = {**words, "metavar": "CONFIG|KEY=VALUE", "help": "configurations to layer, then overrides"}
-    overrides = {**words, "metavar": "KEY=VALUE", "help": "changes to the run's configuration"}
-    verb("train", train).add_argument("words", **configuration)  # type: ignore[arg-type]
-    for name, command in (("resume", resume), ("eval", evaluate), ("dream", dream), ("sync", sync)):
-        with_run = verb(name, command)
-        with_run.add_argument("run", metavar="RUN", help=RUN_HELP)
-        with_run.add_argument("words", **overrides)  # type: ignore[arg-type]
-        if name == "dream":
-            with_run.add_argument(
-                "-o", "--output", help="video file (.mp4 or .gif); default: in the run's media folder"
-            )
-            with_run.add_argument("--dreams", type=int, default=4, help="how many dreams to show (default 4)")
-    benched = verb("bench", bench)
-    benched.add_argument("words", **configuration)  # type: ignore[arg-type]
-    benched.add_argument("--rounds", type=int, default=5, help="how often each phase is measured (default 5)")
-    benched.add_argument("--json", metavar="FILE", help="where to write the numbers; default: bench-CONFIG.json")
-    compared = "two or more groups of further words, each in quotes, measured side by side"
-    benched.add_argument("--compare", nargs="+", default=[], metavar="WORDS", help=compared)
-    imported = verb("import-official", import_official)
-    imported.add_argument("world_model", metavar="WORLD_MODEL.pth", help="the released world model's state dict")
-    imported.add_argument("agent", metavar="AGENT.pth", help="the released agent's state dict")
-    imported.add_argument("words", **overrides)  # type: ignore[arg-type]
-    imported.add_argument("-o", "--output", required=True, help="folder of the run to write")
-    _add_demos(verbs)
-    listed = verb("components", components)
-    listed.add_argument("kind", nargs="?", metavar="KIND", help="only parts of this kind")
-    listed.add_argument(
-        "name", nargs="?", metavar="NAME", help="only this part, which may be one of yours: MODULE:CLASS"
-    )
-    listed.add_argument("--check", action="store_true", help="whether it keeps the laws of its kind")
-    shown = verb("config", config)
-    shown.add_argument("words", **configuration)  # type: ignore[arg-type]
-    shown.add_argument("--keys", action="store_true", help="as a table of keys, meanings, values and ranges")
-    verb("script", script)
+    _add(verbs, VERBS)
+    demos = verbs.add_parser("demos", help="Inspect, convert and record demonstrations.")
+    demos._intermixed = True  # its words belong to the parsers below it
+    _add(demos.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_VerbParser), DEMOS)
     return parser
+
+
+def _add(parsers: Any, verbs: dict[str, Verb]) -> None:
+    for name, verb in verbs.items():
+        added = parsers.add_parser(name, help=verb.help, description=verb.help)
+        added.set_defaults(target=verb.target)
+        for names, options in verb.arguments:
+            added.add_argument(*names, **options)
 
 
 class _VerbParser(argparse.ArgumentParser):
@@ -248,28 +257,6 @@ class _VerbParser(argparse.ArgumentParser):
         key = name.lstrip("-").replace("-", "_")
         if word.startswith("--") and is_key(key):
             self.error(f"{word} is no option but a key: write {as_override(key, value if separator else following)}")
-
-
-def _add_demos(verbs: Any) -> None:
-    demos = verbs.add_parser("demos", help="Inspect, convert and record demonstrations.")
-    demos._intermixed = True  # its words belong to the parsers below it
-    actions = demos.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_VerbParser)
-
-    def action(name: str, command: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = actions.add_parser(name, help=command.__doc__, description=command.__doc__)
-        added.set_defaults(command=command)
-        return added
-
-    action("info", demos_info).add_argument("files", nargs="+", metavar="FILE", help="a .npz, or an official pickle")
-    convert, record = action("convert", demos_convert), action("record", demos_record)
-    convert.add_argument("file", metavar="FILE", help="a .npz, or an official pickle")
-    record.add_argument("run", metavar="RUN|random", help=f"{RUN_HELP}; random: random actions in env.game=NAME")
-    record.add_argument("--steps", type=int, default=2048, help="environment steps to record (default 2048)")
-    for added in (convert, record):
-        added.add_argument(
-            "words", nargs="*", default=[], metavar="KEY=VALUE", help="the environment, and other settings"
-        )
-        added.add_argument("-o", "--output", required=True, metavar="OUT.npz", help="the file to write")
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -24,11 +24,13 @@ def resume_run(reference: str, root: Path, overrides: Sequence[str]) -> None:
         _go_on(config, directory, snapshot, damaged)
 
 
-def train_or_resume(config: Config, files: list[str]) -> None:
+def train_or_resume(files: Sequence[str], overrides: Sequence[str]) -> None:
     """Train a new run, or, with ``resume=auto``, go on with the one of this name if it has a checkpoint.
 
+    files, overrides: see ``compose``.
     Raises ``ConfigError`` when that run was made with another configuration, or is being trained at this moment.
     """
+    config = compose(files, overrides)
     directory = RunDirectory(Path(config.run.dir) / (config.run.name or plain_name(config, files)))
     if config.resume == "auto":
         refuse_if_training(directory)

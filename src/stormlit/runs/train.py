@@ -40,7 +40,7 @@ from stormlit.storm.loop import fit
 from stormlit.tracking import RunStatus, Tracker, run_tags
 
 
-def new_run(config: Config, files: list[str], fabric: Fabric) -> tuple[Config, RunDirectory]:
+def new_run(config: Config, files: Sequence[str], fabric: Fabric) -> tuple[Config, RunDirectory]:
     """Name a new run. The main process decides, the others follow.
 
     Returns the configuration with its name filled in.  Raises ``ConfigError`` when the name is taken.
@@ -217,13 +217,13 @@ def report(run: Run, results: list[Evaluation]) -> str:
     return "\n".join(lines)
 
 
-def plain_name(config: Config, files: list[str]) -> str:
+def plain_name(config: Config, files: Sequence[str]) -> str:
     """``<file>-<environment>-s<seed>``."""
     stem = re.sub(r"[^\w.+-]+", "-", Path(files[-1]).stem).strip("-.+") if files else ""
     return f"{stem or 'storm'}-{env_name(config.env)}-s{config.seed}"
 
 
-def _free_name(config: Config, files: list[str]) -> str:
+def _free_name(config: Config, files: Sequence[str]) -> str:
     """The plain name, with a number behind it when that is taken."""
     name = plain_name(config, files)
     taken, number = name, 2
