@@ -95,7 +95,7 @@ def test_what_a_run_has_learned_with_does_not_change(
 def test_updates_that_never_come_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("loop.warmup_steps=8", "loop.env_steps=12", "evaluation.episodes=1")
     train(tmp_path, "run", *words, "loop.world_model_updates_per_env_step=0", "loop.agent_updates_per_env_step=0.2")
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     for ratio, module in (
         ("world_model_updates_per_env_step=0", "world model"),
         ("agent_updates_per_env_step=0.2", "agent"),

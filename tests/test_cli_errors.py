@@ -68,7 +68,6 @@ def refused_training(capsys: pytest.CaptureFixture[str], root: Path, *words: str
         ("agent.actor.zero_output=3.5", ["agent.actor.zero_output", "3.5"]),
         ("evaluation.baselines=null", ["evaluation.baselines"]),
         ("evaluation.baselines=[[random]]", ["evaluation.baselines", "expected one"]),
-        ("tracking.experiment=null", ["tracking.experiment", "None"]),
         # whole numbers are decimal
         ("seed=1:30", ["seed", "1:30", "Integer"]),
         ("seed=0x10", ["seed", "0x10", "Integer"]),
@@ -77,7 +76,7 @@ def refused_training(capsys: pytest.CaptureFixture[str], root: Path, *words: str
         ("seed=???", ["seed=???", "leaves the value open"]),
         ("run.name=???", ["run.name=???", "leaves the value open"]),
         ("run.dir=a${b", ["run.dir", "'${' begins a reference", "${b"]),
-        ("tracking.experiment=a${b", ["tracking.experiment", "'${' begins a reference", "${b"]),
+        ("agent.agent_state=a${b", ["agent.agent_state", "both, hidden, latent"]),
         ("run.dir=", ["run.dir", "not empty"]),
         ("run.init_from=", ["run.init_from", "not empty"]),
         ("demonstrations.path=", ["demonstrations.path", "not empty"]),

@@ -103,7 +103,8 @@ def _read(name: str, following: str) -> tuple[Path, Tree]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(layer, dict):
-        raise ConfigError(f"{path} must hold a mapping of configuration keys, not a list")
+        found = "a list" if isinstance(layer, list) else f"'{layer}'"
+        raise ConfigError(f"{path} must hold a mapping of configuration keys, not {found}")
     return path, cast(Tree, layer)
 
 

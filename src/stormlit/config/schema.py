@@ -128,7 +128,10 @@ class Config:
         Option("auto: bf16-mixed on a GPU that has it, 16-mixed on one that does not, 32-true on the CPU"),
     ] = "auto"
     accelerator: Annotated[
-        Literal["auto", "cpu", "cuda"], Option("where to train; under fabric run its own option decides")
+        Literal["auto", "cpu", "cuda"],
+        Option(
+            "auto: cuda where there is a CUDA device, else cpu, as on a Mac; under fabric run its own option decides"
+        ),
     ] = "auto"
     compile: Annotated[
         Literal["auto", True, False],  # YAML reads on and off as true and false

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 import typing
+from collections import Counter
 from typing import Any
 
 import yaml
@@ -131,9 +132,9 @@ class _Loader(yaml.SafeLoader):
         return Word.of(node.value, node.tag.rpartition(":")[2] if node.style is None else "text")
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
-        names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
-        for name in names:
-            if names.count(name) > 1:
+        names = Counter(name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode))
+        for name, count in names.items():
+            if count > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"found duplicate key {name}", node.start_mark)
         return super().construct_mapping(node, deep)
 
