@@ -362,7 +362,7 @@ def test_what_the_disk_refuses_is_told_when_it_settles(tmp_path: Path) -> None:
     writer.add("config.yaml", b"")  # without a folder
     with pytest.raises(FileNotFoundError):
         writer.settle()
-    writer.abandon()
+    writer.close(abandon=True)
 
 
 def test_a_half_written_checkpoint_is_not_seen(run: Path) -> None:

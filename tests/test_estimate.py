@@ -46,7 +46,7 @@ def test_a_long_training_hears_of_a_smaller_one() -> None:
 
 def test_the_first_lines_say_how_long_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path, "run")
-    assert capsys.readouterr().err.splitlines()[3] == "about a minute on this CPU"
+    assert "about a minute on this CPU" in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.parametrize("word", ["loop.batch_size=1000000", "imagination.batch_size=10000000"])

@@ -125,15 +125,21 @@ def check_claim(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], held: i
         raise ValueError(f"it claims '{name}' of shape {shape}, {claimed:,} bytes, but holds {held:,}")
 
 
+def look_in_working_directory() -> None:
+    """Let modules of the working directory be imported, which a console script's path does not have."""
+    with contextlib.suppress(OSError):  # it may have been deleted
+        sys.path += [] if os.getcwd() in sys.path else [os.getcwd()]
+
+
 def class_in_module(module_name: str, name: str) -> type:
     """A class of a module that can be imported from the Python path or from the working directory.
 
     Raises ``ConfigError`` when the module is not there or fails, or has no such class.
     """
-    sys.path += [] if os.getcwd() in sys.path else [os.getcwd()]  # the console script's path does not have it
+    look_in_working_directory()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             reason = f"there is no module '{module_name}' in {os.getcwd()} or on the Python path"
         else:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from stormlit import __version__
 from stormlit.cli.streams import unbreakable_streams
 from stormlit.errors import ConfigError, StormlitError
+from stormlit.files import look_in_working_directory
 from stormlit.runs.signals import Stopped
 
 BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 2, 3, 130
@@ -158,8 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     128 + N: training was stopped by signal N and has saved.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if os.getcwd() not in sys.path:  # modules of the user's parts and environments, also with the console script
-        sys.path.append(os.getcwd())
+    look_in_working_directory()  # for the user's parts and environments
     # `fabric run script -- train ...` hands the separator through.
     parsed = _parser().parse_args(words[1:] if words[:1] == ["--"] else words)
     with unbreakable_streams() as output:

@@ -23,7 +23,7 @@ CLOSE_SECONDS = 5.0  # to close it in good order
 # its step. They are ignored before the imports, which take most of a second.
 _PROGRAM = """
 import signal
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 from stormlit.envs.worker import main
 main({descriptor}, die_with_parent={die_with_parent})

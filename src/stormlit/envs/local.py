@@ -81,13 +81,11 @@ class LocalEnv:
             raise Crash(f"its {command} raised {describe(error)}") from error
 
     def close(self) -> None:
-        """End it in good order."""
-        self._env.close()
-
-    def discard(self) -> None:
-        """End it somehow; never fails."""
-        with suppress(Exception):  # it is broken already
+        """End it; never fails."""
+        with suppress(Exception):  # it may be broken already, and nothing more is wanted of it
             self._env.close()
+
+    discard = close
 
 
 def _action_meanings(env: gymnasium.Env[Any, Any], num_actions: int) -> list[str]:

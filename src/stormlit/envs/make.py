@@ -77,7 +77,7 @@ def _make_registered(name: str, settings: EnvSettings, **options: Any) -> gymnas
     except (gymnasium.error.Error, ImportError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise EnvironmentSetupError(f"{env_key(settings)} cannot be made: {reason}") from error
-    except Exception as error:  # whatever it is: the environment's code is not ours
+    except (Exception, SystemExit) as error:  # whatever it is: the environment's code is not ours
         raise EnvironmentSetupError(f"{env_key(settings)} cannot be made: {describe(error)}") from error
 
 

@@ -39,10 +39,11 @@ class CheckpointWriter:
         shutil.rmtree(self.temporary, ignore_errors=True)
         self.temporary.mkdir(parents=True)
 
-    def abandon(self) -> None:
-        """Remove what has been written."""
+    def close(self, *, abandon: bool) -> None:
+        """Wait for the threads; with ``abandon`` remove what has been written, unless it has been committed."""
         self._threads.shutdown()
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        if abandon:
+            shutil.rmtree(self.temporary, ignore_errors=True)
 
     def add(self, name: str, content: bytes | memoryview) -> None:
         """Begin to write a file; ``settle`` tells whether that went well."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from lightning import LightningModule
 
 from stormlit.config.schema import Config
 from stormlit.errors import ConfigError
@@ -17,7 +21,10 @@ from stormlit.storm.experience import Windows
 from stormlit.storm.training import Training
 from stormlit.types import Batch
 
+Module = TypeVar("Module", bound=LightningModule)
+
 FLOAT = 4  # bytes
+REHEARSED_FRAMES = 128
 LONG = 3600.0  # seconds from which on a smaller configuration is worth a word
 
 
@@ -26,7 +33,7 @@ def check_memory(config: Config, training: Training) -> None:
     take more than the device has. Activations come on top, so what passes may still be too much.
     """
     device = training.fabric.device
-    there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else physical_memory()
+    available = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else physical_memory()
     pixels = math.prod(training.world_model.obs_shape)
     batch, contexts = training.experience.batch, training.experience.contexts
     steps = contexts.length + config.imagination.horizon
@@ -38,46 +45,63 @@ def check_memory(config: Config, training: Training) -> None:
             contexts.total * (contexts.length * pixels + steps * training.world_model.hidden_dim * FLOAT),
         ),
     ):
-        if needed > there:
+        if needed > available:
             raise ConfigError(
-                f"{key} needs at least {_gib(needed)} of memory for each update, and {device} has {_gib(there)}: "
+                f"{key} needs at least {_gib(needed)} of memory for each update, and {device} has {_gib(available)}: "
                 "lower it, or the length of its windows"
             )
 
 
 def physical_memory() -> int:
-    """The machine's memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """The machine's memory in bytes, or the container's share of it."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return machine
 
 
 def seconds_per_env_step(training: Training) -> float:
-    """What one environment step's updates take on this CPU, by a rehearsal on copies that leaves no trace.
+    """What one environment step's updates take on this CPU, by a rehearsal on copies, with some of their rows.
 
-    Collecting comes on top, and is little beside them.
+    What trains is left as it is. Collecting comes on top, and is little beside them.
     """
     plan, experience = training.plan, training.experience
-    modules = copy.deepcopy(training.world_model).train(), copy.deepcopy(training.agent).train()
+    world_model, agent = _copied(training.world_model).train(), _copied(training.agent).train()
     batch, contexts = (_noise(training, windows) for windows in (experience.batch, experience.contexts))
     with torch.random.fork_rng(devices=random_devices()), training.fabric.autocast():
-        world_model = _timed(lambda: modules[0].training_step(batch).total.backward())
-        agent = _timed(lambda: modules[1].training_step(training.imagine(contexts)).total.backward())
-    return world_model * plan.world_model.updates_per_env_step + agent * plan.agent.updates_per_env_step
+        fitting = _timed(lambda: world_model.training_step(batch).total.backward())
+        improving = _timed(lambda: agent.training_step(training.imagine(contexts)).total.backward())
+    fitting *= experience.batch.total / len(batch.action) * plan.world_model.updates_per_env_step
+    improving *= experience.contexts.total / len(contexts.action) * plan.agent.updates_per_env_step
+    return fitting + improving
 
 
-def time_to_come(training: Training) -> str:
-    """How long the rest of the training will take, as a sentence for the first lines."""
+def time_to_come(training: Training) -> str | None:
+    """How long the rest of the training will take, as a sentence, or None where that cannot be told."""
     plan = training.plan
     steps = plan.env_steps - max(training.progress.env_steps, plan.warmup_steps)
-    seconds = max(steps, 0) * seconds_per_env_step(training)
+    if steps <= 0:
+        return None
+    try:
+        seconds = steps * seconds_per_env_step(training)
+    except Exception:  # of a part that cannot be copied, or for want of memory: the training itself will tell
+        return None
     told = f"about {_duration(seconds)} on this CPU"
     if seconds < LONG:
         return told
     return f"{told}; `stormlit train quickstart` takes minutes, and a GPU is many times faster"
 
 
+def _copied(module: Module) -> Module:
+    """A copy that can take a backward pass; Fabric, and the optimisers that hang on the module, are not copied."""
+    kept: dict[int, Any] = {id(module._fabric): module._fabric, id(module._fabric_optimizers): []}
+    return copy.deepcopy(module, kept)
+
+
 def _noise(training: Training, windows: Windows) -> Batch:
-    """Windows of noise in the shapes of real ones; drawn apart from everything that training draws."""
-    rows, length = windows.total, windows.length
+    """A few windows of noise in the shape of real ones; drawn apart from everything that training draws."""
+    length = windows.length
+    rows = min(windows.total, max(REHEARSED_FRAMES // length, 1))
     generator = torch.Generator().manual_seed(0)
     channels, height, width = training.world_model.obs_shape
     frames = torch.randint(256, (rows, length, height, width, channels), dtype=torch.uint8, generator=generator)
@@ -98,6 +122,7 @@ def _timed(function: Callable[[], object]) -> float:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether that is what an exception of Python or PyTorch says; on a CPU PyTorch has no class for it."""
+    error = getattr(error, "inner_exception", error)  # of the compiler, around what it ran
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )

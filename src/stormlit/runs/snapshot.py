@@ -81,12 +81,12 @@ def save_snapshot(run: Run) -> Path:
         for part in (shared_files, own_files, commit):
             _in_every_process(training.fabric, part)
     except OSError as error:
-        if training.is_main:
-            writer.abandon()
         raise SaveError(
             f"the checkpoint at step {run.env_steps:,} could not be written to {run.directory.path} "
             f"({error.strerror or error}); the last good one is kept"
         ) from error
+    finally:
+        writer.close(abandon=training.is_main)
     _drop_unneeded_segments(run)
     run.clock.restart()
     run.saved_at = run.env_steps
@@ -105,11 +105,11 @@ def save_or_go_on(run: Run) -> None:
 
 
 def _in_every_process(fabric: Fabric, work: Callable[[], None]) -> None:
-    """Do it in every process; raises ``OSError`` in all of them when it fails in one."""
+    """Do it in every process; raises in all of them when it fails in one: its own error, or an ``OSError``."""
     failure = None
     try:
         work()
-    except OSError as error:
+    except Exception as error:  # of whatever kind: the others wait
         failure = error
     failed = failure is not None
     if fabric.world_size > 1:

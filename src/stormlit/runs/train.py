@@ -77,7 +77,15 @@ def train_run(
     node = config.tracking if fabric.is_global_zero else {"name": "none"}
     tracker: Tracker = build("tracker", node, directory.path, directory.root, key="tracking")
     # Everything that can be wrong with the input is found before the first trace of the run is left.
-    run = Run.of(config, directory, build_training(config, fabric), tracker)
+    try:
+        run = Run.of(config, directory, build_training(config, fabric), tracker)
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise ConfigError(
+                f"the modules do not fit into memory ({str(error).partition(chr(10))[0]}): lower "
+                "world_model.hidden_dim, agent.hidden_dim or the sizes of the parts"
+            ) from error
+        raise
     check_memory(config, run.training)
     if snapshot is not None:
         restore_snapshot(run, snapshot)
@@ -103,6 +111,7 @@ def _train_to_the_end(run: Run) -> list[Evaluation]:
     training = run.training
     with StopSignals() as run.signals:
         try:
+            _tell_time(run)
             with ProgressBar(training.plan.env_steps, run.env_steps, enabled=training.is_main) as run.bar:
                 fit(training, lambda: after_step(run))
                 results = finish(run)
@@ -121,11 +130,21 @@ def _train_to_the_end(run: Run) -> list[Evaluation]:
     return results
 
 
+def _tell_time(run: Run) -> None:
+    """Say how long a training on a CPU will take; a GPU compiles first, and is not rehearsed."""
+    training = run.training
+    if training.is_main and training.fabric.device.type == "cpu" and run.config.compile is not True:
+        told = time_to_come(training)
+        if told is not None and not run.signals.received:
+            print(told, file=sys.stderr, flush=True)
+
+
 def _save_after(error: Exception, run: Run) -> TrainingError:
     """Save what there is after running out of memory; returns the error to raise."""
     reason = str(error).partition("\n")[0] or type(error).__name__
     saved = "the last checkpoint is kept"
-    if run.training.fabric.world_size == 1 and run.env_steps:  # other processes may be anywhere
+    # Other processes may be anywhere, and a checkpoint of this very step is better than one in the middle of it.
+    if run.training.fabric.world_size == 1 and run.env_steps and run.saved_at != run.env_steps:
         with contextlib.suppress(SaveError, MemoryError, RuntimeError):
             save_snapshot(run)
             saved = "the run is saved"
@@ -270,6 +289,4 @@ def _headline(run: Run) -> str:
                 f"loop.{key}_updates_per_env_step={ratio:g}: the {module} is never updated in the {learning_steps:,} "
                 "steps after the random start"
             )
-    if fabric.device.type == "cpu" and config.compile is not True:
-        lines.append(time_to_come(training))
     return os.linesep.join(lines)

@@ -78,11 +78,12 @@ class Learner:
         try:
             losses, total = self._differentiate(batch)
         except Exception as error:  # a GPU compiles and records the backward pass apart, when it first comes
-            if not (isinstance(self.loss_fn, Compiled) and self.loss_fn.give_up(error)):
-                raise
             self.optimizer.zero_grad(set_to_none=True)
-            if before is not None:  # or running statistics would move twice
-                self._restore_unless(torch.zeros_like(self.in_a_row, dtype=torch.bool), before)
+            if before is not None:  # half a step leaves no trace
+                self._set_statistics(before)
+            if not (isinstance(self.loss_fn, Compiled) and self.loss_fn.give_up(error)):
+                self.module.eval()
+                raise
             losses, total = self._differentiate(batch)
         norm = self.fabric.clip_gradients(
             self.module, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
@@ -133,8 +134,12 @@ class Learner:
         after = self._statistics()
         assert after is not None
         statistics = torch.where(finite, after, before)
-        if self.fabric.world_size > 1:  # or all but the first would act with their own until a resume gives them its
+        if self.fabric.world_size > 1:
+            # Rank 0's are broadcast; otherwise ranks diverge until the next resume.
             torch.distributed.broadcast(statistics, src=0)
+        self._set_statistics(statistics)
+
+    def _set_statistics(self, statistics: Tensor) -> None:
         parts = statistics.split([buffer.numel() for buffer in self._moving])
         torch._foreach_copy_(self._moving, [p.view_as(b) for p, b in zip(parts, self._moving, strict=True)])
 
