@@ -108,7 +108,7 @@ def test_settings_are_compared_side_by_side(in_tmp_path: Path, capsys: pytest.Ca
         (["--compare", "seed=1", "seed=1"], ["--compare", "differ"]),
         (["--compare", "seed=1", "seed='1"], ["--compare", "seed='1", "cannot be read"]),
         (["--compare", "seed=1", "batch_sise=2"], ["batch_sise"]),
-        (["--compare", "seed=1", "precision"], ["there is no configuration 'precision'"]),
+        (["--compare", "seed=1", "precision"], ["'precision' is a key, not a configuration: write precision=VALUE"]),
         (["imagination.horizon=-1"], ["imagination.horizon"]),
     ],
 )

@@ -188,7 +188,7 @@ def test_a_newer_format_asks_for_an_upgrade(run: Path, capsys: pytest.CaptureFix
         ("world_model.sequence_model=gru", "world_model"),
         ("world_model.sequence_model.num_layers=2", "world_model"),
         ("agent.agent_state=hidden", "agent"),
-        ("env.game=Breakout", "world_model"),
+        ("env.game=Breakout", "env.game"),
     ],
 )
 def test_a_checkpoint_of_another_configuration_is_refused(
