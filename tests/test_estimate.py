@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import stormlit.runs.train
 import stormlit.storm.loop
 from stormlit.cli import main
 from stormlit.config.compose import compose
 from stormlit.runs.assembly import build_training, make_fabric
 from stormlit.runs.estimate import seconds_per_env_step, time_to_come
+from stormlit.runs.run import Run
 from stormlit.storm.experience import Windows
 from stormlit.storm.training import Training
 from test_cli_errors import refusal
@@ -47,6 +51,33 @@ def test_a_long_training_hears_of_a_smaller_one() -> None:
 def test_the_first_lines_say_how_long_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path, "run")
     assert "about a minute on this CPU" in capsys.readouterr().err.splitlines()
+
+
+def test_a_part_that_cannot_be_copied_has_no_estimate() -> None:
+    training = build_training(config := compose(SMALL[:1], [*SMALL[1:], "tracking=none"]), make_fabric(config))
+    training.world_model.encoder.lock = threading.Lock()
+    assert time_to_come(training) is None
+    training.envs.close()
+
+
+def test_modules_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = refusal(capsys, "train", *SMALL, "world_model.hidden_dim=100000", f"run.dir={tmp_path}")
+    assert sentence.startswith("the modules do not fit into memory (") and "lower world_model.hidden_dim" in sentence
+
+
+def test_a_checkpoint_of_the_last_step_is_not_written_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(run: Run) -> None:
+        torch.rand(17)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stormlit.runs.train, "evaluate_agent", too_much)
+        assert main(["train", *SMALL, f"run.dir={tmp_path / 'b'}", "run.name=run"]) == 3
+    assert "the last checkpoint is kept" in capsys.readouterr().err
+    resume(tmp_path / "b" / "run", 56)
+    assert_same_run(train(tmp_path / "a", "run", "loop.env_steps=56"), tmp_path / "b" / "run")
 
 
 @pytest.mark.parametrize("word", ["loop.batch_size=1000000", "imagination.batch_size=10000000"])

@@ -15,7 +15,7 @@ from stormlit.errors import TrainingError
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.learner import Learner
 from stormlit.storm.world_model import WorldModel
-from stormlit.types import Batch, Trajectory
+from stormlit.types import Batch, Losses, Trajectory
 from test_training_run import differences
 
 
@@ -102,6 +102,24 @@ def test_a_non_finite_loss_of_the_agent_leaves_no_trace() -> None:
     done = learner.update(random_trajectory())
     assert done.finite
     assert all(torch.isfinite(value).all() for value in done.metrics.values())
+
+
+def test_an_update_that_breaks_off_leaves_no_trace() -> None:
+    """For want of memory, say, after the forward pass has moved the running statistics."""
+    world_model = small_world_model()
+    learner = learner_of(world_model, "world_model")
+    learner.update(random_batch())
+    before, complete = state_of(world_model), learner.loss_fn
+
+    def broken_off(batch: Batch) -> Losses:
+        complete(batch)
+        raise MemoryError
+
+    learner.loss_fn = broken_off
+    with pytest.raises(MemoryError):
+        learner.update(random_batch(seed=1))
+    assert list(differences(before, state_of(world_model))) == []
+    assert not world_model.training and all(parameter.grad is None for parameter in world_model.parameters())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from stormlit.envs import AtariSettings, EnvSettings, VectorEnv, episode_seed, make_env
+from stormlit.envs.catch import Catch
 from stormlit.errors import CheckpointError
 from stormlit.types import EnvStep
 
@@ -310,3 +311,14 @@ def test_rows_are_the_environments_make_env_makes() -> None:
     first = env.reset()
     for index in range(2):
         np.testing.assert_array_equal(first[index], make_env(CATCH).reset(seed=episode_seed(9, index, 0))[0])
+
+
+def test_an_environment_that_cannot_be_closed_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    envs = VectorEnv(CATCH, seed=0)
+    envs.reset()
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("the display is gone")
+
+    monkeypatch.setattr(Catch, "close", refuse)
+    envs.close()
