@@ -16,6 +16,7 @@ import stormlit
 from stormlit import registry
 from stormlit.cli.verbs import _parser, _split, main
 from stormlit.config.compose import compose, to_tree
+from stormlit.envs.catch import RANDOM_RETURN
 from test_layers import ROOMS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -193,3 +194,9 @@ def test_the_picture_of_the_house_has_every_room_in_its_place() -> None:
     ]
     floors = [name for name in shown if name not in ("errors", "types", "files", "registry")]
     assert floors == [name for name in reversed(ROOMS) if name in floors] and set(shown) == set(ROOMS)
+
+
+def test_what_random_play_makes_is_said_the_same_everywhere() -> None:
+    notebook = (REPOSITORY / "notebooks" / "quickstart.ipynb").read_text()
+    assert f"random play {RANDOM_RETURN} on average" in (REPOSITORY / "README.md").read_text()
+    assert f"Random play gives {RANDOM_RETURN} on average" in notebook

@@ -142,6 +142,18 @@ def test_more_processes_are_refused_by_all_of_them(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
+def test_a_wrong_word_is_told_once_and_last() -> None:
+    """`fabric run` itself adds its own trace of the process that ended; `lightning run` leaves it out."""
+    ended = fabric_run(2, ["train", "tniy"], "--strategy", "ddp")
+    assert len(sentences(ended)) == 1 and "did you mean 'tiny'" in sentences(ended)[0]
+    lightning = [sys.executable, "-c", "from stormlit.cli.lightning_command import main; raise SystemExit(main())"]
+    launch = ["run", "--accelerator", "cpu", "--devices", "2", "--main-port", str(free_port()), "--strategy", "ddp"]
+    ended = on_one_thread([*lightning, *launch, "stormlit", "train", "tniy"])
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert len(sentences(ended)) == 1 and ended.stderr.splitlines()[-1] == sentences(ended)[0]
+
+
 def test_what_cannot_be_shared_is_refused() -> None:
     assert per_process(6, 2, "loop.batch_size") == 3
     with pytest.raises(ConfigError, match=r"loop\.batch_size=5 .* 2 processes"):
