@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
-import re
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -83,6 +83,7 @@ def test_a_letter_that_the_encoding_lacks_is_escaped(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_terminal_that_is_closed_stops_a_training_which_saves(tmp_path: Path) -> None:
     terminal, theirs = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # or there is no room for a bar
 
     def take_terminal() -> None:
         os.setsid()
@@ -93,10 +94,13 @@ def test_a_terminal_that_is_closed_stops_a_training_which_saves(tmp_path: Path) 
         [*COMMAND, "train", *words], stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_terminal
     )
     os.close(theirs)
-    shown = ""
-    while not re.search(r"train, return", shown):
-        shown += os.read(terminal, 4096).decode()
-    os.close(terminal)
-    assert process.wait(120) == 128 + signal.SIGHUP
+    try:
+        shown = b""
+        while b"train, return" not in shown:
+            shown += os.read(terminal, 4096)
+        os.close(terminal)
+        assert process.wait(120) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
     run = tmp_path / "run"
     assert newest(run).name > "step-000000024" and status(run) == "KILLED"
