@@ -40,6 +40,16 @@ class Integers(SoundEncoder):
         return super().forward(obs).long()
 
 
+class Doubles(SoundEncoder):
+    def forward(self, obs: Tensor) -> Tensor:
+        return super().forward(obs).double()
+
+
+class NoStar(SoundEncoder):
+    def __init__(self, obs_shape: tuple[int, int, int], width: int = 48) -> None:
+        super().__init__(obs_shape)
+
+
 class ScalesInPlace(SoundEncoder):
     def forward(self, obs: Tensor) -> Tensor:
         return super().forward(obs.sub_(0.5))
@@ -195,6 +205,18 @@ class SeesTheNext(SoundSequence):
     def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
         hidden = super().forward(latent, action, is_first)
         return torch.cat([hidden[:, :-1] + 0.1 * hidden[:, 1:], hidden[:, -1:]], dim=1)
+
+
+class Averages(SoundSequence):
+    def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
+        hidden = super().forward(latent, action, is_first)
+        return hidden + hidden.mean(dim=1, keepdim=True)
+
+
+class Short(SoundSequence):
+    def __init__(self, latent_dim: int, num_actions: int, hidden_dim: int) -> None:
+        super().__init__(latent_dim, num_actions, hidden_dim)
+        self.max_length = 4
 
 
 class ForgetsTheCut(SoundSequence):

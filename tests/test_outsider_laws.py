@@ -11,16 +11,20 @@ import broken_parts
 import stormlit
 from broken_parts import SoundEncoder, SoundHead, SoundLatent, SoundSequence, SoundState
 from small import small_agent, small_part, small_world_model
+from stormlit.config.compose import compose
 from stormlit.errors import ConfigError
 from stormlit.nn.building import try_part
 from stormlit.nn.laws import surroundings
 from stormlit.registry import build
+from stormlit.runs.assembly import build_modules
 
 WRONG = [
     ("encoder", "WrongWidth", r" gives \(1, 2048\) where its embed_dim says 2049"),
     ("encoder", "NoWidth", r" has no 'embed_dim', which every encoder has"),
     ("encoder", "NoModule", r" NoModule does not derive from torch.nn.Module, as every encoder must"),
-    ("encoder", "Integers", r" gives torch.int64 where floating-point numbers are expected"),
+    ("encoder", "Integers", r" gives torch.int64 where torch.float32 is expected"),
+    ("encoder", "Doubles", r" gives torch.float64 where torch.float32 is expected"),
+    ("encoder", "NoStar", r": 'width' of NoStar is no option: options stand after a '\*'"),
     ("encoder", "ScalesInPlace", r" changes what it is given in place"),
     ("encoder", "CentresTheBatch", r" lets one row of a batch depend on the others in evaluation mode"),
     ("encoder", "Noisy", r" gives another answer to the same input in evaluation mode"),
@@ -38,9 +42,10 @@ WRONG = [
     ("latent", "ShortLatent", r": sample gives \(1, 2, 15\) where its latent_dim says 16"),
     ("latent", "HalfPrecision", r": prior gives torch.bfloat16 under bfloat16 autocast where float32 is expected"),
     ("latent", "SparseInName", r" says accepts_sparse"),
-    ("sequence_model", "SeesTheNext", r": hidden\[:, 0\] depends on the latent of step 1, which comes later"),
+    ("sequence_model", "SeesTheNext", r": hidden\[:, \d\] depends on the latent of step \d, which comes later"),
+    ("sequence_model", "Averages", r": hidden\[:, 0\] depends on the latent of step \d, which comes later"),
     ("sequence_model", "ForgetsTheCut", r"depends on the latent of step \d, which belongs to an earlier episode"),
-    ("sequence_model", "IgnoresActions", r": hidden\[:, 0\] does not depend on the action of step 0"),
+    ("sequence_model", "IgnoresActions", r": hidden\[:, 6\] does not depend on the action of step 6"),
     ("sequence_model", "ForgetsWhenStepping", r": step 0 after an empty memory is off by [\d.]+ from the full pass"),
     ("sequence_model", "NeverCuts", r": step 2 after a prefill over 1 steps is off by [\d.]+ from the full pass"),
     ("sequence_model", "NoStep", r" has no 'step', which every sequence model has"),
@@ -104,3 +109,9 @@ def test_trying_a_part_leaves_random_numbers_statistics_and_modes_alone(kind: st
     assert [module.training for module in part.modules()] == modes
     assert all(torch.equal(before[key], value) for key, value in part.state_dict().items())
     assert all(parameter.grad is None for parameter in part.parameters())
+
+
+def test_a_window_longer_than_a_part_can_read_is_refused() -> None:
+    config = compose(["tiny"], ["world_model.sequence_model=broken_parts:Short"])
+    with pytest.raises(ConfigError, match=r"is longer than world_model.sequence_model.max_length=4"):
+        build_modules(config, (16, 16, 3), 3)

@@ -191,6 +191,14 @@ def test_an_older_checkpoint_starts_another_future(tmp_path: Path) -> None:
     assert_same_run(unbroken, run)
 
 
+def test_a_run_keeps_its_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(tmp_path, "run")
+    capsys.readouterr()
+    assert main(["resume", "run", f"run.dir={tmp_path}", "loop.env_steps=56", "seed=7"]) == 2
+    assert capsys.readouterr().err.endswith("seed=7: a run goes on with the seed that it began with, 0\n")
+    assert newest(run).name == "step-000000048"
+
+
 def test_the_same_run_can_be_tuned_on_the_way(tmp_path: Path) -> None:
     run = train(tmp_path, "run")
     resume(run, 56, "agent.optimizer.learning_rate=1e-5", "evaluation.episodes=3", "checkpoint.keep=1")

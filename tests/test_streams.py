@@ -65,6 +65,8 @@ def test_output_that_is_the_point_of_a_command_must_be_written() -> None:
         with open(target, "w") as output:
             ended = subprocess.run([*COMMAND, "config", "tiny"], stdout=output, stderr=subprocess.PIPE, text=True)
         assert (ended.returncode, ended.stderr) == (code, told)
+    ended = subprocess.run(["bash", "-c", 'exec "$@" >&-', "bash", *COMMAND, "config", "tiny"], stderr=subprocess.PIPE)
+    assert ended.returncode == 3 and b"the output could not be written" in ended.stderr
     process = subprocess.Popen([*COMMAND, "config", "tiny"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()

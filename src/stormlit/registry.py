@@ -8,8 +8,7 @@ Name, type, default, range and the line of help are read from there by the confi
 the command line and the table in docs/configuration.md. Positional parameters are a class's surroundings (shapes,
 widths, a device), which no configuration sets.
 
-A part is such a class with a name: a component node is ``{name: cnn, **options}``. A new part is one class and one
-decorator.
+A part is such a class with a name: a component node is ``{name: cnn, **options}``.
 """
 
 from __future__ import annotations
@@ -192,6 +191,9 @@ def check_class(kind: str, cls: type) -> None:
     if kind in _bases and not issubclass(cls, _bases[kind][0]):
         raise ConfigError(f"{cls.__name__} does not derive from {_bases[kind][1]}, as every {kind} must")
     _keyword_only(cls)
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is not parameter.empty:
+            raise ConfigError(f"'{name}' of {cls.__name__} is no option: options stand after a '*'")
 
 
 def kinds() -> list[str]:
@@ -274,10 +276,7 @@ def first_line(error: Exception) -> str:
 
 
 def build(kind: str, node: str | Mapping[str, Any], *surroundings: Any, key: str = "") -> Any:
-    """Construct the part a node describes.
-
-    surroundings: the positional constructor arguments of its kind.  key: configuration key for error messages.
-    """
+    """Construct the part a node describes; surroundings: the positional constructor arguments of its kind."""
     filled = fill(kind, node, key)
     cls = part_class(kind, name := filled.pop("name"), key)
     try:

@@ -11,6 +11,7 @@ import torch
 
 from stormlit.config.compose import compose
 from stormlit.envs import env_facts
+from stormlit.envs.settings import env_key
 from stormlit.errors import ConfigError
 from stormlit.files import sha256
 from stormlit.runs.load import load
@@ -87,7 +88,8 @@ def record_run(reference: str, root: Path, overrides: Sequence[str], output: Pat
     demonstration = record(config.env, chosen, steps=steps, seed=config.seed, greedy=config.evaluation.greedy)
     demonstration.origin = origin_of(config.env, facts, policy, with_settings=True)
     write_npz(demonstration, output)
-    return f"{describe(output)}\nto train with it: stormlit train storm demonstrations.path={output}"
+    words = f"{env_key(config.env)} demonstrations.path={output}"
+    return f"{describe(output)}\nto train with it: stormlit train storm {words}"
 
 
 def _returns(demonstration: Demonstration) -> tuple[list[float], float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -47,8 +48,11 @@ class Unbreakable:
                 os.close(nowhere)
 
 
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w")
+def _closed() -> TextIO:
+    """A stream that takes nothing, in place of one that was closed when Python began."""
+    stream = io.StringIO()
+    stream.close()
+    return stream
 
 
 @contextlib.contextmanager
@@ -61,7 +65,7 @@ def unbreakable_streams() -> Iterator[Unbreakable]:
             os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
     # Python has None for a stream that was closed when it began.
-    sys.stdout, sys.stderr = output, _ = tuple(Unbreakable(stream or _nowhere()) for stream in before)
+    sys.stdout, sys.stderr = output, _ = tuple(Unbreakable(stream or _closed()) for stream in before)
     try:
         yield output
     finally:

@@ -48,12 +48,12 @@ def check_ranges(config: Config) -> None:
             f"run.name={config.run.name} has {len(config.run.name.encode())} bytes: a folder's name has at most "
             f"{LONGEST_NAME}"
         )
-    _check_window_fits(config)
+    check_windows_fit(config, config.world_model.sequence_model.get("max_length"))
     _check_demonstration_files(config.demonstrations.path)
 
 
-def _check_window_fits(config: Config) -> None:
-    longest = config.world_model.sequence_model.get("max_length")
+def check_windows_fit(config: Config, longest: int | None) -> None:
+    """Raise ``ConfigError`` for a window of more steps than the sequence model can read; None: any."""
     if longest is None:
         return
     for keys, needed in (

@@ -70,13 +70,13 @@ def ask(who: str, function: Callable[..., Any], *given: Any) -> Any:
 
 
 def expect(who: str, output: Any, shape: tuple[int, ...], why: str) -> None:
-    """Raise ``PartError`` unless ``output`` is a floating-point tensor of that shape; ``why``: what says so."""
+    """Raise ``PartError`` unless ``output`` is a float32 tensor of that shape; ``why``: what says so."""
     if not isinstance(output, Tensor):
         raise PartError(f"{who} gives a {type(output).__name__} where a tensor {shape} is expected")
     if tuple(output.shape) != shape:
         raise PartError(f"{who} gives {tuple(output.shape)} where {why}")
-    if not output.is_floating_point():
-        raise PartError(f"{who} gives {output.dtype} where floating-point numbers are expected")
+    if output.dtype != torch.float32:
+        raise PartError(f"{who} gives {output.dtype} where torch.float32 is expected")
 
 
 def _try_encoder(who: str, part: Any, obs_shape: tuple[int, int, int]) -> None:

@@ -218,7 +218,7 @@ def causal(case: Case) -> None:
     with torch.no_grad():
         for way, function in ways.items():
             hidden = function(latent, action)
-            for key in range(action.shape[1]):
+            for key in reversed(range(action.shape[1])):
                 other_latent, other_action = latent.clone(), action.clone()
                 other_latent[:, key] = torch.randn(2, LATENT)
                 other_action[:, key] = (action[:, key] + 1) % ACTIONS

@@ -14,6 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 
+from stormlit.config.checks import check_windows_fit
 from stormlit.config.schema import Config
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
@@ -142,6 +143,7 @@ def build_modules(config: Config, obs_shape: tuple[int, ...], num_actions: int) 
     """World model and agent for an environment.  obs_shape: (Y, X, C).  num_actions: A."""
     rows, columns, channels = obs_shape
     world_model = WorldModel((channels, rows, columns), num_actions, **dataclasses.asdict(config.world_model))
+    check_windows_fit(config, world_model.sequence_model.max_length)
     widths = world_model.latent_dim, world_model.hidden_dim
     agent = ActorCritic(*widths, num_actions, **dataclasses.asdict(config.agent))
     return world_model, agent

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stormlit.config.compose import compose
 from stormlit.config.schema import Config
+from stormlit.errors import ConfigError
 from stormlit.runs.assembly import make_fabric
 from stormlit.runs.changes import changed_configuration, refuse_other_configuration
 from stormlit.runs.checkpoint import find_checkpoint, list_checkpoints, newest_valid
@@ -21,6 +22,9 @@ def resume_run(reference: str, root: Path, overrides: Sequence[str]) -> None:
     refuse_if_training(find_run(reference, root)[0])
     directory, snapshot, damaged = find_checkpoint(reference, root, verify_snapshot)
     with changed_configuration(snapshot.checkpoint.folder, directory, overrides) as config:
+        began = compose([str(snapshot.checkpoint.folder / "config.yaml")]).seed
+        if config.seed != began:
+            raise ConfigError(f"seed={config.seed}: a run goes on with the seed that it began with, {began}")
         _go_on(config, directory, snapshot, damaged)
 
 
