@@ -71,8 +71,8 @@ class CsvTracker(Tracker):
     def finish(self, status: RunStatus) -> None:
         try:
             self.flush()
-            self._started().close()
         finally:  # how it ended may fit on a disk that has no room for the last rows
+            self._started().close()
             self._tags["status"] = status
             write_json(self.run_dir / "tags.json", self._tags)
 
