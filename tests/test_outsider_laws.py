@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from stormlit.nn.building import try_part
 from stormlit.nn.laws import surroundings
 from stormlit.registry import build
 from stormlit.runs.assembly import build_modules
+from test_training_run import newest, train
 
 WRONG = [
     ("encoder", "WrongWidth", r" gives \(1, 2048\) where its embed_dim says 2049"),
@@ -115,3 +117,10 @@ def test_a_window_longer_than_a_part_can_read_is_refused() -> None:
     config = compose(["tiny"], ["world_model.sequence_model=broken_parts:Short"])
     with pytest.raises(ConfigError, match=r"is longer than world_model.sequence_model.max_length=4"):
         build_modules(config, (16, 16, 3), 3)
+
+
+def test_a_tracker_that_fails_ends_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(tmp_path, "run", "tracking=broken_parts:BrokenTracker")
+    assert newest(run).name == "step-000000048"
+    told = capsys.readouterr().err
+    assert "the metrics of step 48 were not recorded: RuntimeError: no space for numbers (broken_parts.py" in told

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from stormlit.errors import EnvironmentContractError, EnvironmentCrashError, SaveError
+from stormlit.errors import EnvironmentContractError, EnvironmentCrashError, SaveError, describe
 from stormlit.files import write_json
 from stormlit.runs.assembly import run_evaluation
 from stormlit.runs.pictures import write_dream_video, write_reconstruction_grid
@@ -153,9 +153,15 @@ def evaluate_agent(run: Run) -> None:
 
 
 def record(run: Run, values: Mapping[str, float], what: str) -> None:
-    """Hand metrics to the tracker, with ``env_steps`` as the step; a tracker that cannot write ends no training."""
-    with warn_on_os_error(f"the {what} of step {run.env_steps:,}"):
-        run.tracker.log(values, run.env_steps)
+    """Hand metrics to the tracker, with ``env_steps`` as the step; a tracker that fails ends no training."""
+    what = f"the {what} of step {run.env_steps:,}"
+    with warn_on_os_error(what):
+        try:
+            run.tracker.log(values, run.env_steps)
+        except OSError:
+            raise
+        except Exception as error:  # of a tracker that is not ours
+            print(f"stormlit: {what} were not recorded: {describe(error)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
