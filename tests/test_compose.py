@@ -252,8 +252,8 @@ def test_words_may_come_before_and_after_options(line: str) -> None:
     assert first < len(words) and given
     expected = _parser().parse_args([*words[:verbs], *positional, *given])
     assert _parser().parse_args(words) == expected
-    every = [*getattr(expected, "words", []), *(getattr(expected, name, None) for name in ("run", "file", "agent"))]
-    assert set(positional) <= {*every, getattr(expected, "world_model", None)}
+    named = [getattr(expected, name, "") for name in ("reference", "file", "world_model_file", "agent_file")]
+    assert set(positional) <= {*getattr(expected, "words", []), *map(str, named)}
 
 
 def test_every_part_key_is_chosen_by_one_word() -> None:
