@@ -42,8 +42,9 @@ class Unbreakable:
             self.error = error
             # What is left in its buffer, and what other libraries write, goes nowhere from now on.
             with contextlib.suppress(OSError, ValueError):
+                descriptor = self._stream.fileno()  # first: a stream without one leaves nothing open
                 nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
+                os.dup2(nowhere, descriptor)
                 os.close(nowhere)
 
 
