@@ -108,6 +108,8 @@ fabric = Fabric()
 total = fabric.all_reduce(torch.tensor(1.0), reduce_op="sum").item()
 seen = {"arguments": sys.argv[1:], "world_size": fabric.world_size, "total": total}
 Path(f"rank{fabric.global_rank}.json").write_text(json.dumps(seen))
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # else its threads now and then abort the interpreter as it ends
 """
 
 
