@@ -195,10 +195,9 @@ def test_an_environments_process_does_without_torch() -> None:
 
 
 PARENT = """
-import signal, sys, time
+import sys, time
 import numpy as np
 from stormlit.envs import EnvSettings, VectorEnv
-signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background of a shell ignore it
 envs = VectorEnv(EnvSettings(game=None, id=sys.argv[1], size=8, num_envs=2, isolation="process"), seed=0)
 envs.reset()
 print(*(slot.env._process.pid for slot in envs._slots), flush=True)

@@ -81,11 +81,14 @@ def _fabric_run(given: Sequence[str]) -> NoReturn:
 
     options = [parameter for parameter in fabric.commands["run"].params if parameter.param_type_name == "option"]
     value_options = {name for option in options for name in option.opts}
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what is wrong
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what is wrong is said below
     try:
         fabric.main(["run", *fabric_arguments(given, value_options)], prog_name="lightning")
     except ChildFailedError as error:
-        sys.exit(error.get_first_failure()[1].exitcode)
+        first = error.get_first_failure()[1]
+        if isinstance(first.message, str) and first.error_file_data.get("message"):  # what stormlit has left there
+            print(first.message, file=sys.stderr)
+        sys.exit(first.exitcode)
 
 
 def _lightning_sdk(subcommand: str) -> int:

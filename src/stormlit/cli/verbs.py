@@ -6,7 +6,6 @@ import argparse
 import importlib
 import inspect
 import itertools
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import Any, NamedTuple
 
 from stormlit import __version__
 from stormlit.cli.streams import unbreakable_streams
+from stormlit.cli.telling import tell
 from stormlit.errors import ConfigError, StormlitError
 from stormlit.files import look_in_working_directory
 from stormlit.runs.signals import Stopped
 
-BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 2, 3, 130
+NOT_WRITTEN, INTERRUPTED = 3, 130
 
 
 class Verb(NamedTuple):
@@ -180,9 +180,7 @@ def _run(parsed: argparse.Namespace) -> int:
         if text is not None:
             print(text)
     except StormlitError as error:
-        # Each of several processes finds the same input wrong.
-        if error.exit_code != BAD_INPUT or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"stormlit: error: {error}", file=sys.stderr)
+        tell(f"stormlit: error: {error}")
         return error.exit_code
     except Stopped as stopped:
         print(f"stormlit: {stopped}", file=sys.stderr)

@@ -1,0 +1,35 @@
+"""How a command says what went wrong: once, also where several processes find the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+LAUNCHERS_FILE = "TORCHELASTIC_ERROR_FILE"  # in the environment of what torchrun has started, as `fabric run` does
+PATIENCE_SECONDS = 30.0
+
+
+def tell(sentence: str) -> None:
+    """Print ``sentence`` to standard error, or leave it to the launcher, which ends its own summary with it.
+
+    The first process speaks for all. The others wait for that, since the launcher stops every process as soon as one
+    has ended; one that is still there after ``PATIENCE_SECONDS`` was the only one, and speaks for itself.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(PATIENCE_SECONDS)
+    if not _given_to_launcher(sentence):
+        print(sentence, file=sys.stderr)
+
+
+def _given_to_launcher(sentence: str) -> bool:
+    file = os.environ.get(LAUNCHERS_FILE)
+    if not file:
+        return False
+    try:
+        Path(file).write_text(json.dumps({"message": sentence, "timestamp": int(time.time())}), encoding="utf-8")
+    except OSError:
+        return False
+    return True
