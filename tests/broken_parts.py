@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stormlit.ops import categorical
 from stormlit.tracking.base import Tracker
+from stormlit.types import Losses
 
 
 class SoundEncoder(nn.Module):
@@ -143,10 +145,79 @@ class SoundLatent(nn.Module):
     def sample(self, distribution: Tensor) -> Tensor:
         return nn.functional.gumbel_softmax(distribution, hard=True).flatten(-2)
 
+    def entropy(self, distribution: Tensor) -> Tensor:
+        return categorical.entropy(distribution).sum(-1)
 
-class Gaussian(SoundLatent):
+    def divergence(self, posterior: Tensor, prior: Tensor) -> Tensor:
+        return categorical.divergence(posterior, prior)
+
+
+class Gaussian(nn.Module):
+    """As one would write it for a world model that takes the divergence itself."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.latent_dim = 8
+        self.embed, self.hidden = nn.Linear(embed_dim, 16), nn.Linear(hidden_dim, 16)
+
     def posterior(self, embed: Tensor) -> Tensor:
-        return self.embed(embed).unflatten(-1, (self.groups, -1)).float()
+        return self.embed(embed).float().unflatten(-1, (2, 8))
+
+    def prior(self, hidden: Tensor) -> Tensor:
+        return self.hidden(hidden).float().unflatten(-1, (2, 8))
+
+    def sample(self, distribution: Tensor) -> Tensor:
+        mean, log_std = distribution.unbind(-2)
+        return mean + log_std.exp() * torch.randn_like(mean)
+
+    def entropy(self, distribution: Tensor) -> Tensor:
+        return (distribution[..., 1, :] + 1.4189).sum(-1)
+
+
+class BorrowedDivergence(Gaussian):
+    """Takes the categorical one of means and deviations."""
+
+    def divergence(self, posterior: Tensor, prior: Tensor) -> Tensor:
+        return categorical.divergence(posterior, prior)
+
+
+class NotZero(SoundLatent):
+    def divergence(self, posterior: Tensor, prior: Tensor) -> Tensor:
+        return super().divergence(posterior, prior) + 1.0
+
+
+class OneNumber(SoundLatent):
+    def divergence(self, posterior: Tensor, prior: Tensor) -> Tensor:
+        return super().divergence(posterior, prior).mean()
+
+
+class FixedPrior(SoundLatent):
+    def divergence(self, posterior: Tensor, prior: Tensor) -> Tensor:
+        return super().divergence(posterior, prior.detach())
+
+
+class Unequal(SoundLatent):
+    def prior(self, hidden: Tensor) -> Tensor:
+        return torch.nn.functional.pad(super().prior(hidden), (0, 1), value=-100.0)
+
+    def sample(self, distribution: Tensor) -> Tensor:
+        return super().sample(distribution[..., :4])
+
+
+class InfiniteEntropy(SoundLatent):
+    def entropy(self, distribution: Tensor) -> Tensor:
+        return super().entropy(distribution).log().sub(9.0).log()
+
+
+class MixesSteps(SoundLatent):
+    def entropy(self, distribution: Tensor) -> Tensor:
+        entropy = super().entropy(distribution)
+        return entropy + entropy.mean()
+
+
+class UnnamedTerm(SoundLatent):
+    def auxiliary(self, posterior: Tensor) -> Losses:
+        return Losses({"more": posterior.mean()}, {})
 
 
 class NoGradient(SoundLatent):

@@ -31,6 +31,7 @@ from stormlit.config.compose import compose, to_tree
 from stormlit.envs import AtariSettings, EnvSettings, VectorEnv
 from stormlit.nn.attention import KeyValueCache, LayerInputCache
 from stormlit.nn.return_normalizer import ReturnNormalizer
+from stormlit.ops import categorical
 from stormlit.ops.kl import kl_balance
 from stormlit.ops.returns import lambda_returns
 from stormlit.registry import build
@@ -174,8 +175,8 @@ def test_7_free_bits_for_each_step_or_for_the_mean() -> None:
     even, sure = torch.full((4,), math.log(0.25)), torch.tensor([0.0, -100.0, -100.0, -100.0])
     posterior = torch.stack([even, sure]).view(1, 2, 1, 4)
     prior, mask = torch.stack([even, even]).view(1, 2, 1, 4), torch.ones(1, 2, dtype=torch.bool)
-    by_step = kl_balance(posterior, prior, mask, 0.5, "step")
-    by_mean = kl_balance(posterior, prior, mask, 0.5, "mean")
+    by_step = kl_balance(categorical.divergence, posterior, prior, mask, 0.5, "step")
+    by_mean = kl_balance(categorical.divergence, posterior, prior, mask, 0.5, "mean")
     assert [x.item() for x in by_step[:2]] == pytest.approx([(0.5 + math.log(4)) / 2] * 2)
     assert [x.item() for x in by_mean[:2]] == pytest.approx([math.log(4) / 2] * 2)
 

@@ -28,7 +28,7 @@ DOCS = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 EXAMPLES = {
     "world_model.encoder": "mine:PatchEncoder",
     "world_model.decoder": "mine:PatchDecoder",
-    "world_model.latent": "mine:GumbelLatent",
+    "world_model.latent": "mine:LaplaceLatent",
     "world_model.sequence_model": "mine:SmallGRU",
     "world_model.reward_head": "mine:OneLayerHead",
     "world_model.continuation_head": "mine:OneLayerHead",

@@ -159,6 +159,8 @@ def check_values(declared: Mapping[str, Option], values: Mapping[str, Any], pref
             raise ConfigError(f"{prefix}{key}={value} is out of range: expected {option.range}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{prefix}{key}={value} is not a finite number")
+    for key, option in declared.items():
+        value = values.get(key)
         larger = f"{key.removesuffix(option.name)}{option.below}"
         if option.below and value >= values[larger]:
             raise ConfigError(f"{prefix}{key}={value} must be smaller than {prefix}{larger}={values[larger]}")

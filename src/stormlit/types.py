@@ -3,7 +3,7 @@
 Symbols used in every shape comment of the package:
 
     B batch        T time            N imagined rows (or environments)   H horizon
-    G groups       K classes         Z = G * K latent width              D hidden width
+    G groups       K classes         Z latent width (G * K if categorical)  D hidden width
     E embedding    F agent state     A actions                           C, Y, X image channels, rows, columns
 
 A latent is dense, (..., Z) float32: the form that every part takes. Where no gradient passes through it, one made of
@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+
+from stormlit.errors import PartError
 
 if TYPE_CHECKING:  # an environment's process needs these types too, and not the seconds that PyTorch takes to import
     import torch
@@ -171,6 +173,15 @@ class Losses:
     terms: dict[str, Tensor]
     scales: Mapping[str, float]
     metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    def added(self, others: Losses) -> Losses:
+        """These terms and metrics and those of ``others``; raises ``PartError`` for a name that both have."""
+        for name in (*others.terms, *others.metrics):
+            if name in self.terms or name in self.metrics:
+                raise PartError(f"two loss terms or metrics of the world model are called '{name}': rename one")
+        return Losses(
+            {**self.terms, **others.terms}, {**self.scales, **others.scales}, {**self.metrics, **others.metrics}
+        )
 
     @property
     def total(self) -> Tensor:

@@ -89,24 +89,33 @@ def _try_decoder(who: str, part: Any, latent_dim: int, obs_shape: tuple[int, int
 
 
 def _try_latent(who: str, part: Any, embed_dim: int, hidden_dim: int) -> None:
+    distributions: list[Tensor] = []
     sides: tuple[tuple[Literal["posterior", "prior"], int], ...] = (("posterior", embed_dim), ("prior", hidden_dim))
     for side, width in sides:
-        features = torch.randn(1, 2, width)
-        distribution = ask(f"{who}: {side}", getattr(part, side), features)
-        if not isinstance(distribution, Tensor) or distribution.ndim != 4 or distribution.dtype != torch.float32:
-            what = (
-                f"{tuple(distribution.shape)} {distribution.dtype}" if isinstance(distribution, Tensor) else "no tensor"
-            )
-            raise PartError(f"{who}: {side} gives {what} where log-probabilities (1, 2, G, K) in float32 are expected")
-        if not torch.allclose(distribution.exp().sum(-1), torch.ones(()), atol=1e-3):
-            raise PartError(
-                f"{who}: {side} gives no log-probabilities: their exponentials must sum to 1 over K classes, and the "
-                f"sums go up to {float(distribution.exp().sum(-1).max()):.3g} (no other distribution works yet)"
-            )
+        features = torch.randn(8, 2, width)
+        given = ask(f"{who}: {side}", getattr(part, side), features)
+        if not isinstance(given, Tensor) or given.shape[:2] != (8, 2) or given.dtype != torch.float32:
+            what = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, Tensor) else "no tensor"
+            raise PartError(f"{who}: {side} gives {what} where float32 with the leading axes (8, 2) is expected")
         why = f"its latent_dim says {part.latent_dim}"
-        expect(f"{who}: sample", ask(f"{who}: sample", part.sample, distribution), (1, 2, part.latent_dim), why)
+        expect(f"{who}: sample", ask(f"{who}: sample", part.sample, given), (8, 2, part.latent_dim), why)
         drawn = ask(f"{who}: draw_{side}", lambda x, side=side: draw(part, side, x, sparse=False), features)
-        expect(f"{who}: draw_{side}", drawn, (1, 2, part.latent_dim), why)
+        expect(f"{who}: draw_{side}", drawn, (8, 2, part.latent_dim), why)
+        entropy = ask(f"{who}: entropy", part.entropy, given)
+        expect(f"{who}: entropy", entropy, (8, 2), "nats over the leading axes (8, 2) are expected")
+        if not entropy.isfinite().all():
+            raise PartError(f"{who}: entropy of the {side} is not finite")
+        distributions.append(given)
+    posterior, prior = distributions
+    if posterior.shape != prior.shape:
+        raise PartError(f"{who}: prior gives {tuple(prior.shape)} where the posterior gives {tuple(posterior.shape)}")
+    for one, other in ((posterior, prior), (prior, posterior), (posterior, posterior), (prior, prior)):
+        nats = ask(f"{who}: divergence", part.divergence, one, other)
+        expect(f"{who}: divergence", nats, (8, 2), "nats over the leading axes (8, 2) are expected")
+        worst = float(nats.abs().max() if one is other else -nats.min())
+        if not worst <= 1e-3:
+            why = "0 is expected between equal distributions" if one is other else "at least 0 is expected"
+            raise PartError(f"{who}: divergence gives {worst if one is other else -worst:.3g} nats where {why}")
 
 
 def _try_sequence_model(who: str, part: Any, latent_dim: int, num_actions: int, hidden_dim: int) -> None:

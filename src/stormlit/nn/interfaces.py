@@ -33,9 +33,12 @@ class Decoder(Protocol):
 class Latent(Protocol):
     """Built as ``Latent(embed_dim, hidden_dim, **options)``.
 
-    Distributions are those of G categorical variables with K classes each, as log-probabilities: the world model takes
-    KL divergences and entropies of them as such.
+    A distribution is one float32 tensor: its leading axes are those of what it was made from, its trailing axes mean
+    what the latent says (logits, means and deviations, ...). Nobody but the latent reads it; others index its leading
+    axes and detach it.
 
+    Optional: ``auxiliary(posterior)`` returns ``Losses`` (see ``types``): named terms with scales that are added to
+    the world model's loss, and metrics such as how many codes are in use.
     Optional: ``draw_posterior(embed, *, sparse)`` and ``draw_prior(hidden, *, sparse)`` for a faster
     ``sample(posterior(embed))`` and ``sample(prior(hidden))`` without gradients; as ``OneHots`` if ``sparse``, which is
     asked of a latent that says ``accepts_sparse = True`` only.
@@ -44,15 +47,27 @@ class Latent(Protocol):
     latent_dim: int
 
     def posterior(self, embed: Tensor) -> Tensor:
-        """embed: (..., E).  Returns log-probabilities of z given the frame, (..., G, K) float32."""
+        """embed: (..., E).  Returns the distribution of z given the frame, float32."""
         ...
 
     def prior(self, hidden: Tensor) -> Tensor:
-        """hidden: (..., D).  Returns log-probabilities of the next z given the past, (..., G, K) float32."""
+        """hidden: (..., D).  Returns the distribution of the next z given the past, of the posterior's shape."""
         ...
 
     def sample(self, distribution: Tensor) -> Tensor:
-        """distribution: (..., G, K).  Returns a sample (..., Z) float32 through which gradients flow."""
+        """Returns a sample (..., Z) float32, through which gradients reach the posterior's embedding."""
+        ...
+
+    def entropy(self, distribution: Tensor) -> Tensor:
+        """Returns nats over the leading axes, float32."""
+        ...
+
+    def divergence(self, posterior: Tensor, prior: Tensor) -> Tensor:
+        """How far a posterior is from a prior: the KL divergence, or what stands for it.
+
+        Returns nats over the leading axes, float32: at least 0, and 0 if both are the same. Gradients must reach the
+        prior. KL balance and free bits are the world model's.
+        """
         ...
 
 

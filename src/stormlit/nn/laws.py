@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stormlit.errors import PartError, StormlitError
 from stormlit.nn.building import ask, try_part
 from stormlit.nn.fast.frozen import frozen
-from stormlit.nn.fast.sparse import accepts_sparse, draw
-from stormlit.types import OneHots
+from stormlit.nn.latent_laws import LATENT_LAWS, divergence_of
+from stormlit.nn.sparse_law import sparse_form
 
-LATENT, ACTIONS, HIDDEN, OUT, EMBED, GROUPS = 16, 3, 32, 5, 24, 4
+LATENT, ACTIONS, HIDDEN, OUT, EMBED = 16, 3, 32, 5, 24
 LENGTH = 7
 Pass = tuple[str, Callable[..., Any], tuple[Any, ...]]
 
@@ -54,7 +53,8 @@ class Case:
         features = {"posterior": torch.randn(4, 3, EMBED), "prior": torch.randn(4, 3, HIDDEN)}
         if self.kind == "latent":
             ways = [(f": {side}", getattr(part, side), (given,)) for side, given in features.items()]
-            return [*ways, (": sample", lambda embed: part.sample(part.posterior(embed)), (features["posterior"],))]
+            ways.append((": sample", lambda embed: part.sample(part.posterior(embed)), (features["posterior"],)))
+            return [*ways, (": divergence", divergence_of(part), tuple(features.values()))]
         given: dict[str, Callable[[], tuple[Any, ...]]] = {
             "encoder": lambda: (torch.rand(4, *self.given[0]),),
             "decoder": lambda: (torch.randn(4, LATENT),),
@@ -121,6 +121,9 @@ def trains(case: Case) -> None:
         reached |= arrived
     if not reached:
         raise case.fail(" passes no gradient to what it is given")
+    if hasattr(part, "auxiliary"):  # as the codes of a codebook, which no sample moves
+        for term in part.auxiliary(part.posterior(torch.randn(4, 3, EMBED))).terms.values():
+            term.backward(retain_graph=True)
     for name, parameter in part.named_parameters():
         if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any()):
             raise case.fail(f": no gradient reaches its parameter '{name}'")
@@ -136,8 +139,11 @@ def mixed_precision(case: Case) -> None:
             plain = function(*given).float()
         with torch.autocast("cpu", torch.bfloat16):
             mixed = ask(f"{case.who}{way} under bfloat16 autocast", function, *rounded)
-        if way != ": sample" and not torch.allclose(mixed.float(), plain, atol=0.1, rtol=0.1):
-            off = float((mixed.detach().float() - plain).abs().max())
+        error = (mixed.detach().float() - plain).abs()
+        # Rounding may choose another code here and there, where a latent has codes.
+        allowed = 0.25 if case.kind == "latent" else 0.0
+        if way != ": sample" and not (error <= 0.1 + 0.1 * plain.abs()).float().mean() >= 1.0 - allowed:
+            off = float(error.max())
             raise case.fail(f"{way} is off by {off:.2g} under bfloat16 autocast")
         if case.kind == "latent" and mixed.dtype != torch.float32:
             raise case.fail(f"{way} gives {mixed.dtype} under bfloat16 autocast where float32 is expected")
@@ -159,52 +165,6 @@ def any_memory_order(case: Case) -> None:
             seen = ask(f"{case.who} in {name} form", function, other)
             if not torch.allclose(seen, plain, atol=1e-4, rtol=1e-4):
                 raise case.fail(f" gives something else in {name} form")
-
-
-def sparse_form(case: Case) -> None:
-    """if it says accepts_sparse, it answers to one-hots as to the same latents in dense form"""
-    part = case.part()
-    if not accepts_sparse(part):
-        return
-    classes = LATENT // GROUPS
-    one_hots = OneHots(torch.randint(classes, (2, LENGTH, GROUPS)) + torch.arange(GROUPS) * classes)
-    forms: dict[bool, Any] = {True: one_hots, False: _dense(one_hots)}
-    hidden, rest = torch.randn(2, LENGTH, HIDDEN), torch.randn(2, LENGTH, LATENT)
-    states = {True: OneHots(one_hots.positions, rest), False: torch.cat([_dense(one_hots), rest], dim=-1)}
-    _, action, is_first = tokens(part) if case.kind == "sequence_model" else (None, hidden[0], hidden[0])
-    end = action.shape[1]
-
-    def drawn(side: Any, features: Tensor, sparse: bool) -> Any:
-        torch.manual_seed(1)
-        return draw(part, side, features, sparse=sparse)
-
-    ways: dict[str, list[tuple[str, Callable[[bool], Any]]]] = {
-        "latent": [
-            (": draw_posterior", lambda sparse: drawn("posterior", torch.ones(2, 3, EMBED), sparse)),
-            (": draw_prior", lambda sparse: drawn("prior", torch.ones(2, 3, HIDDEN), sparse)),
-        ],
-        "agent_state": [("", lambda sparse: part(forms[sparse], hidden))],
-        "head": [("", lambda sparse: part(states[sparse]))],
-        "sequence_model": [
-            ("", lambda sparse: part(forms[sparse][:, :end], action, is_first)),
-            (": step", lambda sparse: part.step(forms[sparse][:, 0], action[:, 0], part.empty(2, 1))),
-        ],
-    }
-    for way, function in ways[case.kind]:
-        with torch.no_grad():
-            dense, sparse = (ask(f"{case.who}{way}, which says accepts_sparse,", function, x) for x in (False, True))
-        if case.kind == "latent" and not isinstance(sparse, OneHots):
-            raise case.fail(f" says accepts_sparse, but has no{way[1:]} that gives OneHots")
-        sparse = _dense(sparse, getattr(part, "latent_dim", LATENT))
-        if dense.shape != sparse.shape or not torch.allclose(dense, sparse, atol=1e-4, rtol=1e-4):
-            raise case.fail(f"{way} says accepts_sparse and answers differently to one-hots and to the dense form")
-
-
-def _dense(x: Tensor | OneHots, latent_dim: int = LATENT) -> Tensor:
-    if not isinstance(x, OneHots):
-        return x
-    ones = F.one_hot(x.positions, latent_dim).sum(dim=-2).float()
-    return ones if x.rest is None else torch.cat([ones, x.rest], dim=-1)
 
 
 def causal(case: Case) -> None:
@@ -273,7 +233,7 @@ _SHARED = (promised_shapes, rows_apart, trains, mixed_precision)
 LAWS: dict[str, tuple[Callable[[Case], None], ...]] = {
     "encoder": (*_SHARED, any_memory_order),
     "decoder": (*_SHARED, any_memory_order),
-    "latent": (*_SHARED, sparse_form),
+    "latent": (*_SHARED, *LATENT_LAWS, sparse_form),
     "sequence_model": (promised_shapes, rows_apart, causal, remembers, trains, mixed_precision, sparse_form),
     "head": (*_SHARED, sparse_form),
     "agent_state": (*_SHARED, sparse_form),

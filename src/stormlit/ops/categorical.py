@@ -77,3 +77,14 @@ def entropy(log_probs: Tensor) -> Tensor:
     """
     log_probs = log_probs.float()
     return -(log_probs.exp() * log_probs).sum(dim=-1)
+
+
+def divergence(log_probs: Tensor, other: Tensor) -> Tensor:
+    """KL divergence in nats of G independent categoricals from G others.  Both (..., G, K) float32.  Returns (...,).
+
+    >>> certain = torch.tensor([[[1.0, 0.0]]]).clamp(min=1e-30).log()
+    >>> round(divergence(certain, torch.full((1, 1, 2), 0.5).log()).item(), 4)
+    0.6931
+    """
+    probabilities = log_probs.exp()
+    return (probabilities * log_probs).sum(dim=(-2, -1)) - (probabilities * other).sum(dim=(-2, -1))

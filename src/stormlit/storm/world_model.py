@@ -93,7 +93,7 @@ class WorldModel(L.LightningModule):
         self.reward_encoding = TwoHot(reward_bins, reward_low, reward_high)
 
     def posterior(self, obs: Tensor) -> Tensor:
-        """Distribution of the latents of frames.  obs: (..., C, Y, X) uint8.  Returns (..., G, K) float32."""
+        """Distribution of the latents of frames, as the latent writes it.  obs: (..., C, Y, X) uint8."""
         return self._posterior(normalize_pixels(obs))
 
     def sample_posterior(self, obs: Tensor) -> Tensor:
@@ -148,13 +148,12 @@ class WorldModel(L.LightningModule):
         )
         # h_t predicts z_{t+1}, except across an episode's end, where the next frame has nothing to do with the action.
         follows = ~batch.is_first[:, 1:]
-        dyn, rep, kl = kl_balance(posterior[:, 1:], prior[:, :-1], follows, self.free_bits, self.free_bits_clip)
+        dyn, rep, kl = kl_balance(
+            self.latent.divergence, posterior[:, 1:], prior[:, :-1], follows, self.free_bits, self.free_bits_clip
+        )
         with torch.no_grad():
-            metrics = {
-                "kl": kl,
-                "posterior_entropy": -(posterior.exp() * posterior).sum(dim=(-2, -1)).mean(),
-                "prior_entropy": -(prior.exp() * prior).sum(dim=(-2, -1)).mean(),
-            }
+            entropy = self.latent.entropy(torch.stack([posterior, prior]))
+            metrics = {"kl": kl, "posterior_entropy": entropy[0].mean(), "prior_entropy": entropy[1].mean()}
         terms = {
             "reconstruction": error / batch.action.numel(),
             "reward": reward.mean(),
@@ -162,10 +161,11 @@ class WorldModel(L.LightningModule):
             "dyn": dyn,
             "rep": rep,
         }
-        return Losses(terms, self.loss_scales, metrics)
+        losses = Losses(terms, self.loss_scales, metrics)
+        return losses.added(self.latent.auxiliary(posterior)) if hasattr(self.latent, "auxiliary") else losses
 
     def _posterior(self, obs: Tensor) -> Tensor:
-        """obs: (..., C, Y, X) float in [0, 1].  Returns (..., G, K)."""
+        """obs: (..., C, Y, X) float in [0, 1].  Returns the latent's distribution over the same leading axes."""
         frames = obs.flatten(0, -4)
         embed = self.encoder(frames.contiguous(memory_format=training_memory_format(frames.device)))
         return self.latent.posterior(embed.unflatten(0, obs.shape[:-3]))
