@@ -26,7 +26,7 @@ SMALL_OPTIONS: Mapping[str, Any] = {"stem_channels": 4, "groups": 4, "classes": 
 
 def small_part(kind: str, name: str, **options: Any) -> dict[str, Any]:
     """The component node of a part, with its widths reduced."""
-    assert kind in parts.PART_KEYS.values()
+    assert kind in {*parts.PART_KEYS.values(), *parts.PART_LISTS.values()}
     reduced = {option: SMALL_OPTIONS[option] for option in schema(kind, name) if option in SMALL_OPTIONS}
     return {"name": name, **reduced, **options}
 

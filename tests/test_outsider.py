@@ -19,7 +19,7 @@ import stormlit
 from small import random_batch, small_agent, small_world_model
 from stormlit.cli import main
 from stormlit.config.compose import compose, to_yaml
-from stormlit.config.parts import PART_KEYS
+from stormlit.config.parts import PART_KEYS, PART_LISTS
 from stormlit.errors import ConfigError
 from stormlit.storm.imagine import imagine
 from test_training_run import SMALL
@@ -36,6 +36,7 @@ EXAMPLES = {
     "agent.actor": "mine:OneLayerHead",
     "agent.critic": "mine:OneLayerHead",
     "tracking": "mine:JsonLinesTracker",
+    "world_model.objectives": "mine:InverseDynamics",
 }
 
 
@@ -43,7 +44,7 @@ EXAMPLES = {
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with the examples in ``mine.py``."""
     blocks = re.findall(r"```python\n# mine\.py\n(.*?)```", DOCS, re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     (tmp_path / "mine.py").write_text("\n\n".join(blocks))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -63,15 +64,17 @@ def error_of(*words: str) -> str:
 @pytest.mark.parametrize("key", [key for key in EXAMPLES if key != "tracking"])
 def test_each_example_keeps_the_laws_and_works_beside_the_bundled_parts(key: str) -> None:
     """Alone among parts that accept sparse latents, which it does not: nothing sparse comes to it."""
-    assert stormlit.check_part(PART_KEYS[key], EXAMPLES[key]) == []
+    assert stormlit.check_part({**PART_KEYS, **PART_LISTS}[key], EXAMPLES[key]) == []
     owner, _, argument = key.partition(".")
     part = {argument: EXAMPLES[key] if argument == "sequence_model" else {"name": EXAMPLES[key]}}
+    if key in PART_LISTS:
+        part = {argument: [EXAMPLES[key]]}
     world_model = small_world_model(**part if owner == "world_model" else {})
     agent = small_agent(world_model, **part if owner == "agent" else {})
     world_model.training_step(random_batch()).total.backward()
     trajectory = imagine(world_model, agent, random_batch(), horizon=3, from_posterior=True)
-    in_reward_or_continuation = argument in ("encoder", "decoder", "reward_head", "continuation_head")
-    assert isinstance(trajectory.latent, torch.Tensor) is not in_reward_or_continuation
+    not_in_imagination = argument in ("encoder", "decoder", "reward_head", "continuation_head", "objectives")
+    assert isinstance(trajectory.latent, torch.Tensor) is not not_in_imagination
     agent.training_step(trajectory).total.backward()
 
 
@@ -83,7 +86,7 @@ def test_a_tracker_is_told_what_it_derives_from() -> None:
 
 
 def test_the_examples_cover_every_kind_of_part() -> None:
-    assert EXAMPLES.keys() == PART_KEYS.keys()
+    assert EXAMPLES.keys() == {*PART_KEYS, *PART_LISTS}
 
 
 @pytest.mark.usefixtures("mine")
@@ -105,7 +108,7 @@ def test_the_name_stays_as_typed_and_its_options_are_checked_like_any_other() ->
             "mine:PatchEncoderr",
             r"mine has no class 'PatchEncoderr' \(did you mean 'PatchEncoder'\?\); it has PatchEncoder, ",
         ),
-        ("mine:", r"no encoder is called .*; choose one of cnn, resnet$"),
+        ("mine:", r"no encoder is called .*; choose one of cnn, patches, resnet$"),
         ("nowhere:PatchEncoder", r"there is no module 'nowhere' in /.* or on the Python path$"),
         ("mine.deeper:PatchEncoder", r"there is no module 'mine.deeper' in /.*$"),
         (":PatchEncoder", r"no encoder is called ':PatchEncoder'"),

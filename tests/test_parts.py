@@ -15,6 +15,7 @@ from stormlit.registry import build, fill, kinds, names, part_class, schema
 
 EVERY_PART = [(kind, name) for kind in kinds() for name in names(kind)]
 EVERY_MODULE = [(kind, name) for kind, name in EVERY_PART if kind in LAWS]
+FITS = [("patches", 32)]  # patches need not be as many both ways
 IMAGE_PARTS = [(kind, name) for kind, name in EVERY_PART if kind in ("encoder", "decoder")]
 
 
@@ -53,8 +54,10 @@ def test_every_part_keeps_the_laws_of_its_kind(kind: str, name: str) -> None:
         assert broken_laws(name, kind, lambda: build(kind, small_part(kind, name), *given), given) == []  # noqa: B023
 
 
-@pytest.mark.parametrize(("kind", "name"), IMAGE_PARTS)
-@pytest.mark.parametrize("shape", [(3, 17, 17), (3, 16, 32)])
+@pytest.mark.parametrize(
+    ("kind", "name", "shape"),
+    [(*part, shape) for part in IMAGE_PARTS for shape in [(3, 17, 17), (3, 16, 32)] if (part[1], shape[2]) not in FITS],
+)
 def test_a_size_that_does_not_fit_is_one_sentence(kind: str, name: str, shape: tuple[int, int, int]) -> None:
     with pytest.raises(ConfigError, match=str(shape[1])) as raised:
         build(kind, small_part(kind, name), *surroundings(kind, shape))

@@ -133,7 +133,7 @@ def settings(cls: type, base: type | None = None) -> type:
     fields = []
     for name, option in options(cls).items():
         hint, make = option.type, functools.partial(copy.deepcopy, option.default)
-        if option.part:
+        if option.part and typing.get_origin(hint) is not list:
             hint = Any
         elif option.group is not None:
             hint = settings(option.group)

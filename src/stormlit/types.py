@@ -164,14 +164,31 @@ class WorldState:
 
 
 @dataclass(slots=True)
+class Reading:
+    """What the world model makes of B windows of T steps while it is trained; what an objective sees.
+
+    embed: (B, T, E).  posterior: of z_t, (B, T, ...).  latent: (B, T, Z), drawn from it.
+    hidden: (B, T, D), after the action of each step.  prior: of z_{t+1}, (B, T, ...).
+    Posterior and prior are in the form that the latent gives them, which it alone reads.
+    """
+
+    batch: Batch
+    embed: Tensor
+    posterior: Tensor
+    latent: Tensor
+    hidden: Tensor
+    prior: Tensor
+
+
+@dataclass(slots=True)
 class Losses:
     """Named loss terms with a scale each, and detached metrics.
 
-    terms, scales: the same keys.  metrics: scalars that carry no gradient.
+    terms, scales: the same keys; a scale that is learned is a tensor.  metrics: scalars that carry no gradient.
     """
 
     terms: dict[str, Tensor]
-    scales: Mapping[str, float]
+    scales: Mapping[str, float | Tensor]
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
     def added(self, others: Losses) -> Losses:
@@ -190,8 +207,11 @@ class Losses:
             raise KeyError(f"loss terms {sorted(self.terms)} and scales {sorted(self.scales)} differ")
         import torch
 
-        scaled = torch._foreach_mul(list(self.terms.values()), [self.scales[name] for name in self.terms])
-        return torch.stack(scaled).sum()
+        terms, scales = list(self.terms.values()), [self.scales[name] for name in self.terms]
+        numbers = [scale for scale in scales if not isinstance(scale, torch.Tensor)]
+        learned = len(numbers) < len(scales)
+        scaled = [term * scale for term, scale in zip(terms, scales, strict=True)] if learned else None
+        return torch.stack(torch._foreach_mul(terms, numbers) if scaled is None else scaled).sum()
 
     def log(self, total: Tensor) -> dict[str, Tensor]:
         """Every term as ``loss/<name>``, the total (what ``total`` has returned), and the metrics; all detached."""

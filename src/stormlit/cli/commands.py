@@ -12,7 +12,7 @@ import yaml
 
 from stormlit import registry
 from stormlit.config.compose import compose, to_yaml
-from stormlit.config.parts import PART_KEYS, check_part
+from stormlit.config.parts import PART_KEYS, PART_LISTS, check_part
 from stormlit.config.schema import KEYS, Config
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
@@ -103,7 +103,9 @@ def list_components(kind: str | None, name: str | None = None) -> str:
     lines: list[str] = []
     for shown in [kind] if kind else registry.kinds():
         keys = [key for key, part_kind in PART_KEYS.items() if part_kind == shown]
-        lines.append(f"{shown}  (chosen by {', '.join(f'{key}=NAME' for key in keys)})")
+        chosen_by = [f"{key}=NAME" for key in keys]
+        chosen_by += [f"{key}=[NAME,...]" for key, part_kind in PART_LISTS.items() if part_kind == shown]
+        lines.append(f"{shown}  (chosen by {', '.join(chosen_by)})")
         for each in [name] if name else registry.names(shown):
             cls = registry.part_class(shown, each)
             lines.append(f"  {each:<12} {(cls.__doc__ or '').strip().partition(chr(10))[0]}".rstrip())
@@ -119,7 +121,7 @@ def list_keys(config: Config) -> str:
     values = dict(registry.leaves(dataclasses.asdict(config)))
     for key, option in KEYS.items():
         rows = [(key, option)]
-        if option.part:
+        if key in PART_KEYS:
             chosen = registry.part_class(option.part, values[f"{key}.name"])
             values[key] = values[f"{key}.name"]
             rows += [(f"{key}.{name}", below) for name, below in registry.options(chosen).items()]

@@ -20,11 +20,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stormlit.config.checks import check_ranges
-from stormlit.config.parts import PART_KEYS
+from stormlit.config.parts import PART_KEYS, PART_LISTS
 from stormlit.config.schema import KEYS, Config
 from stormlit.config.text import Word, read_word, read_yaml, value_for, value_of_word
 from stormlit.errors import ConfigError, nearest
-from stormlit.registry import Option, fill, first_line, leaves, options, part_class
+from stormlit.registry import Option, fill, first_line, leaves, names, options, part_class
 
 Tree = dict[str, Any]
 
@@ -59,6 +59,11 @@ def _typed(filled: Tree) -> Config:
     for key, kind in PART_KEYS.items():
         parent, leaf = _parent(filled, key)
         parent[leaf] = fill(kind, parent[leaf], key)
+    for key, kind in PART_LISTS.items():
+        parent, leaf = _parent(filled, key)
+        if not isinstance(parent[leaf], list):
+            raise ConfigError(f"{key}={parent[leaf]} is no list: expected [] or [NAME,...] of {', '.join(names(kind))}")
+        parent[leaf] = [fill(kind, node, f"{key}[{index}]") for index, node in enumerate(parent[leaf])]
     try:
         config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), filled)))
     except OmegaConfBaseException as error:
@@ -175,7 +180,7 @@ def _option(tree: Tree, key: str) -> Option:
         option, where = allowed[name], ".".join(path[:depth])
         if option.group is not None:
             allowed = options(option.group)
-        elif option.part:
+        elif option.part and where in PART_KEYS:
             parent, leaf = _parent(tree, where)
             part = parent[leaf]["name"]
             allowed, where = options(part_class(option.part, part)), f"{where} ({part})"

@@ -12,9 +12,11 @@ from stormlit.errors import ConfigError
 from stormlit.nn import agent_states as agent_state
 from stormlit.nn.laws import LAWS, broken_laws, surroundings
 
-PART_KEYS = {key: option.part for key, option in KEYS.items() if option.part}
+PART_KEYS = {key: option.part for key, option in KEYS.items() if option.part and option.default != []}
+# Keys that hold any number of parts.
+PART_LISTS = {key: option.part for key, option in KEYS.items() if option.part and key not in PART_KEYS}
 
-__all__ = ["PART_KEYS", "agent_state", "check_part", "nn", "tracking"]
+__all__ = ["PART_KEYS", "PART_LISTS", "agent_state", "check_part", "nn", "tracking"]
 
 
 def check_part(kind: str, part: str | type, **options: Any) -> list[str]:

@@ -14,6 +14,7 @@ from stormlit.errors import PartError, StormlitError
 from stormlit.nn import interfaces
 from stormlit.nn.fast.sparse import draw
 from stormlit.registry import build, require_base
+from stormlit.types import Batch, Losses, Reading
 
 INTERFACES: dict[str, type] = {
     "encoder": interfaces.Encoder,
@@ -22,6 +23,7 @@ INTERFACES: dict[str, type] = {
     "sequence_model": interfaces.SequenceModel,
     "head": interfaces.Head,
     "agent_state": interfaces.AgentState,
+    "objective": interfaces.Objective,
 }
 for _kind in INTERFACES:
     require_base(_kind, nn.Module, "torch.nn.Module")
@@ -149,6 +151,36 @@ def _try_agent_state(who: str, part: Any, latent_dim: int, hidden_dim: int) -> N
         )
 
 
+def _try_objective(who: str, part: Any, *widths: int) -> None:
+    expect_losses(who, ask(who, part, some_reading(*widths)))
+
+
+def some_reading(latent_dim: int, embed_dim: int, hidden_dim: int, num_actions: int) -> Reading:
+    """A random reading of 2 windows of 4 steps; an episode starts at step 2 of the second."""
+    is_first = torch.zeros(2, 4, dtype=torch.bool)
+    is_first[1, 2] = True
+    frames = torch.randint(256, (2, 4, 3, 8, 8), dtype=torch.uint8)
+    batch = Batch(frames, torch.randint(num_actions, (2, 4)), torch.randn(2, 4), is_first.roll(-1, 1), is_first)
+    embed, latent, hidden = (torch.randn(2, 4, width) for width in (embed_dim, latent_dim, hidden_dim))
+    posterior, prior = torch.randn(2, 2, 4, 4, 4).log_softmax(-1).unbind()
+    return Reading(batch, embed, posterior, latent, hidden, prior)
+
+
+def expect_losses(who: str, losses: Any) -> None:
+    """Raise ``PartError`` unless these are ``Losses`` of finite float32 scalars, with a scale for every term."""
+    if not isinstance(losses, Losses):
+        raise PartError(f"{who} gives a {type(losses).__name__} where Losses (types.py) are expected")
+    if losses.terms.keys() != losses.scales.keys():
+        raise PartError(f"{who} names the terms {sorted(losses.terms)} and the scales {sorted(losses.scales)}")
+    for name, value in {**losses.terms, **losses.metrics}.items():
+        if not isinstance(value, Tensor) or value.shape != () or value.dtype != torch.float32:
+            raise PartError(f"{who} gives '{name}', which is no float32 scalar")
+        if not value.isfinite():
+            raise PartError(f"{who} gives '{name}', which is not finite")
+        if name in losses.metrics and value.requires_grad:
+            raise PartError(f"{who} gives the metric '{name}' with a gradient, which a metric must not carry")
+
+
 _TRIALS: dict[str, Callable[..., None]] = {
     "encoder": _try_encoder,
     "decoder": _try_decoder,
@@ -156,4 +188,5 @@ _TRIALS: dict[str, Callable[..., None]] = {
     "sequence_model": _try_sequence_model,
     "head": _try_head,
     "agent_state": _try_agent_state,
+    "objective": _try_objective,
 }

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import itertools
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
 from stormlit.nn.fast.frozen import Forward, fold_batch_norms
-from stormlit.nn.fast.norm import BatchNorm, training_memory_format
+from stormlit.nn.fast.norm import BatchNorm, ChannelNorm, training_memory_format
 from stormlit.nn.image import FinalWidth, StemChannels, stage_channels
-from stormlit.registry import register
+from stormlit.registry import Option, register
+
+NORMS: dict[str, type[BatchNorm] | type[ChannelNorm]] = {"batch": BatchNorm, "layer": ChannelNorm}
+Norm = Annotated[
+    Literal["batch", "layer"], Option("normalisation: over the batch (the paper), or over the channels of each place")
+]
 
 
 @register("encoder", "cnn")
 class ConvEncoder(nn.Module):
-    """4x4 stride-2 convolutions with BatchNorm and ReLU, channels doubling, until ``final_width`` pixels are left.
+    """4x4 stride-2 convolutions with a norm and ReLU, channels doubling, until ``final_width`` pixels are left.
 
     obs_shape: (C, Y, X).
     """
 
     def __init__(
-        self, obs_shape: tuple[int, int, int], *, stem_channels: StemChannels = 32, final_width: FinalWidth = 4
+        self,
+        obs_shape: tuple[int, int, int],
+        *,
+        stem_channels: StemChannels = 32,
+        final_width: FinalWidth = 4,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         channels = stage_channels(obs_shape, stem_channels, final_width)
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip([obs_shape[0], *channels], channels, strict=False):
-            # BatchNorm brings the bias. ReLU is not in place: on a CPU that takes longer in bfloat16.
-            layers += [nn.Conv2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False), BatchNorm(fan_out)]
+            # The norm brings the bias. ReLU is not in place: on a CPU that takes longer in bfloat16.
+            layers += [nn.Conv2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False), NORMS[norm](fan_out)]
             layers += [nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.embed_dim = channels[-1] * final_width**2
@@ -56,15 +67,16 @@ class ConvDecoder(nn.Module):
         *,
         stem_channels: StemChannels = 32,
         final_width: FinalWidth = 4,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         channels = stage_channels(obs_shape, stem_channels, final_width)[::-1]
         self.map_shape = (channels[0], final_width, final_width)
         self.project = nn.Linear(latent_dim, channels[0] * final_width**2, bias=False)
-        layers: list[nn.Module] = [BatchNorm(channels[0]), nn.ReLU()]
+        layers: list[nn.Module] = [NORMS[norm](channels[0]), nn.ReLU()]
         for fan_in, fan_out in itertools.pairwise(channels):
             layers += [nn.ConvTranspose2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False)]
-            layers += [BatchNorm(fan_out), nn.ReLU()]
+            layers += [NORMS[norm](fan_out), nn.ReLU()]
         layers += [nn.ConvTranspose2d(channels[-1], obs_shape[0], 4, stride=2, padding=1)]
         self.layers = nn.Sequential(*layers)
 

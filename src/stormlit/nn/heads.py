@@ -8,7 +8,7 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from stormlit.nn.fast.sparse import InputLinear
-from stormlit.ops.twohot import symlog_bins, twohot_decode, twohot_loss
+from stormlit.ops.twohot import hl_gauss_loss, symexp, symlog, symlog_bins, twohot_decode, twohot_loss
 from stormlit.registry import Option, register
 from stormlit.types import OneHots
 
@@ -61,6 +61,7 @@ class TwoHot(nn.Module):
 
     def __init__(self, count: int, low: float, high: float) -> None:
         super().__init__()
+        self.outputs = count
         self.register_buffer("bins", symlog_bins(count, low, high), persistent=False)
 
     def decode(self, logits: Tensor) -> Tensor:
@@ -70,3 +71,39 @@ class TwoHot(nn.Module):
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """logits: (..., K).  target: (...,).  Returns the cross-entropy (...,) float32."""
         return twohot_loss(logits, target, self.bins)
+
+
+class HLGauss(TwoHot):
+    """The same bins, scored against a normal around the target in place of its two neighbours."""
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """logits: (..., K).  target: (...,).  Returns the cross-entropy (...,) float32."""
+        return hl_gauss_loss(logits, target, self.bins)
+
+
+class SquaredSymlog(nn.Module):
+    """Reads one output as a number's symlog, and scores it by half the squared error (DreamerV3, equation 1).
+
+    count, low, high: of bins, which it has none of.
+    """
+
+    outputs = 1
+
+    def __init__(self, count: int, low: float, high: float) -> None:
+        super().__init__()
+
+    def decode(self, output: Tensor) -> Tensor:
+        """output: (..., 1).  Returns (...,) float32."""
+        return symexp(output.squeeze(-1).float())
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """output: (..., 1).  target: (...,).  Returns (...,) float32."""
+        return 0.5 * (output.squeeze(-1).float() - symlog(target.float())).square()
+
+
+READINGS: dict[str, type[TwoHot] | type[SquaredSymlog]] = {
+    "twohot": TwoHot,
+    "hl_gauss": HLGauss,
+    "squared": SquaredSymlog,
+}
+"""How a head's outputs are read as a number, by the word for it."""

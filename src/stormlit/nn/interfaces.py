@@ -11,6 +11,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from stormlit.types import Losses, Reading
+
 
 class Encoder(Protocol):
     """Built as ``Encoder(obs_shape, **options)`` with obs_shape (C, Y, X)."""
@@ -121,4 +123,15 @@ class AgentState(Protocol):
 
     def __call__(self, latent: Tensor, hidden: Tensor) -> Tensor:
         """latent: (..., Z).  hidden: (..., D).  Returns (..., F), F being ``state_dim``."""
+        ...
+
+
+class Objective(Protocol):
+    """Built as ``Objective(latent_dim, embed_dim, hidden_dim, num_actions, **options)``: adds to the loss.
+
+    The terms' names are those in the logs, ``world_model/loss/NAME``: no other term or metric may have them.
+    """
+
+    def __call__(self, reading: Reading) -> Losses:
+        """Returns named terms, float32 scalars, with a scale each, and detached metrics. Changes nothing it sees."""
         ...

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stormlit.nn.building import ask
-from stormlit.types import Losses
+from stormlit.nn.building import ask, expect_losses
 
 
 def divergence_of(part: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -92,23 +91,7 @@ def auxiliary_is_named(case: Any) -> None:
     part = case.part()
     if hasattr(part, "auxiliary"):
         posterior = part.posterior(torch.randn(4, 3, case.given[0]))
-        check_losses(f"{case.who}: auxiliary", ask(f"{case.who}: auxiliary", part.auxiliary, posterior), case.fail)
-
-
-def check_losses(who: str, losses: Any, fail: Callable[[str], Exception]) -> None:
-    """Raise what ``fail`` makes of a sentence's end unless these are sound ``Losses``."""
-    end = who.removeprefix(str(fail("")))
-    if not isinstance(losses, Losses):
-        raise fail(f"{end} gives a {type(losses).__name__} where Losses (types.py) are expected")
-    if losses.terms.keys() != losses.scales.keys():
-        raise fail(f"{end} names the terms {sorted(losses.terms)} and the scales {sorted(losses.scales)}")
-    for name, value in {**losses.terms, **losses.metrics}.items():
-        if not isinstance(value, Tensor) or value.shape != () or value.dtype != torch.float32:
-            raise fail(f"{end} gives '{name}', which is no float32 scalar")
-        if not value.isfinite():
-            raise fail(f"{end} gives '{name}', which is not finite")
-        if name in losses.metrics and value.requires_grad:
-            raise fail(f"{end} gives the metric '{name}' with a gradient, which a metric must not carry")
+        expect_losses(f"{case.who}: auxiliary", ask(f"{case.who}: auxiliary", part.auxiliary, posterior))
 
 
 LATENT_LAWS = (moves_both_sides, nats_make_sense, leading_axes_are_free, sample_repeats, auxiliary_is_named)

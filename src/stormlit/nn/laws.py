@@ -15,6 +15,7 @@ from stormlit.errors import PartError, StormlitError
 from stormlit.nn.building import ask, try_part
 from stormlit.nn.fast.frozen import frozen
 from stormlit.nn.latent_laws import LATENT_LAWS, divergence_of
+from stormlit.nn.objective_laws import OBJECTIVE_LAWS
 from stormlit.nn.sparse_law import sparse_form
 
 LATENT, ACTIONS, HIDDEN, OUT, EMBED = 16, 3, 32, 5, 24
@@ -31,6 +32,7 @@ def surroundings(kind: str, obs_shape: tuple[int, int, int] = (3, 64, 64)) -> tu
         "sequence_model": (LATENT, ACTIONS, HIDDEN),
         "head": (HIDDEN, OUT, HIDDEN),
         "agent_state": (LATENT, HIDDEN),
+        "objective": (LATENT, EMBED, HIDDEN, ACTIONS),
     }[kind]
 
 
@@ -237,6 +239,7 @@ LAWS: dict[str, tuple[Callable[[Case], None], ...]] = {
     "sequence_model": (promised_shapes, rows_apart, causal, remembers, trains, mixed_precision, sparse_form),
     "head": (*_SHARED, sparse_form),
     "agent_state": (*_SHARED, sparse_form),
+    "objective": (promised_shapes, *OBJECTIVE_LAWS),
 }
 
 

@@ -51,3 +51,18 @@ def twohot_decode(logits: Tensor, bins: Tensor) -> Tensor:
     """``symexp`` of the expected bin.  logits: (..., K) any float dtype.  bins: (K,).  Returns (...,) float32."""
     # Not a matrix product: autocast would run that in bfloat16, which is off by 1%.
     return symexp((F.softmax(logits.float(), dim=-1) * bins).sum(dim=-1))
+
+
+def hl_gauss_loss(logits: Tensor, target: Tensor, bins: Tensor, deviation: float = 0.75) -> Tensor:
+    """Cross-entropy with a normal around ``symlog(target)``, cut into the bins (HL-Gauss, Farebrother et al. 2024).
+
+    logits: (..., K) any float dtype.  target: (...,).  bins: (K,) evenly spaced, in symlog space.
+    deviation: of the normal, in widths of a bin.  Returns (...,) float32.
+    Targets outside the bins count as the outermost bin; what a normal has outside is shared out among the bins.
+    """
+    width = (bins[-1] - bins[0]) / (bins.shape[0] - 1)
+    edges = torch.cat([bins - 0.5 * width, (bins[-1:] + 0.5 * width)])
+    centre = symlog(target.float()).clamp(bins[0], bins[-1]).unsqueeze(-1)
+    below = torch.special.ndtr((edges - centre) / (deviation * width))
+    mass = below.diff(dim=-1) / (below[..., -1:] - below[..., :1])
+    return -(mass * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)

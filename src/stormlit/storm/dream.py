@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from stormlit.storm.replay import ReplayBuffer
-from stormlit.storm.world_model import WorldModel, pixels
+from stormlit.storm.world_model import WorldModel, hidden_before, pixels
 from stormlit.types import Batch, WorldState
 
 
@@ -49,7 +49,8 @@ def dream(world_model: WorldModel, window: Batch, context_length: int) -> Dream:
     length = window.action.shape[1]
     context_length = max(min(context_length, length - 1), 1)
     latent = world_model.sample_posterior(window.obs)
-    reconstructed = world_model.decode(latent)
+    seen = world_model.sequence_model(latent, window.action, window.is_first)
+    reconstructed = world_model.decode(latent, hidden_before(seen, window.is_first))
     hidden, memory = world_model.sequence_model.prefill(
         latent[:, :context_length], window.action[:, :context_length], window.is_first[:, :context_length], length
     )
@@ -61,8 +62,8 @@ def dream(world_model: WorldModel, window: Batch, context_length: int) -> Dream:
         latents.append(state.latent.unsqueeze(1))
         state = world_model.step(state, window.action[:, t])
         hiddens.append(state.hidden.unsqueeze(1))
-    imagined = world_model.decode(torch.cat(latents, dim=1))
     hidden = torch.cat(hiddens, dim=1)
+    imagined = world_model.decode(torch.cat(latents, dim=1), hidden_before(hidden, window.is_first))
     frames = [pixels(x)[0].permute(0, 2, 3, 1).cpu().numpy() for x in (reconstructed, imagined)]
     return Dream(
         real=window.obs[0].permute(0, 2, 3, 1).cpu().numpy(),

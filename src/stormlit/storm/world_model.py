@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stormlit.nn.agent_states import HiddenState, LatentAndHiddenState, LatentState
 from stormlit.nn.building import build_part
 from stormlit.nn.fast.frozen import frozen
 from stormlit.nn.fast.norm import training_memory_format
 from stormlit.nn.fast.sparse import draw
-from stormlit.nn.heads import TwoHot
+from stormlit.nn.heads import READINGS
 from stormlit.nn.optimizers import OptimizerSettings, adam
+from stormlit.nn.tokens import build_separate
 from stormlit.ops.kl import kl_balance
 from stormlit.registry import DEFAULTS, Option
-from stormlit.types import Batch, Losses, OneHots, PartNode, WorldState
+from stormlit.storm.loss_balance import Harmony
+from stormlit.storm.world_model_words import (
+    DecoderInput,
+    FreeBitsClip,
+    LossBalance,
+    Objectives,
+    RewardLoss,
+    Tokens,
+)
+from stormlit.types import Batch, Losses, OneHots, PartNode, Reading, WorldState
 
 FRAMES_AT_ONCE = 128
+TOKENS: Mapping[str, Callable[..., Any]] = {"merged": build_part, "separate": build_separate}
+DECODER_INPUTS = {"latent": LatentState, "hidden": HiddenState, "both": LatentAndHiddenState}
 
 
 @dataclass
@@ -57,12 +70,15 @@ class WorldModel(L.LightningModule):
         continuation_head: Annotated[
             PartNode, Option("what predicts whether the episode goes on", part="head")
         ] = "mlp",
+        decoder_input: DecoderInput = "latent",
+        tokens: Tokens = "merged",
+        objectives: Objectives = [],  # noqa: B006
         loss_scales: Annotated[Mapping[str, float], Option(group=WorldModelLossScales)] = DEFAULTS,
+        loss_balance: LossBalance = "fixed",
         free_bits: Annotated[float, Option("nats of KL a step that are not punished", 0, 1e12)] = 1.0,
-        free_bits_clip: Annotated[
-            Literal["step", "mean"], Option("whether they are granted to each step or to the mean over the batch")
-        ] = "step",
-        reward_bins: Annotated[int, Option("symlog two-hot bins of the reward", 3, 10**5)] = 255,
+        free_bits_clip: FreeBitsClip = "step",
+        reward_loss: RewardLoss = "twohot",
+        reward_bins: Annotated[int, Option("symlog bins of the reward, for twohot and hl_gauss", 3, 10**5)] = 255,
         reward_low: Annotated[float, Option("symlog of the lowest bin", below="reward_high")] = -20.0,
         reward_high: Annotated[float, Option("symlog of the highest bin")] = 20.0,
         optimizer: Annotated[Mapping[str, float], Option(group=OptimizerSettings)] = DEFAULTS,
@@ -75,22 +91,28 @@ class WorldModel(L.LightningModule):
         self.encoder = build_part("encoder", encoder, obs_shape, key="world_model.encoder")
         self.latent = build_part("latent", latent, self.encoder.embed_dim, hidden_dim, key="world_model.latent")
         self.latent_dim: int = self.latent.latent_dim
-        self.sequence_model = build_part(
-            "sequence_model",
-            sequence_model,
-            self.latent_dim,
-            num_actions,
-            hidden_dim,
-            key="world_model.sequence_model",
+        given, build = (sequence_model, self.latent_dim, num_actions, hidden_dim), TOKENS[tokens]
+        self.sequence_model = build("sequence_model", *given, key="world_model.sequence_model")
+        self.decoder_reads_hidden = decoder_input != "latent"
+        self.decoder_input = DECODER_INPUTS[decoder_input](self.latent_dim, hidden_dim)
+        self.decoder = build_part(
+            "decoder", decoder, self.decoder_input.state_dim, obs_shape, key="world_model.decoder"
         )
-        self.decoder = build_part("decoder", decoder, self.latent_dim, obs_shape, key="world_model.decoder")
-        self.reward_head = build_part(
-            "head", reward_head, hidden_dim, reward_bins, hidden_dim, key="world_model.reward_head"
-        )
+        self.reward_encoding = READINGS[reward_loss](reward_bins, reward_low, reward_high)
+        outputs = self.reward_encoding.outputs, hidden_dim
+        self.reward_head = build_part("head", reward_head, hidden_dim, *outputs, key="world_model.reward_head")
         self.continuation_head = build_part(
             "head", continuation_head, hidden_dim, 1, hidden_dim, key="world_model.continuation_head"
         )
-        self.reward_encoding = TwoHot(reward_bins, reward_low, reward_high)
+        self.objectives = self._build_objectives(objectives)
+        self.harmony = Harmony() if loss_balance == "harmony" else None
+
+    def _build_objectives(self, nodes: Sequence[PartNode]) -> nn.ModuleList:
+        widths = self.latent_dim, self.encoder.embed_dim, self.hidden_dim, self.num_actions
+        return nn.ModuleList(
+            build_part("objective", node, *widths, key=f"world_model.objectives[{index}]")
+            for index, node in enumerate(nodes)
+        )
 
     def posterior(self, obs: Tensor) -> Tensor:
         """Distribution of the latents of frames, as the latent writes it.  obs: (..., C, Y, X) uint8."""
@@ -121,9 +143,14 @@ class WorldModel(L.LightningModule):
         joined = (numbers[0] if len(numbers) == 1 else torch.cat(numbers)).unflatten(0, obs.shape[:-3])
         return OneHots(joined) if isinstance(drawn[0], OneHots) else joined
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Frames of latents.  latent: (..., Z).  Returns (..., C, Y, X), about [0, 1], not clipped."""
-        return self.decoder(latent.flatten(0, -2)).unflatten(0, latent.shape[:-1])
+    def decode(self, latent: Tensor, before: Tensor | None = None) -> Tensor:
+        """Frames of latents.  Returns (..., C, Y, X), about [0, 1], not clipped.
+
+        latent: (..., Z).  before: (..., D), for a decoder that reads the hidden state before each frame, see
+        ``hidden_before``.
+        """
+        seen = self.decoder_input(latent, before)
+        return self.decoder(seen.flatten(0, -2)).unflatten(0, latent.shape[:-1])
 
     def reward(self, hidden: Tensor) -> Tensor:
         """Expected reward of the action that led to ``hidden``.  hidden: (..., D).  Returns (...,) float32."""
@@ -136,12 +163,14 @@ class WorldModel(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int = 0) -> Losses:  # type: ignore[override]
         """The loss of equation 3 on B windows of T steps, as terms and scales."""
         obs = normalize_pixels(batch.obs)
-        posterior = self._posterior(obs)
+        embed = self._embed(obs)
+        posterior = self.latent.posterior(embed)
         latent = self.latent.sample(posterior)
         hidden = self.sequence_model(latent, batch.action, batch.is_first)
         prior = self.latent.prior(hidden)
 
-        error = F.mse_loss(self.decode(latent).float(), obs, reduction="sum")
+        decoded = self.decode(latent, hidden_before(hidden, batch.is_first) if self.decoder_reads_hidden else None)
+        error = F.mse_loss(decoded.float(), obs, reduction="sum")
         reward = self.reward_encoding.loss(self.reward_head(hidden), batch.reward)
         continuation = F.binary_cross_entropy_with_logits(
             self.continuation_head(hidden).squeeze(-1).float(), (~batch.terminated).float()
@@ -162,13 +191,24 @@ class WorldModel(L.LightningModule):
             "rep": rep,
         }
         losses = Losses(terms, self.loss_scales, metrics)
-        return losses.added(self.latent.auxiliary(posterior)) if hasattr(self.latent, "auxiliary") else losses
+        if self.harmony is not None:
+            losses = self.harmony(losses)
+        if hasattr(self.latent, "auxiliary"):
+            losses = losses.added(self.latent.auxiliary(posterior))
+        reading = Reading(batch, embed, posterior, latent, hidden, prior)
+        for objective in self.objectives:
+            losses = losses.added(objective(reading))
+        return losses
 
     def _posterior(self, obs: Tensor) -> Tensor:
         """obs: (..., C, Y, X) float in [0, 1].  Returns the latent's distribution over the same leading axes."""
+        return self.latent.posterior(self._embed(obs))
+
+    def _embed(self, obs: Tensor) -> Tensor:
+        """obs: (..., C, Y, X) float in [0, 1].  Returns (..., E)."""
         frames = obs.flatten(0, -4)
         embed = self.encoder(frames.contiguous(memory_format=training_memory_format(frames.device)))
-        return self.latent.posterior(embed.unflatten(0, obs.shape[:-3]))
+        return embed.unflatten(0, obs.shape[:-3])
 
     def start_imagination(
         self, context: Batch, capacity: int, *, from_posterior: bool, sparse: bool = False
@@ -203,6 +243,14 @@ class WorldModel(L.LightningModule):
 
     def configure_optimizers(self, fused: bool = True) -> torch.optim.Adam:
         return adam(self.parameters(), self.optimizer_settings, fused=fused)
+
+
+def hidden_before(hidden: Tensor, is_first: Tensor) -> Tensor:
+    """The hidden state before each step's frame: that of the step before, zeros where nothing of the episode is known.
+
+    hidden: (B, T, D).  is_first: (B, T) bool.  Returns (B, T, D).
+    """
+    return F.pad(hidden[:, :-1], (0, 0, 1, 0)).masked_fill(is_first.unsqueeze(-1), 0.0)
 
 
 def normalize_pixels(obs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""BatchNorm as the convolutional parts use it."""
+"""Normalisation as the convolutional parts use it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ class BatchNorm(nn.BatchNorm2d):
         assert self.momentum is not None
         statistics = (self.running_mean, self.running_var)
         return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of each place of a feature map, as in DreamerV3."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (M, C, Y, X).  Returns the same shape."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def training_memory_format(device: torch.device) -> torch.memory_format:

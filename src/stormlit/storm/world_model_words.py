@@ -1,0 +1,28 @@
+"""The words that give the world model its shape: one option each of its constructor."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from stormlit.registry import Option
+
+DecoderInput = Annotated[
+    Literal["latent", "hidden", "both"],
+    Option("what the decoder reads: the frame's latent (the paper), the memory before the frame, or both"),
+]
+Tokens = Annotated[
+    Literal["merged", "separate"],
+    Option("whether a step is one token (the paper), or its latent and its action are one each"),
+]
+Objectives = Annotated[list[Any], Option("parts that add terms to the loss", part="objective")]
+LossBalance = Annotated[
+    Literal["fixed", "harmony"],
+    Option("loss_scales alone, or also learned weights of reconstruction, reward and KL (HarmonyDream)"),
+]
+FreeBitsClip = Annotated[
+    Literal["step", "mean"], Option("whether they are granted to each step or to the mean over the batch")
+]
+RewardLoss = Annotated[
+    Literal["twohot", "hl_gauss", "squared"],
+    Option("cross-entropy with two symlog bins or with a normal over them, or squared error in symlog"),
+]
