@@ -1,6 +1,7 @@
 """Latents of codes from a small set: a learned codebook (VQ), or evenly spaced numbers (FSQ).
 
-A frame's code is the nearest one, without chance; the prior is a classifier over the codes.
+A frame's code is the nearest one, without chance; the prior is a classifier over the codes. The divergence moves the
+prior alone, since no gradient goes through the choice of a code.
 """
 
 from __future__ import annotations
