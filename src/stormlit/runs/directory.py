@@ -6,7 +6,7 @@
 <run.dir>/<run.name>/finished.json  at how many steps the run was done to its last evaluation; only while that holds
 <run.dir>/<run.name>/checkpoints/ step-000002500/ ...
 <run.dir>/<run.name>/replay/      the replay buffer, in segments
-<run.dir>/<run.name>/media/       dream videos and reconstruction grids
+<run.dir>/<run.name>/media/       the plot of the returns, dreams and reconstruction grids
 <run.dir>/<run.name>/evaluation/  every episode's return
 <run.dir>/<run.name>/spool/       what was logged, and how much of it the tracking server has
 """
@@ -51,6 +51,10 @@ class RunDirectory:
     @property
     def media(self) -> Path:
         return self.path / "media"
+
+    @property
+    def returns_plot(self) -> Path:
+        return self.media / "returns.png"
 
     @property
     def evaluation(self) -> Path:

@@ -14,7 +14,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from stormlit.errors import EnvironmentContractError, EnvironmentCrashError, SaveError, describe
 from stormlit.files import write_json
 from stormlit.runs.assembly import run_evaluation
-from stormlit.runs.pictures import write_dream_video, write_reconstruction_grid
+from stormlit.runs.pictures import write_dream_picture, write_dream_video, write_reconstruction_grid
 from stormlit.runs.run import Run
 from stormlit.runs.signals import Stopped
 from stormlit.runs.snapshot import save_or_go_on, save_snapshot
@@ -107,7 +107,9 @@ def log_metrics(run: Run) -> None:
 
 
 def make_media(run: Run) -> None:
-    """Draw a reconstruction grid and a dream video of a stretch of the replay buffer, and log how true they are."""
+    """Draw a stretch of the replay buffer: a reconstruction grid, and a dream as a picture and as a video; log how true
+    they are.
+    """
     training, env_steps, media = run.training, run.env_steps, run.directory.media
     if not training.is_main:
         return
@@ -118,6 +120,7 @@ def make_media(run: Run) -> None:
     with warn_on_os_error(f"the pictures of step {env_steps:,}"):
         files = (
             write_dream_video(media / f"dream-{env_steps:09d}.mp4", [seen], training.envs.action_meanings),
+            write_dream_picture(media / f"dream-{env_steps:09d}.png", seen),
             write_reconstruction_grid(media / f"reconstruction-{env_steps:09d}.png", seen),
         )
         for file in files:

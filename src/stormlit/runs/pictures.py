@@ -24,6 +24,7 @@ GRID_COLUMNS = 8
 GAP = 4
 MARGIN = 8  # of the footer's text
 HEADER_PIXELS = 28
+NAME_PIXELS = 124  # of what stands beside a row of frames
 FOOTER_LINE_PIXELS = 24
 FOOTER_LINES = 3
 BAR_LEFT, BAR_PIXELS = 124, 100  # of the probability that the episode ends
@@ -77,6 +78,30 @@ def write_reconstruction_grid(path: Path, dream: Dream) -> Path:
     return write_image(path, reconstruction_grid(dream.real[chosen], dream.reconstructed[chosen]))
 
 
+def write_dream_picture(path: Path, dream: Dream) -> Path:
+    """What was dreamt as one picture, as ``dream_picture`` draws it."""
+    return write_image(path, dream_picture(dream))
+
+
+def dream_picture(dream: Dream) -> np.ndarray:
+    """Draw up to eight steps: real frames, below them their reconstructions, below those what was imagined.
+
+    The first is the last step of the context, the others are spread evenly over the dream.  Returns (Y', X', 3) uint8.
+    """
+    dreamt = len(dream.real) - dream.context_length
+    steps = dream.context_length - 1 + np.linspace(0, dreamt, num=min(GRID_COLUMNS, dreamt + 1)).round().astype(int)
+    films = {"real": dream.real, "reconstructed": dream.reconstructed, "imagined": dream.imagined}
+    tiles = _sheet([film[steps] for film in films.values()])
+    tile_height, tile_width = (extent // count for extent, count in zip(tiles.shape, (len(films), len(steps))))
+    [sheet] = _with_border(tiles[np.newaxis], top=HEADER_PIXELS, left=NAME_PIXELS)
+    for row, name in enumerate(films):
+        _text(sheet, name, MARGIN, HEADER_PIXELS + row * tile_height + tile_height // 2, NAME_PIXELS - MARGIN, TEXT)
+    for column, step in enumerate(steps):
+        word, colour = (f"dream +{step - steps[0]}", DREAM) if column else (f"context, step {step}", TEXT)
+        _text(sheet, word, NAME_PIXELS + column * tile_width, 2, tile_width - GAP, colour)
+    return sheet
+
+
 def dream_frames(dream: Dream, action_meanings: Sequence[str]) -> np.ndarray:
     """Draw what happened beside what the world model reconstructed and imagined; return (T, Y', X', 3) uint8.
 
@@ -100,11 +125,7 @@ def reconstruction_grid(real: np.ndarray, reconstructed: np.ndarray) -> np.ndarr
 
     real, reconstructed: (N, Y, X, 3) uint8, enlarged by a whole factor to tiles about 128 pixels wide.
     """
-    rows = []
-    for frames in (real, reconstructed):
-        tiles = _with_border(_enlarged(frames[:GRID_COLUMNS], TILE_PIXELS), right=GAP, bottom=GAP)
-        rows.append(np.concatenate(list(tiles), axis=1))
-    return np.concatenate(rows, axis=0)[:-GAP, :-GAP]
+    return _sheet([real[:GRID_COLUMNS], reconstructed[:GRID_COLUMNS]])[:-GAP, :-GAP]
 
 
 def _footer(canvas: np.ndarray, dream: Dream, step: int, action: str) -> None:
@@ -132,6 +153,12 @@ def _text(canvas: np.ndarray, text: str, left: int, top: int, width: int, colour
     (natural_width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
     scale = 0.5 * min(1.0, width / max(natural_width, 1))
     cv2.putText(canvas, text, (left, top + 17), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
+
+
+def _sheet(films: Sequence[np.ndarray]) -> np.ndarray:
+    """A row of enlarged frames for each film, with a gap below and to the right of every one."""
+    rows = [_with_border(_enlarged(film, TILE_PIXELS), right=GAP, bottom=GAP) for film in films]
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
 
 
 def _enlarged(frames: np.ndarray, target_width: int) -> np.ndarray:

@@ -26,6 +26,7 @@ from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.estimate import check_memory, out_of_memory, time_to_come
 from stormlit.runs.housekeeping import after_step, evaluate_agent, log_metrics, make_media, record, warn_on_os_error
 from stormlit.runs.progress import ProgressBar
+from stormlit.runs.report import draw_returns, headline, report
 from stormlit.runs.run import Run
 from stormlit.runs.signals import Stopped, StopSignals
 from stormlit.runs.snapshot import (
@@ -191,11 +192,11 @@ def _begin(run: Run, run_id: str | None) -> None:
         write_atomically(directory.config_file, to_yaml(config).encode())
         directory.write_identity(run.run_id)
         tracker.artifact(directory.config_file)
-    print(_headline(run), file=sys.stderr, flush=True)
+    print(headline(run), file=sys.stderr, flush=True)
 
 
 def finish(run: Run) -> list[Evaluation]:
-    """The last metrics, checkpoint, video and evaluations; returns the agent's and the baselines' results."""
+    """The last metrics, checkpoint, pictures and evaluations; returns the agent's and the baselines' results."""
     schedules, env_steps = run.schedules, run.env_steps
     # What the loop has done at this very step is not done twice.
     # Saved before the means are taken, so that a run that goes on from here logs what an unbroken one would.
@@ -215,25 +216,9 @@ def finish(run: Run) -> list[Evaluation]:
         baselines = run_baselines(run.config, run.bar.show_evaluation)
         for baseline in baselines:
             record(run, {f"eval/baseline/{baseline.policy}": baseline.mean}, "baselines")
-        return [run.latest_evaluation, *baselines]
-
-
-def report(run: Run, results: list[Evaluation]) -> str:
-    """What came out and where it is, for a person."""
-    directory = run.directory
-    width = max(len(result.policy) for result in results)
-    videos = sorted(directory.media.glob("dream-[0-9]*"))
-    lines = [
-        "",
-        f"{results[0].game}, {run.env_steps:,} environment steps: returns",
-        *(f"  {result.policy:<{width}} {result.summary()}" for result in results),
-        "",
-        f"run         {directory.path.resolve()}  (what `stormlit eval`, `dream` and `resume` take)",
-        f"checkpoint  {latest_checkpoint(directory).resolve()}",
-        *(f"dream video {video.resolve()}" for video in videos[-1:]),
-        *run.tracker.where_to_look(),
-    ]
-    return "\n".join(lines)
+        results = [run.latest_evaluation, *baselines]
+        draw_returns(run, results)
+        return results
 
 
 def plain_name(config: Config, files: Sequence[str]) -> str:
@@ -253,40 +238,3 @@ def _free_name(config: Config, files: Sequence[str]) -> str:
 
 def _tags(config: Config, fabric: Fabric) -> dict[str, str]:
     return {"game": env_name(config.env), "seed": str(config.seed), **run_tags(fabric.device)}
-
-
-def _headline(run: Run) -> str:
-    """What is about to run, how much memory the replay buffer may take, and where the numbers go."""
-    config, training = run.config, run.training
-    fabric, replay, demonstrations = training.fabric, training.replay, training.experience.demonstrations
-    parameters = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (training.world_model, training.agent)]
-    shape = "x".join(str(n) for n in training.envs.obs_shape)
-    lines = [
-        f"{run.directory.name}: {env_name(config.env)} on {fabric.device} ({fabric._precision.precision}, "
-        f"{fabric.world_size} process{'es' * (fabric.world_size > 1)}, {torch.get_num_threads()} threads)",
-        f"world model {parameters[0]:.2f} M parameters, agent {parameters[1]:.2f} M",
-        f"replay buffer {replay.row_capacity * replay.num_envs:,} steps of {shape} uint8: at most "
-        f"{replay.nbytes / 2**20:,.0f} MiB on {replay.device}",
-        *run.tracker.where_to_look()[:1],
-    ]
-    if demonstrations is not None:
-        lines.append(
-            f"demonstrations: {demonstrations.steps:,} steps of "
-            f"{', '.join(file.name for file in demonstrations.files)}: "
-            f"{config.demonstrations.batch_size} more windows in a batch, "
-            f"{config.demonstrations.imagination_batch_size} more contexts in an imagination"
-        )
-    if training.plan.warmup_steps < config.loop.warmup_steps:
-        lines.append(
-            f"loop.env_steps={config.loop.env_steps} is not more than loop.warmup_steps={config.loop.warmup_steps}: "
-            f"the random start is shortened to {training.plan.warmup_steps} steps"
-        )
-    learning_steps = training.plan.env_steps - training.plan.warmup_steps
-    for key, module in (("world_model", "world model"), ("agent", "agent")):
-        ratio = getattr(config.loop, f"{key}_updates_per_env_step")
-        if ratio * learning_steps < 1:
-            lines.append(
-                f"loop.{key}_updates_per_env_step={ratio:g}: the {module} is never updated in the {learning_steps:,} "
-                "steps after the random start"
-            )
-    return os.linesep.join(lines)

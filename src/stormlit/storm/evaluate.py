@@ -17,6 +17,7 @@ from stormlit.types import Episode
 
 # Evaluation environments draw their episodes' seeds from rows that no training environment has.
 EVALUATION_ROW = 1_000_000
+RANDOM = "random"  # what the policy of random play is called
 
 
 OnStep = Callable[[int, int], None]
@@ -89,19 +90,23 @@ class Evaluation:
         return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else 0.0
 
     @property
+    def standard_error(self) -> float:
+        """Of the mean."""
+        return self.std / max(len(self.returns), 1) ** 0.5
+
+    @property
     def human_normalized(self) -> float | None:
         """(mean - random) / (human - random) by the published references; None for a game that has none."""
         return human_normalized(self.game, self.mean) if self.is_atari else None
 
     def summary(self) -> str:
         """One line for a person."""
-        error = self.std / max(len(self.returns), 1) ** 0.5
         played = f"{len(self.returns)} episodes"
         if self.truncated:
             played += f", {self.truncated} of them truncated"
         if self.crashed:
             played += f", and {self.crashed} broken off by crashes, not counted"
-        line = f"{self.mean:10.2f} +- {error:.2f} (standard error, {played})"
+        line = f"{self.mean:10.2f} +- {self.standard_error:.2f} (standard error, {played})"
         score = self.human_normalized
         return line if score is None else f"{line}, human-normalised {score:.3f}"
 
@@ -190,7 +195,7 @@ def evaluate_baselines(
     facts, seed = env_facts(settings), options["seed"]
     policies: list[tuple[str, Callable[[int], Policy]]] = []
     if "random" in baselines:
-        policies.append(("random", lambda _: RandomPolicy(facts.num_actions, seed)))
+        policies.append((RANDOM, lambda _: RandomPolicy(facts.num_actions, seed)))
     if "constant" in baselines:
         policies += [
             (name, lambda _, action=action: ConstantPolicy(action))  # type: ignore[misc]

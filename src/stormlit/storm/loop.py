@@ -46,6 +46,7 @@ def collect(training: Training, action: np.ndarray) -> None:
     training.progress.episodes += len(episodes)
     for episode in episodes:
         if not episode.crashed:  # how the others would have ended is unknown
+            training.returns.append((training.progress.env_steps, episode.episode_return))
             training.metrics.add("episode", {"return": episode.episode_return, "length": float(episode.length)})
 
 

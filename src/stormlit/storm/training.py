@@ -30,6 +30,7 @@ class Training:
     world_model, agent: the bare modules, used without gradients; the learners hold them wrapped for training.
     collector: environments, player and replay buffer.  experience: windows and contexts of it, to learn from.
     imagine: rollouts of the policy from contexts.
+    returns: environment steps at its end, and return, of each episode of this process's environments.
     """
 
     fabric: Fabric
@@ -43,6 +44,7 @@ class Training:
     plan: Plan
     progress: Progress = field(default_factory=Progress)
     metrics: MetricBuffer = field(default_factory=MetricBuffer)
+    returns: list[tuple[int, float]] = field(default_factory=list)
 
     @property
     def envs(self) -> VectorEnv:
@@ -74,6 +76,7 @@ class Training:
             "progress": self.progress.state_dict(),
             "warmup_steps": self.plan.warmup_steps,
             "latest_return": self.collector.latest_return,
+            "returns": torch.tensor(self.returns, dtype=torch.float64).reshape(-1, 2),
             "world_model_learner": self.world_model_learner.state_dict(),
             "agent_learner": self.agent_learner.state_dict(),
             "collector": self.collector.state_dict(),
@@ -91,6 +94,8 @@ class Training:
         for name in ("world_model_learner", "agent_learner", "collector", "replay", "metrics"):
             getattr(self, name).load_state_dict(state[name])
         self.collector.latest_return = state["latest_return"]
+        # Older checkpoints have none.
+        self.returns = [(int(steps), value) for steps, value in state.get("returns", torch.empty(0, 2)).tolist()]
         # A run may begin or cease to have demonstrations on the way.
         if self.experience.demonstrations is not None and state.get("demonstrations") is not None:
             self.experience.demonstrations.load_state_dict(state["demonstrations"])

@@ -1,0 +1,96 @@
+"""What a run tells a person: in its first lines what is about to happen, and at its end what came out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from stormlit.envs import env_name
+from stormlit.errors import describe
+from stormlit.runs.checkpoint import latest_checkpoint
+from stormlit.runs.housekeeping import warn_on_os_error
+from stormlit.runs.plot import plot_returns
+from stormlit.runs.run import Run
+from stormlit.storm.evaluate import Evaluation
+
+
+def headline(run: Run) -> str:
+    """What is about to run, how much memory the replay buffer may take, and where the numbers go."""
+    config, training = run.config, run.training
+    fabric, replay, demonstrations = training.fabric, training.replay, training.experience.demonstrations
+    parameters = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (training.world_model, training.agent)]
+    shape = "x".join(str(n) for n in training.envs.obs_shape)
+    lines = [
+        f"{run.directory.name}: {env_name(config.env)} on {fabric.device} ({fabric._precision.precision}, "
+        f"{fabric.world_size} process{'es' * (fabric.world_size > 1)}, {torch.get_num_threads()} threads)",
+        f"world model {parameters[0]:.2f} M parameters, agent {parameters[1]:.2f} M",
+        f"replay buffer {replay.row_capacity * replay.num_envs:,} steps of {shape} uint8: at most "
+        f"{replay.nbytes / 2**20:,.0f} MiB on {replay.device}",
+        *run.tracker.where_to_look()[:1],
+    ]
+    if demonstrations is not None:
+        lines.append(
+            f"demonstrations: {demonstrations.steps:,} steps of "
+            f"{', '.join(file.name for file in demonstrations.files)}: "
+            f"{config.demonstrations.batch_size} more windows in a batch, "
+            f"{config.demonstrations.imagination_batch_size} more contexts in an imagination"
+        )
+    if training.plan.warmup_steps < config.loop.warmup_steps:
+        lines.append(
+            f"loop.env_steps={config.loop.env_steps} is not more than loop.warmup_steps={config.loop.warmup_steps}: "
+            f"the random start is shortened to {training.plan.warmup_steps} steps"
+        )
+    learning_steps = training.plan.env_steps - training.plan.warmup_steps
+    for key, module in (("world_model", "world model"), ("agent", "agent")):
+        ratio = getattr(config.loop, f"{key}_updates_per_env_step")
+        if ratio * learning_steps < 1:
+            lines.append(
+                f"loop.{key}_updates_per_env_step={ratio:g}: the {module} is never updated in the {learning_steps:,} "
+                "steps after the random start"
+            )
+    return os.linesep.join(lines)
+
+
+def draw_returns(run: Run, results: Sequence[Evaluation]) -> None:
+    """Plot the returns of the training and of its last evaluations; a plot that fails ends no run."""
+    with warn_on_os_error("the plot of the returns"):
+        try:
+            file = plot_returns(run.directory.returns_plot, run.env_steps, run.training.returns, results)
+        except OSError:
+            raise
+        except Exception as error:  # no Matplotlib, or one that is set up in some way of its own
+            print(f"stormlit: the returns were not plotted: {describe(error)}", file=sys.stderr, flush=True)
+        else:
+            run.tracker.artifact(file, "media")
+
+
+def report(run: Run, results: Sequence[Evaluation]) -> str:
+    """What came out and where it is, for a person."""
+    directory = run.directory
+    width = max(len(result.policy) for result in results)
+    dream = _newest_dream(run, ".png")
+    pictures = [file for file in (directory.returns_plot, dream) if file is not None and file.is_file()]
+    video = _newest_dream(run, ".mp4") or _newest_dream(run, ".gif")
+    lines = [
+        "",
+        f"{results[0].game}, {run.env_steps:,} environment steps: returns",
+        *(f"  {result.policy:<{width}} {result.summary()}" for result in results),
+        "",
+        *(f"{'look first' if file is pictures[0] else '':<11} {file.resolve()}" for file in pictures),
+        *([] if video is None else [f"dream video {video.resolve()}"]),
+        f"run         {directory.path.resolve()}  (what `stormlit eval`, `dream` and `resume` take)",
+        f"checkpoint  {latest_checkpoint(directory).resolve()}",
+        *run.tracker.where_to_look(),
+    ]
+    return "\n".join(lines)
+
+
+def _newest_dream(run: Run, suffix: str) -> Path | None:
+    """The newest of the training's own dreams, leaving out those of a future that the run has gone back from."""
+    last = f"dream-{run.env_steps:09d}"
+    files = sorted(run.directory.media.glob(f"dream-[0-9]*{suffix}"))
+    return max((file for file in files if file.stem <= last), default=None)
