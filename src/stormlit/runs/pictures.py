@@ -92,7 +92,9 @@ def dream_picture(dream: Dream) -> np.ndarray:
     steps = dream.context_length - 1 + np.linspace(0, dreamt, num=min(GRID_COLUMNS, dreamt + 1)).round().astype(int)
     films = {"real": dream.real, "reconstructed": dream.reconstructed, "imagined": dream.imagined}
     tiles = _sheet([film[steps] for film in films.values()])
-    tile_height, tile_width = (extent // count for extent, count in zip(tiles.shape, (len(films), len(steps))))
+    tile_height, tile_width = (
+        extent // count for extent, count in zip(tiles.shape[:2], (len(films), len(steps)), strict=True)
+    )
     [sheet] = _with_border(tiles[np.newaxis], top=HEADER_PIXELS, left=NAME_PIXELS)
     for row, name in enumerate(films):
         _text(sheet, name, MARGIN, HEADER_PIXELS + row * tile_height + tile_height // 2, NAME_PIXELS - MARGIN, TEXT)

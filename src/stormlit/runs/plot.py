@@ -21,7 +21,7 @@ def plot_returns(
 
     env_steps: where the evaluations took place.  returns: environment steps at its end, and return, of each episode.
     results: the agent's evaluation, then the baselines', of which random play and the best constant action are drawn.
-    Raises ``ImportError`` without Matplotlib, and ``OSError`` for what the disk refuses.
+    Raises ``OSError`` for what the disk refuses.
     """
     from matplotlib.figure import Figure  # takes as long to import as a short training; without pyplot: no window
 

@@ -62,7 +62,7 @@ def draw_returns(run: Run, results: Sequence[Evaluation]) -> None:
             file = plot_returns(run.directory.returns_plot, run.env_steps, run.training.returns, results)
         except OSError:
             raise
-        except Exception as error:  # no Matplotlib, or one that is set up in some way of its own
+        except Exception as error:  # Matplotlib reads settings of the user's own, which may be broken
             print(f"stormlit: the returns were not plotted: {describe(error)}", file=sys.stderr, flush=True)
         else:
             run.tracker.artifact(file, "media")
