@@ -93,8 +93,9 @@ def test_dreaming_trains_nothing() -> None:
 def test_a_dream_is_as_long_as_the_sequence_model_allows(sequence_model: str) -> None:
     world_model = small_world_model(sequence_model)
     longest = world_model.sequence_model.max_length
-    length = dream_length(world_model)
+    length = dream_length(world_model, 64)
     assert 2 <= length <= (longest or length)
+    assert dream_length(world_model, 5) == 5  # no step beyond what the windows taught
     dream(world_model, random_batch(rows=1, length=length), context_length=3)
 
 

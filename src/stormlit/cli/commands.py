@@ -63,7 +63,7 @@ def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path
     trained = load(reference, run_dir=str(root), overrides=tuple(overrides))
     config = trained.config
     torch.manual_seed(config.seed)
-    length = dream_length(trained.world_model)
+    length = dream_length(trained.world_model, config.loop.batch_length)
     envs = VectorEnv(config.env, seed=config.seed, env_index_offset=EVALUATION_ROW)
     steps = max(4 * dreams * length, 512)
     rows, columns, channels = envs.obs_shape

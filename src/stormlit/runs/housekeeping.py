@@ -18,7 +18,7 @@ from stormlit.runs.pictures import write_dream_picture, write_dream_video, write
 from stormlit.runs.run import Run
 from stormlit.runs.signals import Stopped
 from stormlit.runs.snapshot import save_or_go_on, save_snapshot
-from stormlit.storm.dream import dream, dream_length, dream_window
+from stormlit.storm.dream import dream, dream_errors, dream_length, dream_window
 from stormlit.storm.evaluate import random_devices
 from stormlit.storm.loop import check_updates
 
@@ -114,7 +114,7 @@ def make_media(run: Run) -> None:
     if not training.is_main:
         return
     with torch.random.fork_rng(devices=random_devices()), training.fabric.autocast():
-        length = dream_length(training.world_model)
+        length = dream_length(training.world_model, run.config.loop.batch_length)
         window = dream_window(training.replay, length, training.fabric.device, seed=env_steps)
         seen = dream(training.world_model, window, run.config.imagination.context_length)
     with warn_on_os_error(f"the pictures of step {env_steps:,}"):
@@ -126,6 +126,7 @@ def make_media(run: Run) -> None:
         for file in files:
             run.tracker.artifact(file, "media")
     metrics = {"dream/psnr_reconstructed": _psnr(seen.reconstructed, seen.real)}
+    metrics.update({f"dream/{name}": error for name, error in dream_errors(seen).items()})
     if len(seen.real) > seen.context_length:
         dreamt = slice(seen.context_length, None)
         metrics["dream/psnr_imagined"] = _psnr(seen.imagined[dreamt], seen.real[dreamt])

@@ -15,7 +15,7 @@ import numpy as np
 
 from stormlit.errors import ConfigError
 from stormlit.files import replacing, write_atomically
-from stormlit.storm.dream import Dream
+from stormlit.storm.dream import Dream, dream_errors
 
 DREAM_FRAMES_PER_SECOND = 8  # an agent acts 15 times a second; half of that lets a person read along
 PANEL_PIXELS = 256  # width that a dream panel is enlarged to, about
@@ -73,9 +73,16 @@ def write_dream_video(path: Path, dreams: Sequence[Dream], action_meanings: Sequ
 
 
 def write_reconstruction_grid(path: Path, dream: Dream) -> Path:
-    """Up to eight frames of a dream's window, spread evenly, above their reconstructions."""
+    """Up to eight frames of a dream's window, spread evenly, above their reconstructions; the errors below them."""
     chosen = np.linspace(0, len(dream.real) - 1, num=min(GRID_COLUMNS, len(dream.real))).round().astype(int)
-    return write_image(path, reconstruction_grid(dream.real[chosen], dream.reconstructed[chosen]))
+    grid = reconstruction_grid(dream.real[chosen], dream.reconstructed[chosen])
+    footer = np.full((FOOTER_LINE_PIXELS, grid.shape[1], 3), BACKGROUND, np.uint8)
+    errors = dream_errors(dream)
+    line = f"squared error: all pixels {errors['error_reconstructed']:.5f}"
+    if "error_reconstructed_moving" in errors:
+        line += f", moving pixels {errors['error_reconstructed_moving']:.5f}"
+    _text(footer, line, MARGIN, 0, footer.shape[1] - 2 * MARGIN, TEXT)
+    return write_image(path, np.concatenate([grid, footer]))
 
 
 def write_dream_picture(path: Path, dream: Dream) -> Path:

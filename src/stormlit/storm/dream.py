@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from stormlit.ops.moving import frame_errors
 from stormlit.storm.replay import ReplayBuffer
 from stormlit.storm.world_model import WorldModel, hidden_before, pixels
 from stormlit.types import Batch, WorldState
@@ -34,9 +35,29 @@ class Dream:
 LONGEST_DREAM = 64
 
 
-def dream_length(world_model: WorldModel) -> int:
-    """Steps of a dream: at most what the sequence model has positions for."""
-    return min(world_model.sequence_model.max_length or LONGEST_DREAM, LONGEST_DREAM)
+def dream_length(world_model: WorldModel, batch_length: int) -> int:
+    """Steps of a dream: at most what the sequence model has positions for, and what it was trained on.
+
+    batch_length: of the windows it was trained on; positions beyond them are as random as they began.
+    """
+    return max(min(world_model.sequence_model.max_length or LONGEST_DREAM, LONGEST_DREAM, batch_length), 2)
+
+
+def dream_errors(seen: Dream) -> dict[str, float]:
+    """Mean squared errors of a dream's frames in [0, 1]: ``error_reconstructed`` of all pixels, and with the ending
+    ``_moving`` of those that move; ``error_imagined`` alike, over the steps that were imagined.
+    """
+    found = {}
+    dreamt = slice(seen.context_length, None)
+    for name, predicted, real in (
+        ("reconstructed", seen.reconstructed, seen.real),
+        ("imagined", seen.imagined[dreamt], seen.real[dreamt]),
+    ):
+        if len(real):
+            frames = (torch.from_numpy(film).permute(0, 3, 1, 2) / 255.0 for film in (predicted, real))
+            errors = frame_errors(*frames)
+            found.update({f"error_{name}{'_moving' if over == 'moving' else ''}": errors[over] for over in errors})
+    return found
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from stormlit.nn.heads import READINGS
 from stormlit.nn.optimizers import OptimizerSettings, adam
 from stormlit.nn.tokens import build_separate
 from stormlit.ops.kl import kl_balance
+from stormlit.ops.moving import reconstruction_error
 from stormlit.registry import DEFAULTS, Option
 from stormlit.storm.loss_balance import Harmony
 from stormlit.storm.world_model_words import (
@@ -27,6 +28,7 @@ from stormlit.storm.world_model_words import (
     FreeBitsClip,
     LossBalance,
     Objectives,
+    ReconstructionFocus,
     RewardLoss,
     Tokens,
 )
@@ -75,6 +77,7 @@ class WorldModel(L.LightningModule):
         objectives: Objectives = [],  # noqa: B006
         loss_scales: Annotated[Mapping[str, float], Option(group=WorldModelLossScales)] = DEFAULTS,
         loss_balance: LossBalance = "fixed",
+        reconstruction_focus: ReconstructionFocus = 0.0,
         free_bits: Annotated[float, Option("nats of KL a step that are not punished", 0, 1e12)] = 1.0,
         free_bits_clip: FreeBitsClip = "step",
         reward_loss: RewardLoss = "twohot",
@@ -86,6 +89,7 @@ class WorldModel(L.LightningModule):
         super().__init__()
         self.obs_shape, self.num_actions, self.hidden_dim = obs_shape, num_actions, hidden_dim
         self.loss_scales = asdict(WorldModelLossScales(**loss_scales))
+        self.reconstruction_focus = reconstruction_focus
         self.optimizer_settings = OptimizerSettings(**optimizer)
         self.free_bits, self.free_bits_clip = free_bits, free_bits_clip
         self.encoder = build_part("encoder", encoder, obs_shape, key="world_model.encoder")
@@ -170,7 +174,7 @@ class WorldModel(L.LightningModule):
         prior = self.latent.prior(hidden)
 
         decoded = self.decode(latent, hidden_before(hidden, batch.is_first) if self.decoder_reads_hidden else None)
-        error = F.mse_loss(decoded.float(), obs, reduction="sum")
+        error = reconstruction_error(decoded.float(), obs, self.reconstruction_focus)
         reward = self.reward_encoding.loss(self.reward_head(hidden), batch.reward)
         continuation = F.binary_cross_entropy_with_logits(
             self.continuation_head(hidden).squeeze(-1).float(), (~batch.terminated).float()

@@ -19,6 +19,9 @@ LossBalance = Annotated[
     Literal["fixed", "harmony"],
     Option("loss_scales alone, or also learned weights of reconstruction, reward and KL (HarmonyDream)"),
 ]
+ReconstructionFocus = Annotated[
+    float, Option("share of the reconstruction's weight that goes to pixels far from the batch's mean frame", 0, 1)
+]
 FreeBitsClip = Annotated[
     Literal["step", "mean"], Option("whether they are granted to each step or to the mean over the batch")
 ]
