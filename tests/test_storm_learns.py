@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -31,3 +32,21 @@ def test_storm_learns_catch_from_scratch(tmp_path: Path) -> None:
 
     assert random.mean < 0.3 * BEST_RETURN
     assert result["mean"] >= 0.9 * BEST_RETURN
+
+
+@pytest.mark.slow
+def test_the_quickstart_shortened_beats_random_play(tmp_path: Path) -> None:
+    """Two minutes of the quickstart on one thread, judged on 20 episodes whose seeds no training episode had."""
+    words = ["train", "quickstart", f"run.dir={tmp_path}", "run.name=short", "tracking=csv", "seed=0"]
+    words += ["loop.env_steps=4000", "evaluation.baselines=[random]"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "stormlit", *words], env=environment, check=True, timeout=1800)
+
+    # Seeds of evaluation are never those of training; the baseline plays the same ones.
+    (file,) = (tmp_path / "short" / "evaluation").glob("step-*.json")
+    agent = json.loads(file.read_text())
+    assert len(agent["episodes"]) == 20
+    settings = EnvSettings(game="UpNDown", size=32)
+    (random,) = evaluate_baselines(["random"], settings, episodes=20, num_envs=5, seed=0)
+    errors = math.hypot(agent["std"], random.std) / math.sqrt(20)
+    assert agent["mean"] >= random.mean + 2.0 * errors
