@@ -1,6 +1,6 @@
 """How well a world model learns what moves: trained alone on random play, for a number of this process's CPU seconds.
 
-    OMP_NUM_THREADS=1 python benchmarks/moving_pixels.py quickstart [KEY=VALUE ...] [--seconds 40]
+    OMP_NUM_THREADS=1 python benchmarks/moving_pixels.py quickstart [KEY=VALUE ...] [--seconds 40 | --updates 500]
 
 Prints mean squared errors, times 1e4, on 32 held-out windows of 16 steps: of frames decoded from the likeliest latents,
 and of ten steps imagined after four of context. A pixel moves where, in some channel, it is more than a tenth of the
@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+")
     parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--updates", type=int, default=10**9, help="end after so many, before the seconds are over")
     args = parser.parse_args()
     files, overrides = ([w for w in args.words if ("=" in w) == wanted] for wanted in (False, True))
     config = compose(files, overrides)
@@ -45,7 +46,7 @@ def main() -> None:
     held_out = played(config, envs, world_model, agent, HELD_OUT)
     learner = Learner(make_fabric(config), world_model, name="world_model", max_nonfinite=100)
     updates, start = 0, time.process_time()
-    while time.process_time() - start < args.seconds:
+    while updates < args.updates and time.process_time() - start < args.seconds:
         learner.update(replay.sample(config.loop.batch_size, config.loop.batch_length))
         updates += 1
     median = replay.storage.obs[:, 0].float().median(dim=0).values.permute(2, 0, 1) / 255.0
