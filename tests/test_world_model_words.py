@@ -274,7 +274,7 @@ def _pairwise() -> list[dict[str, Any]]:
     }
     found: list[dict[str, Any]] = []
     while missing:
-        chosen = dict(next(iter(sorted(missing, key=sorted))))
+        chosen = dict(sorted(min(missing, key=sorted)))  # sets have another order in each process
         for word in WORDS:
             if word not in chosen:
                 chosen[word] = max(
@@ -282,7 +282,7 @@ def _pairwise() -> list[dict[str, Any]]:
                     key=lambda i: sum(frozenset([(word, i), other]) in missing for other in chosen.items()),
                 )
         missing -= {frozenset(pair) for pair in itertools.combinations(chosen.items(), 2)}
-        found.append({word: WORDS[word][place] for word, place in chosen.items()})
+        found.append({word: values[chosen[word]] for word, values in WORDS.items()})
     return found
 
 
