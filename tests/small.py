@@ -50,7 +50,7 @@ def small_world_model(sequence_model: str = "transformer", seed: int = 0, **chan
         "reward_high": 5.0,
         "optimizer": {"learning_rate": 1e-3, "eps": 1e-8, "clip_norm": 1000.0},
     }
-    return WorldModel(IMAGE, ACTIONS, **{**settings, **changes}).eval()
+    return WorldModel(IMAGE, changes.pop("actions", ACTIONS), **{**settings, **changes}).eval()
 
 
 def small_agent(world_model: WorldModel | None = None, seed: int = 0, **changes: Any) -> ActorCritic:
@@ -74,7 +74,8 @@ def small_agent(world_model: WorldModel | None = None, seed: int = 0, **changes:
         "value_high": 5.0,
         "optimizer": {"learning_rate": 1e-3, "eps": 1e-8, "clip_norm": 1000.0},
     }
-    return ActorCritic(latent_dim, HIDDEN, ACTIONS, **{**settings, **changes}).eval()
+    actions = ACTIONS if world_model is None else world_model.action_space
+    return ActorCritic(latent_dim, HIDDEN, changes.pop("actions", actions), **{**settings, **changes}).eval()
 
 
 def random_batch(rows: int = 2, length: int = 6, seed: int = 0, starts: tuple[tuple[int, int], ...] = ()) -> Batch:

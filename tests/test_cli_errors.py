@@ -205,9 +205,8 @@ def test_a_folder_and_an_unreadable_file_are_refused(tmp_path: Path, capsys: pyt
 
 class _Unsupported(gymnasium.Env[np.ndarray, Any]):
     spaces: ClassVar[dict[str, gymnasium.Space[Any]]] = {
-        "Box": gymnasium.spaces.Box(-1.0, 1.0, (2,)),
-        "Discrete(3, start=1)": gymnasium.spaces.Discrete(3, start=1),
-        "MultiBinary": gymnasium.spaces.MultiBinary(2),
+        "unbounded Box float32 (2,)": gymnasium.spaces.Box(-np.inf, np.inf, (2,)),
+        "Text": gymnasium.spaces.Text(3),
     }
 
     def __init__(self, actions: str) -> None:

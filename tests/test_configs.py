@@ -78,7 +78,7 @@ def test_every_bundled_configuration_builds_both_modules(file: Path) -> None:
     world_model, agent = build_modules(by_name, envs.obs_shape, envs.num_actions)
     envs.close()
     assert world_model.latent_dim == agent.agent_state.state_dim - world_model.hidden_dim
-    assert agent.num_actions == envs.num_actions
+    assert agent.action_space == envs.action_space
 
 
 def test_there_are_the_three_documented_configurations() -> None:

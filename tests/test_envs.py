@@ -264,9 +264,14 @@ IMAGE = spaces.Box(0, 255, (8, 8, 3), np.uint8)
         (spaces.Box(0, 255, (3, 8, 8), np.uint8), None, "has Box uint8 (3, 8, 8) observations"),
         (spaces.Box(0, 255, (4, 8, 8, 3), np.uint8), None, "has Box uint8 (4, 8, 8, 3) observations"),
         (spaces.Dict({"image": IMAGE}), None, "has Dict observations"),
-        (IMAGE, spaces.Box(-1, 1, (2,)), "has Box float32 (2,) actions; supported are Discrete actions"),
-        (IMAGE, spaces.Discrete(3, start=1), "has Discrete(3, start=1) actions"),
-        (IMAGE, spaces.MultiDiscrete([2, 2]), "has MultiDiscrete actions"),
+        (IMAGE, spaces.Box(-np.inf, 1, (2,)), "has unbounded Box float32 (2,) actions; supported are Discrete, "),
+        (IMAGE, spaces.Box(0, 9, (2,), np.int64), "has Box int64 (2,) actions"),
+        (IMAGE, spaces.Box(-1, 1, (0,)), "has Box float32 (0,) actions"),
+        (IMAGE, spaces.Text(4), "has Text actions"),
+        (IMAGE, spaces.Graph(spaces.Discrete(2), None), "has Graph actions"),
+        (IMAGE, spaces.Sequence(spaces.Discrete(2)), "has Sequence actions"),
+        (IMAGE, spaces.Dict({"a": spaces.Discrete(2)}), "has Dict actions"),
+        (IMAGE, spaces.Tuple([spaces.Discrete(2)]), "has Tuple actions"),
     ],
 )
 def test_unsupported_spaces_are_refused(blank: Any, observations: Any, actions: Any, found: str) -> None:

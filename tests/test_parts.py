@@ -10,6 +10,7 @@ import torch
 
 from small import ACTIONS, HIDDEN, LATENT, LENGTH, random_tokens, small_part
 from stormlit.errors import ConfigError
+from stormlit.nn.action_laws import spaces_for
 from stormlit.nn.laws import LAWS, broken_laws, surroundings, visible
 from stormlit.registry import build, fill, kinds, names, part_class, schema
 
@@ -48,9 +49,12 @@ def test_every_part_says_what_it_is(kind: str, name: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), EVERY_MODULE)
 def test_every_part_keeps_the_laws_of_its_kind(kind: str, name: str) -> None:
-    """In dense form, and in sparse form where it says so; image parts at three sizes."""
-    for size in (16, 32, 64) if kind in ("encoder", "decoder") else (16,):
-        given = surroundings(kind, (3, size, size))
+    """In dense form, and in sparse form where it says so; image parts at three sizes, policies for their actions."""
+    sizes = (16, 32, 64) if kind in ("encoder", "decoder") else (16,)
+    settings = [surroundings(kind, (3, size, size)) for size in sizes]
+    if kind == "policy":
+        settings = [(space,) for space in spaces_for(part_class(kind, name))]
+    for given in settings:
         assert broken_laws(name, kind, lambda: build(kind, small_part(kind, name), *given), given) == []  # noqa: B023
 
 

@@ -16,6 +16,7 @@ from stormlit.nn.heads import READINGS
 from stormlit.nn.laws import broken_laws, surroundings
 from stormlit.nn.objectives import info_nce
 from stormlit.nn.tokens import build_separate
+from stormlit.ops.action_space import ActionSpace
 from stormlit.ops.twohot import hl_gauss_loss, symlog_bins
 from stormlit.registry import build, names
 from stormlit.storm.dream import dream
@@ -55,13 +56,13 @@ def test_two_tokens_a_step_keep_the_laws_of_sequence_models(name: str) -> None:
     node = small_part("sequence_model", name)
 
     def make() -> torch.nn.Module:
-        return build_separate("sequence_model", node, *given, key="it")
+        return build_separate(node, given[0], ActionSpace.of(given[1]), given[2], key="it")
 
     assert broken_laws(name, "sequence_model", make, given) == []
 
 
 def test_a_step_is_the_latents_token_and_then_the_actions() -> None:
-    model = build_separate("sequence_model", "gru", LATENT, ACTIONS, HIDDEN, key="it").eval()
+    model = build_separate("gru", LATENT, ActionSpace.of(ACTIONS), HIDDEN, key="it").eval()
     latent, action = torch.randn(1, 2, LATENT), torch.tensor([[2, 0]])
     inside = model.model(
         torch.stack([latent[:, 0], torch.zeros(1, LATENT), latent[:, 1], torch.zeros(1, LATENT)], dim=1),

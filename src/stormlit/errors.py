@@ -29,6 +29,10 @@ class EnvironmentSetupError(StormlitError):
     """An unknown environment, or one whose observation or action space is not supported."""
 
 
+class ActionError(StormlitError, ValueError):
+    """An action that is outside the action space, or not a number; it is refused before an environment sees it."""
+
+
 class CheckpointError(StormlitError):
     """A run or checkpoint that cannot be found, read, trusted or fitted into the model."""
 

@@ -85,7 +85,7 @@ class Batch(TensorRecord):
     """B windows of T consecutive environment steps.
 
     obs: (B, T, C, Y, X) uint8, a channels-last view of the stored frames.
-    action: (B, T) int64.  reward: (B, T) float32.
+    action: (B, T) int64, or (B, T, dims), see ``stormlit.ops.action_space``.  reward: (B, T) float32.
     terminated: (B, T) bool.  is_first: (B, T) bool, the row begins an episode.
     """
 
@@ -133,7 +133,7 @@ class OneHots:
 class Trajectory(TensorRecord):
     """N imagined rollouts of H steps; state t is what the policy saw before ``action[:, t]``.
 
-    latent: (N, H + 1, Z), or one-hots.  hidden: (N, H + 1, D).  action: (N, H) int64.
+    latent: (N, H + 1, Z), or one-hots.  hidden: (N, H + 1, D).  action: (N, H) int64, or (N, H, dims).
     reward: (N, H) float32, predicted for ``action[:, t]``.
     continuation: (N, H) float32 in [0, 1], probability that the episode goes on after ``action[:, t]``.
     weight: (N, H) float32 in [0, 1], probability that state t is still inside its episode.

@@ -68,7 +68,12 @@ def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path
     steps = max(4 * dreams * length, 512)
     rows, columns, channels = envs.obs_shape
     replay = ReplayBuffer(
-        steps * envs.num_envs, envs.num_envs, (rows, columns, channels), device=torch.device("cpu"), seed=config.seed
+        steps * envs.num_envs,
+        envs.num_envs,
+        (rows, columns, channels),
+        torch.device("cpu"),
+        config.seed,
+        envs.action_space,
     )
     player = player_factory(config, trained.world_model, trained.agent)(envs.num_envs)
     collector = Collector(envs, player, replay, seed=config.seed)

@@ -84,7 +84,7 @@ def record_run(reference: str, root: Path, overrides: Sequence[str], output: Pat
     if output.suffix != ".npz":
         raise ConfigError(f"--output={output}: expected a file ending in .npz")
     torch.manual_seed(config.seed)
-    chosen: Policy = player or RandomPolicy(facts.num_actions, config.seed)
+    chosen: Policy = player or RandomPolicy(facts.action_space, config.seed)
     demonstration = record(config.env, chosen, steps=steps, seed=config.seed, greedy=config.evaluation.greedy)
     demonstration.origin = origin_of(config.env, facts, policy, with_settings=True)
     write_npz(demonstration, output)
@@ -107,6 +107,9 @@ def _listed(returns: list[float]) -> str:
 
 def _actions(demonstration: Demonstration) -> str:
     meanings = demonstration.origin.action_meanings
+    if demonstration.action.ndim == 2:  # of several parts
+        low, high = demonstration.action.min(axis=0), demonstration.action.max(axis=0)
+        return ", ".join(f"{least:g} to {most:g}" for least, most in zip(low, high, strict=True))
     shown = []
     for action, count in zip(*np.unique(demonstration.action, return_counts=True), strict=True):
         name = f" ({meanings[action]})" if meanings and action < len(meanings) else ""

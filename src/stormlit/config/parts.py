@@ -10,6 +10,7 @@ from stormlit import nn, registry, tracking
 from stormlit.config.schema import KEYS
 from stormlit.errors import ConfigError
 from stormlit.nn import agent_states as agent_state
+from stormlit.nn.action_laws import spaces_for
 from stormlit.nn.laws import LAWS, broken_laws, surroundings
 
 PART_KEYS = {key: option.part for key, option in KEYS.items() if option.part and option.default != []}
@@ -34,4 +35,10 @@ def check_part(kind: str, part: str | type, **options: Any) -> list[str]:
         inspect.signature(cls).bind(*given, **options)
     except (ConfigError, TypeError) as error:
         return [f"{who}: {error}"]
-    return broken_laws(who, kind, lambda: cls(*given, **options), given) if kind in LAWS else []
+    if kind == "policy":  # tried on every kind of actions that it is for
+        return [sentence for space in spaces_for(cls) for sentence in _broken(who, kind, cls, (space,), options)]
+    return _broken(who, kind, cls, given, options) if kind in LAWS else []
+
+
+def _broken(who: str, kind: str, cls: type, given: tuple[Any, ...], options: dict[str, Any]) -> list[str]:
+    return broken_laws(who, kind, lambda: cls(*given, **options), given)

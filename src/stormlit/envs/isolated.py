@@ -13,6 +13,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+
 from stormlit.envs.local import Command, Crash, EnvFacts, StepResult
 from stormlit.envs.settings import EnvSettings
 
@@ -60,7 +62,7 @@ class IsolatedEnv:
         facts: EnvFacts = self._receive(START_SECONDS, "to start")
         return facts
 
-    def call_async(self, command: Command, value: int) -> None:
+    def call_async(self, command: Command, value: int | np.ndarray) -> None:
         self._called_at = time.monotonic()
         self._send((command, value))
 

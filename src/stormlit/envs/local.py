@@ -8,10 +8,12 @@ from typing import Any, Literal, NamedTuple
 import gymnasium
 import numpy as np
 
+from stormlit.envs.actions import action_space_of
 from stormlit.envs.atari import AtariProtocol
 from stormlit.envs.make import make_env
 from stormlit.envs.settings import EnvSettings
 from stormlit.errors import EnvironmentContractError, describe
+from stormlit.ops.action_space import ActionSpace
 
 Command = Literal["reset", "step"]
 
@@ -19,12 +21,13 @@ Command = Literal["reset", "step"]
 class EnvFacts(NamedTuple):
     """What an environment is like.
 
-    obs_shape: (Y, X, C).  action_meanings: its own words, one for each action, else the numbers.
+    obs_shape: (Y, X, C).  action_meanings: its own words, one for each discrete action, else the numbers; of other
+    actions none.
     has_time_limit: whether something ends every episode, however it is played.
     """
 
     obs_shape: tuple[int, ...]
-    num_actions: int
+    action_space: ActionSpace
     action_meanings: list[str]
     has_time_limit: bool
 
@@ -51,18 +54,17 @@ class LocalEnv:
 
     def __init__(self, settings: EnvSettings) -> None:
         self._env = make_env(settings)
-        self._called: tuple[Command, int] | None = None
+        self._called: tuple[Command, Any] | None = None
 
     def facts(self) -> EnvFacts:
         """To be called once, before the first reset."""
         env = self._env
-        assert isinstance(env.action_space, gymnasium.spaces.Discrete) and env.observation_space.shape is not None
-        num_actions = int(env.action_space.n)
-        return EnvFacts(
-            env.observation_space.shape, num_actions, _action_meanings(env, num_actions), _has_time_limit(env)
-        )
+        actions = action_space_of(env.action_space)
+        assert actions is not None and env.observation_space.shape is not None
+        meanings = _action_meanings(env, actions.num_actions) if actions.is_discrete else []
+        return EnvFacts(env.observation_space.shape, actions, meanings, _has_time_limit(env))
 
-    def call_async(self, command: Command, value: int) -> None:
+    def call_async(self, command: Command, value: int | np.ndarray) -> None:
         """Begin to reset with a seed, or to step with an action of the action space; never fails."""
         self._called = (command, value)
 

@@ -1,4 +1,4 @@
-"""From settings to one Gymnasium environment that shows square RGB images and takes discrete actions."""
+"""From settings to one Gymnasium environment that shows square RGB images and takes actions as they are stored."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import numpy as np
 from gymnasium import spaces
 
 import stormlit.envs.catch  # noqa: F401  registers stormlit/Catch-v0
+from stormlit.envs.actions import SUPPORTED, StoredActions, action_space_of, described, is_stored_form
 from stormlit.envs.atari import NOOP, AtariProtocol, ale_games
 from stormlit.envs.image import SquareImage
 from stormlit.envs.settings import EnvSettings, check_settings, env_id, env_key
 from stormlit.errors import EnvironmentSetupError, describe, nearest
 
 
-def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, int]:
+def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, Any]:
     """Make one environment.
 
-    Observations are (size, size, 3) uint8, actions ``Discrete`` from 0, ``info["life_lost"]`` is always there: an
-    environment's own entry, or False. What it returns is checked as ``SquareImage`` says. Environments other than ALE
-    games keep their own time limit, if they have one; ``max_episode_steps`` comes on top.
+    Observations are (size, size, 3) uint8, actions as ``ActionSpace`` says they are stored, ``info["life_lost"]`` is
+    always there: an environment's own entry, or False. What it returns is checked as ``SquareImage`` says. Environments
+    other than ALE games keep their own time limit, if they have one; ``max_episode_steps`` comes on top.
 
     Raises ``EnvironmentSetupError`` for an unknown environment, a value out of range, an environment whose observations
-    are not images or whose actions are not discrete, and an Atari game by an id that goes past ``env.atari``.
+    are not images or whose actions are of no supported kind, and an Atari game by an id that goes past ``env.atari``.
     """
     check_settings(settings)
     if settings.game and settings.game not in ale_games():
@@ -40,10 +41,12 @@ def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, int]:
     except EnvironmentSetupError:
         env.close()
         raise
-    image_env = SquareImage(env, settings.size, env_key(settings))
+    wrapped: gymnasium.Env[np.ndarray, Any] = SquareImage(env, settings.size, env_key(settings))
+    if not is_stored_form(env.action_space):
+        wrapped = StoredActions(wrapped)
     if settings.max_episode_steps is None:
-        return image_env
-    return gymnasium.wrappers.TimeLimit(image_env, settings.max_episode_steps)
+        return wrapped
+    return gymnasium.wrappers.TimeLimit(wrapped, settings.max_episode_steps)
 
 
 def _make_atari(name: str, settings: EnvSettings) -> gymnasium.Env[np.ndarray, int]:
@@ -101,10 +104,8 @@ def _check_spaces(env: gymnasium.Env[Any, Any], settings: EnvSettings) -> None:
             f"{env_key(settings)} has {_describe(observations)} observations; supported are uint8 images of shape "
             f"(Y, X, 3), (Y, X, 1) or (Y, X)"
         )
-    if not isinstance(actions, spaces.Discrete) or actions.start != 0:
-        raise EnvironmentSetupError(
-            f"{env_key(settings)} has {_describe(actions)} actions; supported are Discrete actions that start at 0"
-        )
+    if action_space_of(actions) is None:
+        raise EnvironmentSetupError(f"{env_key(settings)} has {described(actions)} actions; supported are {SUPPORTED}")
 
 
 def _is_image(space: spaces.Space[Any] | None) -> bool:
@@ -117,6 +118,4 @@ def _describe(space: spaces.Space[Any] | None) -> str:
     """Type, dtype and shape on one line; the representation of a large Box spans several."""
     if isinstance(space, spaces.Box):
         return f"Box {space.dtype} {space.shape}"
-    if isinstance(space, spaces.Discrete):
-        return f"Discrete({space.n}, start={space.start})"
     return "no" if space is None else type(space).__name__

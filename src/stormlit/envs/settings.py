@@ -39,9 +39,7 @@ class EnvSettings:
     """One environment, by Atari game or by Gymnasium id: exactly one of ``game`` and ``id`` is set."""
 
     game: Annotated[str | None, Option("an Atari game, in CamelCase as in MsPacman")] = "MsPacman"
-    id: Annotated[
-        str | None, Option("any Gymnasium id with uint8 image observations and discrete actions, in place of env.game")
-    ] = None
+    id: Annotated[str | None, Option("any Gymnasium id with uint8 image observations, in place of env.game")] = None
     size: Annotated[int, Option("side of the square image, in pixels", 8, LARGEST)] = 64
     num_envs: Annotated[int, Option("environments stepped together", 1, LARGEST)] = 1
     max_episode_steps: Annotated[

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import zlib
-from array import array
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,8 +147,8 @@ class EnvSlot:
                 self._discard(error)
                 self._plan_next_episode()
 
-    def step_async(self, action: int) -> None:
-        """Begin a step; to be followed by ``step_wait``."""
+    def step_async(self, action: int | np.ndarray) -> None:
+        """Begin a step; to be followed by ``step_wait``.  action: as stored, and never changed afterwards."""
         self._action = action
         self._call_async("step", action)
 
@@ -173,14 +172,14 @@ class EnvSlot:
         return {
             "episode_index": self._episode_index,
             "seed": self._seed,
-            "actions": self._actions.tolist(),
+            "actions": [action.tolist() if isinstance(action, np.ndarray) else action for action in self._actions],
             "episode_return": self._return,
             # An environment that stays down has not shown this episode's first frame.
             "obs_crc32": None if self.env is None else zlib.crc32(self.obs.tobytes()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Replay; False if it does not lead to where it was.  Raises ``EnvironmentCrashError``."""
+        """Replay, actions as taken; False if it does not lead to where it was.  Raises ``EnvironmentCrashError``."""
         self._episode_index = state["episode_index"]
         while True:
             try:
@@ -211,9 +210,10 @@ class EnvSlot:
             self._plan_episode(episode_seed(self._base_seed, self._env_index, self._episode_index))
 
     def _plan_episode(self, seed: int) -> None:
-        self._seed, self._actions, self._return = seed, array("i"), 0.0
+        self._seed, self._return = seed, 0.0
+        self._actions: list[int | np.ndarray] = []
 
-    def _call_async(self, command: Command, value: int) -> None:
+    def _call_async(self, command: Command, value: int | np.ndarray) -> None:
         assert self.env is not None
         self._command: Command = command
         self.env.call_async(command, value)
@@ -223,7 +223,7 @@ class EnvSlot:
         self.obs = self.env.call_wait().obs
         self._restarts.succeeded.add("reset")
 
-    def _take_step(self, action: int) -> StepResult:
+    def _take_step(self, action: int | np.ndarray) -> StepResult:
         assert self.env is not None
         result = self.env.call_wait()
         self._restarts.succeeded.add("step")

@@ -12,7 +12,7 @@ import numpy as np
 from stormlit.envs.local import EnvFacts
 from stormlit.envs.settings import AtariSettings, EnvSettings, check_settings, env_key, env_name, is_atari
 from stormlit.envs.slot import EnvSlot, Restarts, open_envs
-from stormlit.errors import CheckpointError, EnvironmentContractError, EnvironmentCrashError
+from stormlit.errors import ActionError, CheckpointError, EnvironmentContractError, EnvironmentCrashError
 from stormlit.types import EnvStep
 
 _log = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ class VectorEnv:
     new environment goes on with the next one. After ``max_restarts`` of them, or when an environment breaks Gymnasium's
     interface, ``failure`` is set.
 
-    Attributes: ``num_envs``, ``obs_shape`` (Y, X, C), ``num_actions``, ``action_meanings`` (the environment's own
-    words, else the numbers).  Raises what ``make_env`` raises.
+    Attributes: ``num_envs``, ``obs_shape`` (Y, X, C), ``action_space``, ``action_meanings`` (of discrete actions, the
+    environment's own words, else the numbers).  Raises what ``make_env`` raises.
     """
 
     def __init__(self, settings: EnvSettings, *, seed: int, env_index_offset: int = 0) -> None:
@@ -48,8 +48,13 @@ class VectorEnv:
             for index, env in enumerate(envs)
         ]
         self.num_envs: int = settings.num_envs
-        self.obs_shape, self.num_actions, self.action_meanings, _ = facts
+        self.obs_shape, self.action_space, self.action_meanings, _ = facts
         _warn(settings, facts)
+
+    @property
+    def num_actions(self) -> int:
+        """How many discrete actions there are; see ``ActionSpace.num_actions``."""
+        return self.action_space.num_actions
 
     @property
     def current_obs(self) -> np.ndarray:
@@ -77,20 +82,23 @@ class VectorEnv:
         return self.current_obs
 
     def step(self, actions: np.ndarray) -> EnvStep:
-        """Take one action in each environment, (N,) integers; an environment whose episode ended is reset at once.
+        """Take one action in each environment, (N, *shape); an environment whose episode ended is reset at once.
+
+        Numbers of a Box are clipped to [-1, 1].
 
         A lost life is termination where the settings say so, and the game goes on. The returns of ``episodes`` are raw,
         and their ``env_index`` is the place (without the offset).
         A crash is truncation with reward 0 and no termination, as what the action led to is unknown. The step on which
         ``failure`` is set is returned like any other, and the next one raises it; only an environment that has never
         worked raises it at once.
-        Raises ``ValueError`` for actions of another shape or type, or outside the action space, before any is taken.
+        Raises ``ActionError`` for actions of another shape or type, outside the action space or not a number, before
+        any is taken.
         """
-        self._check_actions(actions)
+        chosen = self._checked(actions)
         if self.failure is not None:
             raise self.failure
-        for slot, action in zip(self._slots, actions, strict=True):
-            slot.step_async(int(action))
+        for slot, action in zip(self._slots, chosen, strict=True):
+            slot.step_async(action)
         outcomes = [slot.step_wait() for slot in self._slots]
         if isinstance(self.failure, EnvironmentContractError) and "step" not in self._restarts.succeeded:
             raise self.failure
@@ -131,23 +139,35 @@ class VectorEnv:
             )
         self._restarts.count = state.get("restarts", 0)
         for slot, row in zip(self._slots, state["rows"], strict=True):
-            for action in row["actions"]:
-                if not 0 <= action < self.num_actions:
-                    raise CheckpointError(
-                        f"the checkpoint holds action {action}, where {self._name} has 0 to {self.num_actions - 1}"
-                    )
-            if not slot.load_state_dict(row):
+            if not slot.load_state_dict({**row, "actions": self._restored(row["actions"])}):
                 raise CheckpointError(
                     f"{self._name} is not reproducible from its seed: playing the actions of the saved episode again "
                     f"did not lead to the frame and return it was saved with"
                 )
 
-    def _check_actions(self, actions: np.ndarray) -> None:
-        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
-            raise ValueError(f"expected {self.num_envs} integer actions, got {actions.dtype} of shape {actions.shape}")
-        for action in actions:
-            if not 0 <= action < self.num_actions:
-                raise ValueError(f"action {action} is outside the action space, 0 to {self.num_actions - 1}")
+    def _checked(self, actions: np.ndarray) -> list[Any]:
+        """The actions one by one: numbers, or arrays of their own."""
+        space = self.action_space
+        if len(actions) != self.num_envs or space.misfit(actions):
+            kind = "integer " if space.is_discrete else f"{space} "
+            raise ActionError(f"expected {self.num_envs} {kind}actions, got {actions.dtype} of shape {actions.shape}")
+        clipped = space.clip(actions)
+        outside = space.first_outside(clipped)
+        if outside is not None:
+            raise ActionError(f"action {actions[outside]} is outside the action space, {space.range}")
+        return clipped.tolist() if space.is_discrete else [action.astype(space.dtype) for action in clipped]
+
+    def _restored(self, saved: list[Any]) -> list[Any]:
+        """The actions of a checkpoint as they were taken."""
+        space = self.action_space
+        try:
+            actions = np.array(saved, space.dtype).reshape(len(saved), *space.shape)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint holds no {space} actions, as {self._name} has") from error
+        outside = space.first_outside(actions)
+        if outside is not None:
+            raise CheckpointError(f"the checkpoint holds action {saved[outside]}, where {self._name} has {space.range}")
+        return actions.tolist() if space.is_discrete else list(actions)
 
     @staticmethod
     def _begin_episodes(slots: list[EnvSlot]) -> None:

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stormlit.errors import PartError, StormlitError
+from stormlit.errors import ConfigError, PartError, StormlitError
 from stormlit.nn import interfaces
 from stormlit.nn.fast.sparse import draw
-from stormlit.registry import build, require_base
+from stormlit.ops.action_space import KINDS, ActionSpace
+from stormlit.registry import build, names, part_class, require_base
 from stormlit.types import Batch, Losses, Reading
 
 INTERFACES: dict[str, type] = {
@@ -24,6 +25,7 @@ INTERFACES: dict[str, type] = {
     "head": interfaces.Head,
     "agent_state": interfaces.AgentState,
     "objective": interfaces.Objective,
+    "policy": interfaces.Policy,
 }
 for _kind in INTERFACES:
     require_base(_kind, nn.Module, "torch.nn.Module")
@@ -32,8 +34,41 @@ for _kind in INTERFACES:
 def build_part(kind: str, node: str | Mapping[str, Any], *surroundings: Any, key: str) -> Any:
     """Construct the part that a node describes and try it, see ``registry.build`` and ``try_part``."""
     part = build(kind, node, *surroundings, key=key)
-    try_part(f"{key}={node if isinstance(node, str) else node['name']}", kind, part, *surroundings)
+    try_part(_named(key, node), kind, part, *surroundings)
     return part
+
+
+def build_sequence_model(
+    node: str | Mapping[str, Any],
+    latent_dim: int,
+    action_space: ActionSpace,
+    hidden_dim: int,
+    *,
+    key: str,
+    more_actions: int = 0,
+) -> Any:
+    """``build_part`` for a sequence model, which is tried on actions of this kind.
+
+    more_actions: how much wider an action is than the environment's.
+    """
+    given = latent_dim, action_space.width + more_actions, hidden_dim
+    part = build("sequence_model", node, *given, key=key)
+    try_part(_named(key, node), "sequence_model", part, *given, action_space)
+    return part
+
+
+def build_policy(node: str | Mapping[str, Any], action_space: ActionSpace, *, key: str) -> Any:
+    """``build_part`` for a policy; raises ``ConfigError`` for one that is not for actions of this kind."""
+    name = node if isinstance(node, str) else str(node["name"])
+    fits = getattr(part_class("policy", name, key), "fits", ())
+    if fits and action_space.kind not in fits:
+        bundled: dict[str, Any] = {known: part_class("policy", known) for known in names("policy")}
+        fitting = [known for known, cls in bundled.items() if action_space.kind in cls.fits]
+        raise ConfigError(
+            f"{key}={name} is for {' and '.join(KINDS[kind] for kind in fits)} actions, the environment has "
+            f"{action_space}: choose from {', '.join(fitting)}"
+        )
+    return build_part("policy", node, action_space, key=key)
 
 
 def try_part(who: str, kind: str, part: Any, *surroundings: Any) -> None:
@@ -53,6 +88,10 @@ def try_part(who: str, kind: str, part: Any, *surroundings: Any) -> None:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _named(key: str, node: str | Mapping[str, Any]) -> str:
+    return f"{key}={node if isinstance(node, str) else node['name']}"
 
 
 def ask(who: str, function: Callable[..., Any], *given: Any) -> Any:
@@ -120,9 +159,14 @@ def _try_latent(who: str, part: Any, embed_dim: int, hidden_dim: int) -> None:
             raise PartError(f"{who}: divergence gives {worst if one is other else -worst:.3g} nats where {why}")
 
 
-def _try_sequence_model(who: str, part: Any, latent_dim: int, num_actions: int, hidden_dim: int) -> None:
+def _try_sequence_model(
+    who: str, part: Any, latent_dim: int, num_actions: int, hidden_dim: int, action_space: ActionSpace | None = None
+) -> None:
     length = min(part.max_length or 2, 2)
     latent, action = torch.randn(1, length, latent_dim), torch.zeros(1, length, dtype=torch.long)
+    if action_space is not None and not action_space.is_discrete:
+        who = f"{who}, given {action_space} actions as vectors,"
+        action = torch.zeros(1, length, num_actions)
     tokens = (latent, action, torch.zeros(1, length, dtype=torch.bool))
     why = f"the width is world_model.hidden_dim={hidden_dim}: (1, {length}, {hidden_dim})"
     expect(who, ask(who, part, *tokens), (1, length, hidden_dim), why)
@@ -181,6 +225,23 @@ def expect_losses(who: str, losses: Any) -> None:
             raise PartError(f"{who} gives the metric '{name}' with a gradient, which a metric must not carry")
 
 
+def _try_policy(who: str, part: Any, action_space: ActionSpace) -> None:
+    for leading in ((2,), (1, 2)):
+        output = torch.randn(*leading, part.out_dim)
+        distribution = ask(who, part, output)
+        if not isinstance(distribution, Tensor) or distribution.shape[:-1] != output.shape[:-1]:
+            raise PartError(f"{who} gives no distribution (..., P) for the actor's output {tuple(output.shape)}")
+        expect(who, distribution, tuple(distribution.shape), "it is one number")
+        for name in ("mode", "sample"):
+            action = ask(f"{who}: {name}", getattr(part, name), distribution)
+            stored = torch.from_numpy(action_space.zeros(*leading))
+            if not isinstance(action, Tensor) or (action.shape, action.dtype) != (stored.shape, stored.dtype):
+                raise PartError(f"{who}: {name} gives no {action_space} actions {tuple(stored.shape)} {stored.dtype}")
+            scored = ask(f"{who}: log_prob", part.log_prob, distribution, action)
+            expect(f"{who}: log_prob", scored, leading, f"one number an action is expected: {leading}")
+        expect(f"{who}: entropy", ask(f"{who}: entropy", part.entropy, distribution), leading, f"{leading} is expected")
+
+
 _TRIALS: dict[str, Callable[..., None]] = {
     "encoder": _try_encoder,
     "decoder": _try_decoder,
@@ -189,4 +250,5 @@ _TRIALS: dict[str, Callable[..., None]] = {
     "head": _try_head,
     "agent_state": _try_agent_state,
     "objective": _try_objective,
+    "policy": _try_policy,
 }

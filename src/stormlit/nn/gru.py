@@ -48,7 +48,10 @@ class GRUSequence(nn.Module):
         self.cells = nn.ModuleList(nn.GRUCell(hidden_dim, hidden_dim) for _ in range(num_layers))
 
     def forward(self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor) -> Tensor:
-        """latent: (B, T, Z), or one-hots.  action: (B, T) int64.  is_first: (B, T) bool.  Returns hidden (B, T, D)."""
+        """latent: (B, T, Z), or one-hots.  action: (B, T) int64, or (B, T, A) float32.  is_first: (B, T) bool.
+
+        Returns hidden (B, T, D).
+        """
         return self.prefill(latent, action, is_first, capacity=action.shape[1])[0]
 
     def prefill(
@@ -56,7 +59,7 @@ class GRUSequence(nn.Module):
     ) -> tuple[Tensor, GRUMemory]:
         """As ``forward``, returning the state after the last token too; ``capacity`` is not needed here."""
         tokens = self.mixer(latent, action)
-        rows, length = action.shape
+        rows, length = action.shape[:2]
         memory = GRUMemory(tokens.new_zeros(len(self.cells), rows, self.hidden_dim))
         hidden: list[Tensor] = []
         keep = (~is_first).to(tokens.dtype).unsqueeze(-1)
@@ -71,7 +74,7 @@ class GRUSequence(nn.Module):
         return GRUMemory(weight.new_zeros(len(self.cells), rows, self.hidden_dim))
 
     def step(self, latent: Tensor | OneHots, action: Tensor, memory: GRUMemory) -> Tensor:
-        """latent: (N, Z), or one-hots.  action: (N,) int64.  Returns (N, D); the memory moves on by one token."""
+        """latent: (N, Z), or one-hots.  action: (N,) int64, or (N, A) float32.  Returns (N, D); the memory moves on."""
         return self._advance(self.mixer(latent, action), memory)
 
     def _advance(self, x: Tensor, memory: GRUMemory) -> Tensor:

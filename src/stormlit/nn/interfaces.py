@@ -7,10 +7,11 @@ the sequence model, the agent state, the actor and the critic all say so, and mu
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from stormlit.ops.action_space import Kind
 from stormlit.types import Losses, Reading
 
 
@@ -84,6 +85,8 @@ class Memory(Protocol):
 class SequenceModel(Protocol):
     """Built as ``SequenceModel(latent_dim, num_actions, hidden_dim, **options)``.
 
+    Actions come as their numbers, (...,) int64, if they are discrete, and as vectors, (..., A) float32, if they are not
+    (see ``ops.actions.encode``); ``num_actions`` is A. A model for discrete actions alone need not take vectors.
     ``hidden[:, t]`` depends on tokens 0 to t alone, and on none before the last episode start at or before t.
     """
 
@@ -92,7 +95,7 @@ class SequenceModel(Protocol):
     max_length: int | None
 
     def __call__(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
-        """latent: (B, T, Z).  action: (B, T) int64.  is_first: (B, T) bool.  Returns hidden (B, T, D)."""
+        """latent: (B, T, Z).  action: (B, T) or (B, T, A).  is_first: (B, T) bool.  Returns hidden (B, T, D)."""
         ...
 
     def prefill(self, latent: Tensor, action: Tensor, is_first: Tensor, capacity: int) -> tuple[Tensor, Memory]:
@@ -104,7 +107,7 @@ class SequenceModel(Protocol):
         ...
 
     def step(self, latent: Tensor, action: Tensor, memory: Memory) -> Tensor:
-        """One more token, in place of a full pass.  latent: (N, Z).  action: (N,).  Returns hidden (N, D)."""
+        """One more token, in place of a full pass.  latent: (N, Z).  action: (N,) or (N, A).  Returns hidden (N, D)."""
         ...
 
 
@@ -134,4 +137,37 @@ class Objective(Protocol):
 
     def __call__(self, reading: Reading) -> Losses:
         """Returns named terms, float32 scalars, with a scale each, and detached metrics. Changes nothing it sees."""
+        ...
+
+
+class Policy(Protocol):
+    """Built as ``Policy(action_space, **options)``: how the actor's output is read as a distribution over actions.
+
+    A distribution is one tensor of whatever a policy makes of the output. Actions have the shape and dtype they are
+    stored with; those of a Box may be drawn outside [-1, 1], and are scored as drawn and clipped elsewhere.
+    """
+
+    # The kinds of action spaces it is for; any other is refused before it is built.
+    fits: ClassVar[tuple[Kind, ...]]
+    # How many numbers it reads from the actor.
+    out_dim: int
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """output: (..., out_dim) of the actor, in any float dtype.  Returns the distribution, (..., P) float32."""
+        ...
+
+    def log_prob(self, distribution: Tensor, action: Tensor) -> Tensor:
+        """distribution: (..., P).  action: (..., *shape).  Returns (...,) float32, summed over an action's parts."""
+        ...
+
+    def entropy(self, distribution: Tensor) -> Tensor:
+        """distribution: (..., P).  Returns nats (...,) float32, summed over an action's parts."""
+        ...
+
+    def mode(self, distribution: Tensor) -> Tensor:
+        """distribution: (..., P).  Returns the most likely action, (..., *shape)."""
+        ...
+
+    def sample(self, distribution: Tensor) -> Tensor:
+        """distribution: (..., P).  Returns a drawn action, (..., *shape)."""
         ...

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stormlit.errors import PartError, StormlitError
+from stormlit.nn.action_laws import POLICY_LAWS, SPACES, action_vectors
 from stormlit.nn.building import ask, try_part
 from stormlit.nn.fast.frozen import frozen
 from stormlit.nn.latent_laws import LATENT_LAWS, divergence_of
@@ -33,6 +34,7 @@ def surroundings(kind: str, obs_shape: tuple[int, int, int] = (3, 64, 64)) -> tu
         "head": (HIDDEN, OUT, HIDDEN),
         "agent_state": (LATENT, HIDDEN),
         "objective": (LATENT, EMBED, HIDDEN, ACTIONS),
+        "policy": (SPACES[0],),
     }[kind]
 
 
@@ -233,13 +235,12 @@ def _remembers(case: Case, part: Any, known: int, tolerance: float) -> None:
 
 _SHARED = (promised_shapes, rows_apart, trains, mixed_precision)
 LAWS: dict[str, tuple[Callable[[Case], None], ...]] = {
-    "encoder": (*_SHARED, any_memory_order),
-    "decoder": (*_SHARED, any_memory_order),
+    **dict.fromkeys(("encoder", "decoder"), (*_SHARED, any_memory_order)),
     "latent": (*_SHARED, *LATENT_LAWS, sparse_form),
-    "sequence_model": (promised_shapes, rows_apart, causal, remembers, trains, mixed_precision, sparse_form),
-    "head": (*_SHARED, sparse_form),
-    "agent_state": (*_SHARED, sparse_form),
+    "sequence_model": (*_SHARED, causal, remembers, sparse_form, action_vectors),
+    **dict.fromkeys(("head", "agent_state"), (*_SHARED, sparse_form)),
     "objective": (promised_shapes, *OBJECTIVE_LAWS),
+    "policy": (promised_shapes, *POLICY_LAWS),
 }
 
 

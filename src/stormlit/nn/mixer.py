@@ -12,6 +12,8 @@ from stormlit.types import OneHots
 class ActionMixer(nn.Module):
     """``e_t = m(z_t, a_t)``, STORM's equation 2: Linear - LayerNorm - ReLU - Linear - LayerNorm of z_t and one-hot a_t.
 
+    An action that is not one of a few comes as a vector in place of the one-hot.
+
     latent_dim: Z.  num_actions: A.  hidden_dim: D.
     """
 
@@ -32,5 +34,7 @@ class ActionMixer(nn.Module):
         )
 
     def forward(self, latent: Tensor | OneHots, action: Tensor) -> Tensor:
-        """latent: (..., Z), or one-hots.  action: (...,) int64.  Returns (..., D)."""
+        """latent: (..., Z), or one-hots.  action: (...,) int64, or (..., A) float32.  Returns (..., D)."""
+        if action.is_floating_point():
+            return self.layers(self.latent(latent) + self.action(action))
         return self.layers(self.latent(latent) + F.embedding(action, self.action.weight.t()))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stormlit.nn.building import build_part
+from stormlit.nn.building import build_sequence_model
+from stormlit.ops.action_space import ActionSpace
 from stormlit.registry import fill
 
 
@@ -20,7 +21,8 @@ class SeparateTokens(nn.Module):
     steps and one action more: the latent's token comes with the action "none yet", the action's token with a latent of
     zeros. ``max_length`` and ``capacity`` count steps, each of them two tokens of the model inside.
 
-    model: a sequence model for ``num_actions + 1`` actions.  num_actions: A.
+    model: a sequence model for ``num_actions + 1`` actions.  num_actions: A.  Action vectors get one more number, which
+    is 1 for "none yet".
     """
 
     def __init__(self, model: Any, num_actions: int) -> None:
@@ -30,7 +32,10 @@ class SeparateTokens(nn.Module):
         self.max_length: int | None = None if model.max_length is None else model.max_length // 2
 
     def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
-        """latent: (B, T, Z).  action: (B, T) int64.  is_first: (B, T) bool.  Returns hidden (B, T, D)."""
+        """latent: (B, T, Z).  action: (B, T) int64, or (B, T, A) float32.  is_first: (B, T) bool.
+
+        Returns hidden (B, T, D).
+        """
         return self.model(*self._tokens(latent, action, is_first))[:, 1::2]
 
     def prefill(self, latent: Tensor, action: Tensor, is_first: Tensor, capacity: int) -> tuple[Tensor, Any]:
@@ -43,24 +48,34 @@ class SeparateTokens(nn.Module):
         return self.model.empty(rows, 2 * capacity)
 
     def step(self, latent: Tensor, action: Tensor, memory: Any) -> Tensor:
-        """latent: (N, Z).  action: (N,) int64.  Returns hidden (N, D); the memory moves on by one step."""
-        self.model.step(latent, torch.full_like(action, self.no_action), memory)
+        """latent: (N, Z).  action: (N,) int64, or (N, A) float32.  Returns hidden (N, D).
+
+        The memory moves on by one step.
+        """
+        none, action = self._actions(action)
+        self.model.step(latent, none, memory)
         return self.model.step(torch.zeros_like(latent), action, memory)
 
     def _tokens(self, latent: Tensor, action: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The two tokens of each step, one after the other; an episode starts with the first one."""
         latents = torch.stack([latent, torch.zeros_like(latent)], dim=2)
-        actions = torch.stack([torch.full_like(action, self.no_action), action], dim=2)
+        actions = torch.stack(self._actions(action), dim=2)
         starts = F.pad(is_first.unsqueeze(-1), (0, 1))
         return latents.flatten(1, 2), actions.flatten(1, 2), starts.flatten(1, 2)
 
+    def _actions(self, action: Tensor) -> tuple[Tensor, Tensor]:
+        """ "None yet", and the action, as the model inside takes them."""
+        if not action.is_floating_point():
+            return torch.full_like(action, self.no_action), action
+        return F.pad(torch.zeros_like(action), (0, 1), value=1.0), F.pad(action, (0, 1))
+
 
 def build_separate(
-    kind: str, node: str | Mapping[str, Any], latent_dim: int, num_actions: int, hidden_dim: int, *, key: str
+    node: str | Mapping[str, Any], latent_dim: int, action_space: ActionSpace, hidden_dim: int, *, key: str
 ) -> SeparateTokens:
     """The sequence model that a node describes, reading two tokens a step; its ``max_length`` stays one in steps."""
-    filled = fill(kind, node, key)
+    filled = fill("sequence_model", node, key)
     if isinstance(filled.get("max_length"), int):
         filled["max_length"] *= 2
-    model = build_part(kind, filled, latent_dim, num_actions + 1, hidden_dim, key=key)
-    return SeparateTokens(model, num_actions)
+    model = build_sequence_model(filled, latent_dim, action_space, hidden_dim, key=key, more_actions=1)
+    return SeparateTokens(model, action_space.width)

@@ -78,7 +78,10 @@ class TransformerSequence(nn.Module):
         )
 
     def forward(self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor) -> Tensor:
-        """latent: (B, T, Z), or one-hots.  action: (B, T) int64.  is_first: (B, T) bool.  Returns hidden (B, T, D)."""
+        """latent: (B, T, Z), or one-hots.  action: (B, T) int64, or (B, T, A) float32.  is_first: (B, T) bool.
+
+        Returns hidden (B, T, D).
+        """
         mask = self._mask(is_first)
         x = self._tokens(latent, action, start=0)
         for block in self.blocks:
@@ -89,7 +92,7 @@ class TransformerSequence(nn.Module):
         self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor, capacity: int
     ) -> tuple[Tensor, TransformerMemory]:
         """As ``forward``, keeping keys and values with room for ``capacity`` tokens in all."""
-        rows, length = action.shape
+        rows, length = action.shape[:2]
         memory = self.empty(rows, capacity)
         mask = self._mask(is_first)
         x = self._tokens(latent, action, start=0)
@@ -116,7 +119,10 @@ class TransformerSequence(nn.Module):
         return TransformerMemory(caches, 0, weight.new_zeros(rows, 1, 1, capacity, dtype=dtype))
 
     def step(self, latent: Tensor | OneHots, action: Tensor, memory: TransformerMemory) -> Tensor:
-        """latent: (N, Z), or one-hots.  action: (N,) int64.  Returns hidden (N, D); the memory grows by one token."""
+        """latent: (N, Z), or one-hots.  action: (N,) int64, or (N, A) float32.  Returns hidden (N, D).
+
+        The memory grows by one token.
+        """
         position = memory.length
         x = self._tokens(latent[:, None], action[:, None], start=position)
         mask = memory.mask[:, :, :, : position + 1]

@@ -19,6 +19,7 @@ from stormlit.config.schema import Config
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
 from stormlit.nn.fast.compilation import Compiled, has_length, should_compile
+from stormlit.ops.action_space import ActionSpace
 from stormlit.runs.memory import keep_freed_memory
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
@@ -45,7 +46,7 @@ def build_training(config: Config, fabric: Fabric) -> Training:
     np.random.seed(config.seed % 2**32)  # nothing here draws from it, but environments and parts of others may
     # Each process has environments of its own, with seeds of their own.
     envs = VectorEnv(config.env, seed=config.seed, env_index_offset=fabric.global_rank * config.env.num_envs)
-    world_model, agent = build_modules(config, envs.obs_shape, envs.num_actions)
+    world_model, agent = build_modules(config, envs.obs_shape, envs.action_space)
     loop, compile = config.loop, should_compile(config.compile, fabric)
     learners = [
         Learner(
@@ -63,7 +64,7 @@ def build_training(config: Config, fabric: Fabric) -> Training:
     ]
     world_model.eval()
     agent.eval()
-    replay = build_replay(config, fabric, envs.obs_shape)
+    replay = build_replay(config, fabric, envs.obs_shape, envs.action_space)
     player = player_factory(config, world_model, agent, compile=compile)(envs.num_envs)
     torch.manual_seed(config.seed + fabric.global_rank)
     return Training(
@@ -139,13 +140,15 @@ def launched_by_fabric() -> bool:
     return os.environ.get("LT_CLI_USED") == "1"
 
 
-def build_modules(config: Config, obs_shape: tuple[int, ...], num_actions: int) -> tuple[WorldModel, ActorCritic]:
-    """World model and agent for an environment.  obs_shape: (Y, X, C).  num_actions: A."""
+def build_modules(
+    config: Config, obs_shape: tuple[int, ...], actions: ActionSpace | int
+) -> tuple[WorldModel, ActorCritic]:
+    """World model and agent for an environment.  obs_shape: (Y, X, C).  actions: what they are, or how many."""
     rows, columns, channels = obs_shape
-    world_model = WorldModel((channels, rows, columns), num_actions, **dataclasses.asdict(config.world_model))
+    world_model = WorldModel((channels, rows, columns), actions, **dataclasses.asdict(config.world_model))
     check_windows_fit(config, world_model.sequence_model.max_length)
     widths = world_model.latent_dim, world_model.hidden_dim
-    agent = ActorCritic(*widths, num_actions, **dataclasses.asdict(config.agent))
+    agent = ActorCritic(*widths, actions, **dataclasses.asdict(config.agent))
     return world_model, agent
 
 
@@ -190,7 +193,9 @@ def imagination(
     return (lambda context: compiled(context).clone()) if device.type == "cuda" else compiled
 
 
-def build_replay(config: Config, fabric: Fabric, obs_shape: tuple[int, ...]) -> ReplayBuffer:
+def build_replay(
+    config: Config, fabric: Fabric, obs_shape: tuple[int, ...], actions: ActionSpace | None = None
+) -> ReplayBuffer:
     """One process's share of the buffer; ``auto`` puts it on the GPU when it takes under half of its free memory."""
     capacity = per_process(config.replay.capacity, fabric.world_size, "replay.capacity")
     device = fabric.device if config.replay.device == "cuda" else torch.device("cpu")
@@ -210,6 +215,7 @@ def build_replay(config: Config, fabric: Fabric, obs_shape: tuple[int, ...]) -> 
             (rows, columns, channels),
             device,
             seed,
+            actions,
             episode_starts=config.replay.episode_starts,
             order=config.replay.order,
         )

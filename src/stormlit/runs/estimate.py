@@ -106,7 +106,8 @@ def _noise(training: Training, windows: Windows) -> Batch:
     channels, height, width = training.world_model.obs_shape
     frames = torch.randint(256, (rows, length, height, width, channels), dtype=torch.uint8, generator=generator)
     flags = torch.zeros(rows, length, dtype=torch.bool)
-    return Batch(frames.permute(0, 1, 4, 2, 3), flags.long(), flags.float(), flags, flags.clone())
+    action = torch.from_numpy(training.envs.action_space.zeros(rows, length))
+    return Batch(frames.permute(0, 1, 4, 2, 3), action, flags.float(), flags, flags.clone())
 
 
 def _timed(function: Callable[[], object]) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from stormlit.config.compose import compose, to_yaml
 from stormlit.envs import env_facts, env_name
 from stormlit.errors import CheckpointError
+from stormlit.ops.action_space import ActionSpace
 from stormlit.runs.assembly import build_modules
 from stormlit.runs.checkpoint import list_checkpoints, load_weights
 from stormlit.runs.checkpoint_writer import CheckpointWriter
@@ -26,12 +27,12 @@ def import_official(world_model_file: Path, agent_file: Path, overrides: Sequenc
     sizes = official_sizes(world_model_weights, agent_weights)
     config = compose(["official"], [*sizes.overrides(), *overrides])
     facts = env_facts(config.env)
-    if facts.num_actions != sizes.num_actions:
+    if facts.action_space != ActionSpace.of(sizes.num_actions):
         raise CheckpointError(
             f"{world_model_file} is for {sizes.num_actions} actions, but {env_name(config.env)} has "
-            f"{facts.num_actions}: choose the game it was trained on with env.game=NAME"
+            f"{facts.action_space}: choose the game it was trained on with env.game=NAME"
         )
-    world_model, agent = build_modules(config, facts.obs_shape, facts.num_actions)
+    world_model, agent = build_modules(config, facts.obs_shape, facts.action_space)
     load_weights(world_model, world_model_state(world_model_weights), "world_model")
     load_weights(agent, agent_state(agent_weights, agent.state_dict()), "agent")
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from stormlit.errors import ConfigError
 from stormlit.files import replacing, write_atomically
+from stormlit.ops.action_space import action_text
 from stormlit.storm.dream import Dream, dream_errors
 
 DREAM_FRAMES_PER_SECOND = 8  # an agent acts 15 times a second; half of that lets a person read along
@@ -125,7 +126,7 @@ def dream_frames(dream: Dream, action_meanings: Sequence[str]) -> np.ndarray:
     for step, canvas in enumerate(canvases):
         for column, title in enumerate(films):
             _text(canvas, title, column * panel_width + MARGIN, 2, panel_width - GAP - MARGIN, TEXT)
-        _footer(canvas, dream, step, action_meanings[dream.action[step]])
+        _footer(canvas, dream, step, action_text(dream.action[step], action_meanings))
     return canvases
 
 

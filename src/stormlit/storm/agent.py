@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal
 import lightning as L
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from stormlit.nn.building import build_part
+from stormlit.nn.building import build_part, build_policy
 from stormlit.nn.heads import TwoHot
 from stormlit.nn.optimizers import OptimizerSettings, adam
 from stormlit.nn.return_normalizer import ReturnNormalizer
-from stormlit.ops.categorical import entropy, sample
+from stormlit.ops.action_space import ActionSpace
 from stormlit.ops.returns import lambda_returns
 from stormlit.registry import DEFAULTS, Option
 from stormlit.types import Losses, OneHots, PartNode, Trajectory
@@ -37,7 +36,8 @@ class AgentLossScales:
 class ActorCritic(L.LightningModule):
     """Policy and value function over the world model's state (STORM section 3.2, equations 6 to 10).
 
-    latent_dim: Z.  world_hidden_dim: D of the world model.  num_actions: A.  The defaults are the paper's.
+    latent_dim: Z.  world_hidden_dim: D of the world model.  actions: what can be done; a number is short for as
+    many discrete actions.  The defaults are the paper's.
     slow_critic_target: the slow value is equation 7, the lambda-return of slow values the released code (agents.py).
     """
 
@@ -45,11 +45,14 @@ class ActorCritic(L.LightningModule):
         self,
         latent_dim: int,
         world_hidden_dim: int,
-        num_actions: int,
+        actions: ActionSpace | int,
         *,
         hidden_dim: Annotated[int, Option("width of actor and critic", 1, 10**5)] = 512,
         agent_state: Annotated[PartNode, Option("what policy and critic see", part="agent_state")] = "both",
         actor: Annotated[PartNode, Option("the policy's network", part="head")] = "mlp",
+        policy: Annotated[
+            PartNode, Option("what makes actions of its output; auto: what fits them", part="policy")
+        ] = "auto",
         critic: Annotated[PartNode, Option("the value's network", part="head")] = "mlp",
         gamma: Annotated[float, Option("discount of one step", 0, 1)] = 0.985,
         lambda_: Annotated[float, Option("weight of longer returns in the lambda-return", 0, 1)] = 0.95,
@@ -70,25 +73,33 @@ class ActorCritic(L.LightningModule):
         optimizer: Annotated[Mapping[str, float], Option(group=OptimizerSettings)] = OPTIMIZER,
     ) -> None:
         super().__init__()
-        self.num_actions, self.gamma, self.lambda_ = num_actions, gamma, lambda_
+        self.action_space, self.gamma, self.lambda_ = ActionSpace.of(actions), gamma, lambda_
         self.lambda_bootstrap, self.slow_critic_target = lambda_bootstrap, slow_critic_target
         self.loss_scales, self.slow_critic_decay = asdict(AgentLossScales(**loss_scales)), slow_critic_decay
         self.optimizer_settings = OptimizerSettings(**{**OPTIMIZER, **optimizer})
         self.agent_state = build_part("agent_state", agent_state, latent_dim, world_hidden_dim, key="agent.agent_state")
-        self.actor = build_part("head", actor, self.agent_state.state_dim, num_actions, hidden_dim, key="agent.actor")
+        self.distribution = build_policy(policy, self.action_space, key="agent.policy")
+        widths = self.agent_state.state_dim, self.distribution.out_dim, hidden_dim
+        self.actor = build_part("head", actor, *widths, key="agent.actor")
         self.critic = build_part("head", critic, self.agent_state.state_dim, value_bins, hidden_dim, key="agent.critic")
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.value_encoding = TwoHot(value_bins, value_low, value_high)
         self.return_normalizer = ReturnNormalizer(**return_normalizer)
 
     def policy(self, latent: Tensor | OneHots, hidden: Tensor) -> Tensor:
-        """latent: (..., Z), or one-hots.  hidden: (..., D).  Returns log-probabilities (..., A) float32."""
-        return F.log_softmax(self.actor(self.agent_state(latent, hidden)).float(), dim=-1)
+        """latent: (..., Z), or one-hots.  hidden: (..., D).
+
+        Returns the distribution over actions, (..., P) float32: log-probabilities (..., A) if they are discrete.
+        """
+        return self.distribution(self.actor(self.agent_state(latent, hidden)))
 
     def act(self, latent: Tensor | OneHots, hidden: Tensor, *, greedy: bool = False) -> Tensor:
-        """latent: (..., Z), or one-hots.  hidden: (..., D).  Returns sampled or most likely actions (...,) int64."""
-        log_probs = self.policy(latent, hidden)
-        return log_probs.argmax(dim=-1) if greedy else sample(log_probs)
+        """latent: (..., Z), or one-hots.  hidden: (..., D).
+
+        Returns sampled or most likely actions (..., *shape); those of a Box are not clipped yet.
+        """
+        distribution = self.policy(latent, hidden)
+        return self.distribution.mode(distribution) if greedy else self.distribution.sample(distribution)
 
     def value(self, latent: Tensor | OneHots, hidden: Tensor) -> Tensor:
         """latent: (..., Z), or one-hots.  hidden: (..., D).  Returns the critic's value (...,) float32."""
@@ -97,7 +108,7 @@ class ActorCritic(L.LightningModule):
     def training_step(self, trajectory: Trajectory, batch_idx: int = 0) -> Losses:  # type: ignore[override]
         """The losses of equation 7 on N imagined rollouts of H steps."""
         state = self.agent_state(trajectory.latent, trajectory.hidden)
-        log_probs = F.log_softmax(self.actor(state[:, :-1]).float(), dim=-1)
+        distribution = self.distribution(self.actor(state[:, :-1]))
         value_logits = self.critic(state)
 
         with torch.no_grad():
@@ -109,17 +120,17 @@ class ActorCritic(L.LightningModule):
             scale = self.return_normalizer.update(returns)
             advantage = (returns - value[:, :-1]) / scale
 
-        chosen = log_probs.gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
-        policy_entropy = entropy(log_probs)
+        log_prob = self.distribution.log_prob(distribution, trajectory.action)
+        entropy = self.distribution.entropy(distribution)
         weight = trajectory.weight
         terms = {
-            "policy": -(weight * advantage * chosen).mean(),
-            "entropy": -(weight * policy_entropy).mean(),
+            "policy": -(weight * advantage * log_prob).mean(),
+            "entropy": -(weight * entropy).mean(),
             "value": (weight * self.value_encoding.loss(value_logits[:, :-1], returns)).mean(),
             "slow_value": (weight * self.value_encoding.loss(value_logits[:, :-1], slow_target)).mean(),
         }
         metrics = {
-            "entropy": policy_entropy.detach().mean(),
+            "entropy": entropy.detach().mean(),
             "value": value.mean(),
             "return": returns.mean(),
             "return_scale": scale,

@@ -39,9 +39,9 @@ class Collector:
         self.is_first = np.ones(envs.num_envs, dtype=bool)
 
     def select_action(self, *, random: bool) -> np.ndarray:
-        """The next action of every environment, (N,) int64."""
+        """The next action of every environment, (N, *shape)."""
         if random:
-            return self.random.integers(self.envs.num_actions, size=self.envs.num_envs)
+            return self.envs.action_space.random(self.random, self.envs.num_envs)
         return self.player.act(self.obs, self.is_first)
 
     def step(self, action: np.ndarray) -> list[Episode]:

@@ -17,6 +17,7 @@ from stormlit.types import Batch, WorldState
 class Dream:
     """One window of T real steps, and what the model made of it; frames are (T, Y, X, C) uint8, numbers (T,) float32.
 
+    ``action`` is (T, *shape) as stored.
     From step ``context_length`` on, ``imagined`` is a free run of the model under the actions really taken.
     ``predicted_reward`` and ``end_probability`` are read along that run, for the action at each step.
     """
@@ -69,11 +70,11 @@ def dream(world_model: WorldModel, window: Batch, context_length: int) -> Dream:
     """
     length = window.action.shape[1]
     context_length = max(min(context_length, length - 1), 1)
-    latent = world_model.sample_posterior(window.obs)
-    seen = world_model.sequence_model(latent, window.action, window.is_first)
+    latent, action = world_model.sample_posterior(window.obs), world_model.encode_action(window.action)
+    seen = world_model.sequence_model(latent, action, window.is_first)
     reconstructed = world_model.decode(latent, hidden_before(seen, window.is_first))
     hidden, memory = world_model.sequence_model.prefill(
-        latent[:, :context_length], window.action[:, :context_length], window.is_first[:, :context_length], length
+        latent[:, :context_length], action[:, :context_length], window.is_first[:, :context_length], length
     )
     latents, hiddens = [latent[:, :context_length]], [hidden]
     last = hidden[:, -1]

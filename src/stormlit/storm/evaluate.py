@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from stormlit.envs import EnvSettings, VectorEnv, env_facts, env_name, human_normalized, is_atari
+from stormlit.ops.action_space import ActionSpace
 from stormlit.types import Episode
 
 # Evaluation environments draw their episodes' seeds from rows that no training environment has.
@@ -28,28 +29,28 @@ class Policy(Protocol):
     """Anything that chooses actions for N environments."""
 
     def act(self, obs: np.ndarray, is_first: np.ndarray, *, greedy: bool = False) -> np.ndarray:
-        """obs: (N, Y, X, C) uint8.  is_first: (N,) bool.  Returns actions (N,) int64."""
+        """obs: (N, Y, X, C) uint8.  is_first: (N,) bool.  Returns actions (N, *shape)."""
         ...
 
 
 class RandomPolicy:
-    """Every action with the same probability."""
+    """Every action with the same probability.  actions: what they are, or how many."""
 
-    def __init__(self, num_actions: int, seed: int) -> None:
-        self.num_actions, self.random = num_actions, np.random.default_rng(seed)
+    def __init__(self, actions: ActionSpace | int, seed: int) -> None:
+        self.action_space, self.random = ActionSpace.of(actions), np.random.default_rng(seed)
 
     def act(self, obs: np.ndarray, is_first: np.ndarray, *, greedy: bool = False) -> np.ndarray:
-        return self.random.integers(self.num_actions, size=len(obs))
+        return self.action_space.random(self.random, len(obs))
 
 
 class ConstantPolicy:
     """One action, always."""
 
-    def __init__(self, action: int) -> None:
-        self.action = action
+    def __init__(self, action: int | np.ndarray) -> None:
+        self.action = np.asarray(action)
 
     def act(self, obs: np.ndarray, is_first: np.ndarray, *, greedy: bool = False) -> np.ndarray:
-        return np.full(len(obs), self.action, dtype=np.int64)
+        return np.repeat(self.action[np.newaxis], len(obs), axis=0)
 
 
 def random_devices() -> list[int]:
@@ -186,7 +187,7 @@ def evaluate(
 def evaluate_baselines(
     baselines: list[str], settings: EnvSettings, *, on_step: Callable[[str], OnStep] | None = None, **options: Any
 ) -> list[Evaluation]:
-    """Random play, and each action held constant, as ``evaluation.baselines`` asks.
+    """Random play, and actions held constant (``ActionSpace.constants``), as ``evaluation.baselines`` asks.
 
     on_step: makes ``evaluate``'s for a baseline of that name.  options: of ``evaluate``; all play the same episodes.
     """
@@ -195,11 +196,13 @@ def evaluate_baselines(
     facts, seed = env_facts(settings), options["seed"]
     policies: list[tuple[str, Callable[[int], Policy]]] = []
     if "random" in baselines:
-        policies.append((RANDOM, lambda _: RandomPolicy(facts.num_actions, seed)))
+        policies.append((RANDOM, lambda _: RandomPolicy(facts.action_space, seed)))
     if "constant" in baselines:
+        constants = facts.action_space.constants()
+        names = _constant_names(facts.action_meanings or [*constants])
         policies += [
             (name, lambda _, action=action: ConstantPolicy(action))  # type: ignore[misc]
-            for action, name in enumerate(_constant_names(facts.action_meanings))
+            for name, action in zip(names, constants.values(), strict=True)
         ]
     return [
         evaluate(name, make_policy, settings, on_step=None if on_step is None else on_step(name), **options)

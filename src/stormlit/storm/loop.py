@@ -34,7 +34,7 @@ def fit(training: Training, after_step: Callable[[], None]) -> None:
 
 
 def select_action(training: Training) -> np.ndarray:
-    """The next action of every environment, (N,) int64: random at first, then the agent's."""
+    """The next action of every environment, (N, *shape): random at first, then the agent's."""
     with training.fabric.autocast():
         return training.collector.select_action(random=training.in_warmup)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stormlit.errors import MisfitError
 from stormlit.nn.fast.compilation import Compiled
+from stormlit.ops.actions import clip, random_like
 from stormlit.registry import Option
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel
@@ -50,7 +51,7 @@ class Player:
         device = next(world_model.parameters()).device
         shape, dtype = (world_model.obs_shape, torch.uint8) if self.keeps_frames else ((world_model.latent_dim,), None)
         self.past = torch.zeros(num_envs, context_length, *shape, dtype=dtype, device=device)
-        self.action = torch.zeros(num_envs, context_length, dtype=torch.long, device=device)
+        self.action = torch.from_numpy(agent.action_space.zeros(num_envs, context_length)).to(device)
         self.length = torch.zeros(num_envs, dtype=torch.long, device=device)
         self._step = Compiled(self._act, "acting", device) if compile else self._act
 
@@ -64,7 +65,7 @@ class Player:
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, is_first: np.ndarray, *, greedy: bool = False) -> np.ndarray:
-        """obs: (N, Y, X, C) uint8.  is_first: (N,) bool.  Returns actions (N,) int64."""
+        """obs: (N, Y, X, C) uint8.  is_first: (N,) bool.  Returns actions (N, *shape)."""
         device = self.past.device
         frame = to_device(torch.from_numpy(obs), device).permute(0, 3, 1, 2)
         chosen, *moved_on = self._step(frame, to_device(torch.from_numpy(is_first), device), greedy)
@@ -83,7 +84,9 @@ class Player:
         else:
             predicted = self.world_model.sample_prior(hidden)
             action = self.agent.act(predicted, hidden, greedy=greedy)
-            action = torch.where(length == 0, torch.randint_like(action, self.agent.num_actions), action)
+            begins = (length == 0).view(-1, *[1] * (action.ndim - 1))
+            action = torch.where(begins, random_like(self.agent.action_space, action), action)
+        action = clip(self.agent.action_space, action)
         past = self._appended(self.past, frame if self.keeps_frames else latent, length)
         actions = self._appended(self.action, action, length)
         return action, past, actions, (length + 1).clamp(max=self.context_length)
@@ -92,7 +95,8 @@ class Player:
         """The sequence model's output after each environment's last token, zeros where there is none.  (N, D)."""
         latent = self.world_model.sample_posterior(self.past) if self.keeps_frames else self.past
         # What lies behind a row's last token is not of this episode; causality keeps it from mattering.
-        hidden = self.world_model.sequence_model(latent, self.action, torch.zeros_like(self.action, dtype=torch.bool))
+        is_first = torch.zeros(self.action.shape[:2], dtype=torch.bool, device=self.action.device)
+        hidden = self.world_model.sequence_model(latent, self.world_model.encode_action(self.action), is_first)
         last = (length - 1).clamp(min=0).view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
         return hidden.gather(1, last).squeeze(1).masked_fill((length == 0).unsqueeze(-1), 0.0)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from stormlit.ops.action_space import ActionSpace
 from stormlit.registry import Option
 from stormlit.types import Batch, TensorRecord, to_device
 
@@ -16,7 +17,8 @@ from stormlit.types import Batch, TensorRecord, to_device
 class ReplayRows(TensorRecord):
     """A stretch of consecutive rows of the ring, oldest first; what a checkpoint stores.
 
-    obs: (R, N, Y, X, C) uint8.  action: (R, N) int64.  reward: (R, N) float32.  terminated, is_first: (R, N) bool.
+    obs: (R, N, Y, X, C) uint8.  action: (R, N, *shape) int64 or float32.  reward: (R, N) float32.
+    terminated, is_first: (R, N) bool.
     """
 
     obs: Tensor
@@ -33,8 +35,8 @@ class ReplayBuffer:
     order of age, so none contains both the newest and the oldest row; ``is_first`` tells where episodes begin inside.
 
     capacity: environment steps in all.  obs_shape: (Y, X, C).  device: where frames are kept.
-    seed: of the generator that draws windows.  The released code has episode_starts="ignored" and order="storage"
-    (weipu-zhang/STORM, replay_buffer.py).
+    seed: of the generator that draws windows.  actions: what they are, None: discrete.
+    The released code has episode_starts="ignored" and order="storage" (weipu-zhang/STORM, replay_buffer.py).
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class ReplayBuffer:
         obs_shape: tuple[int, int, int],
         device: torch.device,
         seed: int,
+        actions: ActionSpace | None = None,
         *,
         episode_starts: Annotated[
             Literal["marked", "ignored"],
@@ -58,9 +61,10 @@ class ReplayBuffer:
         self.episode_starts, self.order = episode_starts, order
         self.row_capacity = max(capacity // num_envs, 1)
         shape = (self.row_capacity, num_envs)
+        action = torch.from_numpy((actions or ActionSpace.of(1)).zeros())  # one of them, for shape and dtype
         self.storage = ReplayRows(
             obs=torch.empty(*shape, *obs_shape, dtype=torch.uint8, device=device),
-            action=torch.empty(shape, dtype=torch.long, device=device),
+            action=torch.empty(*shape, *action.shape, dtype=action.dtype, device=device),
             reward=torch.empty(shape, dtype=torch.float32, device=device),
             terminated=torch.empty(shape, dtype=torch.bool, device=device),
             is_first=torch.empty(shape, dtype=torch.bool, device=device),
@@ -84,7 +88,7 @@ class ReplayBuffer:
         return sum(t.nbytes for t in self.storage.tensors())
 
     def append(self, obs: Any, action: Any, reward: Any, terminated: Any, is_first: Any) -> None:
-        """Store one step of every environment: arrays (N, Y, X, C) uint8 and (N,) each."""
+        """Store one step of every environment: arrays (N, Y, X, C) uint8, (N, *shape) and (N,) each."""
         row = self.total_rows % self.row_capacity
         for stored, value in zip(self.storage.tensors(), (obs, action, reward, terminated, is_first), strict=True):
             stored[row] = to_device(torch.as_tensor(value), self.device)

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stormlit.nn.agent_states import HiddenState, LatentAndHiddenState, LatentState
-from stormlit.nn.building import build_part
+from stormlit.nn.building import build_part, build_sequence_model
 from stormlit.nn.fast.frozen import frozen
 from stormlit.nn.fast.norm import training_memory_format
 from stormlit.nn.fast.sparse import draw
 from stormlit.nn.heads import READINGS
 from stormlit.nn.optimizers import OptimizerSettings, adam
 from stormlit.nn.tokens import build_separate
+from stormlit.ops.action_space import ActionSpace
+from stormlit.ops.actions import encode
 from stormlit.ops.kl import kl_balance
 from stormlit.ops.moving import reconstruction_error
 from stormlit.registry import DEFAULTS, Option
@@ -35,7 +37,7 @@ from stormlit.storm.world_model_words import (
 from stormlit.types import Batch, Losses, OneHots, PartNode, Reading, WorldState
 
 FRAMES_AT_ONCE = 128
-TOKENS: Mapping[str, Callable[..., Any]] = {"merged": build_part, "separate": build_separate}
+TOKENS: Mapping[str, Callable[..., Any]] = {"merged": build_sequence_model, "separate": build_separate}
 DECODER_INPUTS = {"latent": LatentState, "hidden": HiddenState, "both": LatentAndHiddenState}
 
 
@@ -53,13 +55,14 @@ class WorldModelLossScales:
 class WorldModel(L.LightningModule):
     """Learns to compress frames and to predict what follows an action (STORM section 3.1, equations 1 to 5).
 
-    obs_shape: (C, Y, X).  num_actions: A.  hidden_dim: D.  The defaults are the paper's.
+    obs_shape: (C, Y, X).  actions: what can be done; a number is short for as many discrete actions.  hidden_dim: D.
+    The defaults are the paper's.
     """
 
     def __init__(
         self,
         obs_shape: tuple[int, int, int],
-        num_actions: int,
+        actions: ActionSpace | int,
         *,
         hidden_dim: Annotated[int, Option("width of the sequence model and of the heads", 1, 10**5)] = 512,
         encoder: Annotated[PartNode, Option("what turns a frame into features", part="encoder")] = "cnn",
@@ -87,7 +90,7 @@ class WorldModel(L.LightningModule):
         optimizer: Annotated[Mapping[str, float], Option(group=OptimizerSettings)] = DEFAULTS,
     ) -> None:
         super().__init__()
-        self.obs_shape, self.num_actions, self.hidden_dim = obs_shape, num_actions, hidden_dim
+        self.obs_shape, self.action_space, self.hidden_dim = obs_shape, ActionSpace.of(actions), hidden_dim
         self.loss_scales = asdict(WorldModelLossScales(**loss_scales))
         self.reconstruction_focus = reconstruction_focus
         self.optimizer_settings = OptimizerSettings(**optimizer)
@@ -95,8 +98,9 @@ class WorldModel(L.LightningModule):
         self.encoder = build_part("encoder", encoder, obs_shape, key="world_model.encoder")
         self.latent = build_part("latent", latent, self.encoder.embed_dim, hidden_dim, key="world_model.latent")
         self.latent_dim: int = self.latent.latent_dim
-        given, build = (sequence_model, self.latent_dim, num_actions, hidden_dim), TOKENS[tokens]
-        self.sequence_model = build("sequence_model", *given, key="world_model.sequence_model")
+        self.sequence_model = TOKENS[tokens](
+            sequence_model, self.latent_dim, self.action_space, hidden_dim, key="world_model.sequence_model"
+        )
         self.decoder_reads_hidden = decoder_input != "latent"
         self.decoder_input = DECODER_INPUTS[decoder_input](self.latent_dim, hidden_dim)
         self.decoder = build_part(
@@ -112,7 +116,7 @@ class WorldModel(L.LightningModule):
         self.harmony = Harmony() if loss_balance == "harmony" else None
 
     def _build_objectives(self, nodes: Sequence[PartNode]) -> nn.ModuleList:
-        widths = self.latent_dim, self.encoder.embed_dim, self.hidden_dim, self.num_actions
+        widths = self.latent_dim, self.encoder.embed_dim, self.hidden_dim, self.action_space.width
         return nn.ModuleList(
             build_part("objective", node, *widths, key=f"world_model.objectives[{index}]")
             for index, node in enumerate(nodes)
@@ -147,6 +151,10 @@ class WorldModel(L.LightningModule):
         joined = (numbers[0] if len(numbers) == 1 else torch.cat(numbers)).unflatten(0, obs.shape[:-3])
         return OneHots(joined) if isinstance(drawn[0], OneHots) else joined
 
+    def encode_action(self, action: Tensor) -> Tensor:
+        """Actions (..., *shape) in the form that the sequence model reads, see ``ops.actions.encode``."""
+        return encode(self.action_space, action)
+
     def decode(self, latent: Tensor, before: Tensor | None = None) -> Tensor:
         """Frames of latents.  Returns (..., C, Y, X), about [0, 1], not clipped.
 
@@ -170,7 +178,7 @@ class WorldModel(L.LightningModule):
         embed = self._embed(obs)
         posterior = self.latent.posterior(embed)
         latent = self.latent.sample(posterior)
-        hidden = self.sequence_model(latent, batch.action, batch.is_first)
+        hidden = self.sequence_model(latent, self.encode_action(batch.action), batch.is_first)
         prior = self.latent.prior(hidden)
 
         decoded = self.decode(latent, hidden_before(hidden, batch.is_first) if self.decoder_reads_hidden else None)
@@ -188,7 +196,7 @@ class WorldModel(L.LightningModule):
             entropy = self.latent.entropy(torch.stack([posterior, prior]))
             metrics = {"kl": kl, "posterior_entropy": entropy[0].mean(), "prior_entropy": entropy[1].mean()}
         terms = {
-            "reconstruction": error / batch.action.numel(),
+            "reconstruction": error / batch.reward.numel(),
             "reward": reward.mean(),
             "continuation": continuation,
             "dyn": dyn,
@@ -223,25 +231,23 @@ class WorldModel(L.LightningModule):
         from_posterior: stand at the last frame itself, before its action; otherwise one step after it, at a latent
         drawn from the prior (the paper's way).  sparse: whether the states' latents are one-hots.
         """
-        latent = self._draw_posterior(context.obs, sparse=sparse)
+        latent, action = self._draw_posterior(context.obs, sparse=sparse), self.encode_action(context.action)
         if not from_posterior:
-            hidden, memory = self.sequence_model.prefill(latent, context.action, context.is_first, capacity)
+            hidden, memory = self.sequence_model.prefill(latent, action, context.is_first, capacity)
             last = hidden[:, -1]
             return WorldState(draw(self.latent, "prior", last, sparse=sparse), last, memory)
-        rows, length = context.action.shape
+        rows, length = context.reward.shape
         if length == 1:
             memory = self.sequence_model.empty(rows, capacity)
             return WorldState(latent[:, -1], torch.zeros(rows, self.hidden_dim, device=context.obs.device), memory)
-        hidden, memory = self.sequence_model.prefill(
-            latent[:, :-1], context.action[:, :-1], context.is_first[:, :-1], capacity
-        )
+        hidden, memory = self.sequence_model.prefill(latent[:, :-1], action[:, :-1], context.is_first[:, :-1], capacity)
         starts = context.is_first[:, -1]
         memory.cut(starts)
         return WorldState(latent[:, -1], hidden[:, -1].masked_fill(starts.unsqueeze(-1), 0.0), memory)
 
     def step(self, state: WorldState, action: Tensor) -> WorldState:
-        """Imagine one step.  action: (N,) int64.  The memory is advanced in place and carried over."""
-        hidden = self.sequence_model.step(state.latent, action, state.memory)
+        """Imagine one step.  action: (N, *shape).  The memory is advanced in place and carried over."""
+        hidden = self.sequence_model.step(state.latent, self.encode_action(action), state.memory)
         latent = draw(self.latent, "prior", hidden, sparse=isinstance(state.latent, OneHots))
         return WorldState(latent, hidden, state.memory)
 

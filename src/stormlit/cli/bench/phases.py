@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 
-import numpy as np
-
 from stormlit.cli.bench.counting import OperationCounter
 from stormlit.config.schema import Config
 from stormlit.runs.assembly import build_training, make_fabric
@@ -51,7 +49,7 @@ class Phases:
 
     def __init__(self, training: Training, config: Config) -> None:
         self.training, self.config, self._collector = training, config, training.collector
-        self._action = np.zeros(training.envs.num_envs, dtype=np.int64)
+        self._action = training.envs.action_space.zeros(training.envs.num_envs)
         self._batch = training.experience.sample_batch()
         self._contexts = training.experience.sample_contexts()
         self._trajectory = loop.imagine(training, self._contexts)

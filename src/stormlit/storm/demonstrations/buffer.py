@@ -58,6 +58,7 @@ class DemonstrationBuffer:
             shape,
             device=device,
             seed=seed,
+            actions=envs.action_space,
             episode_starts="marked" if mark_episode_starts else "ignored",
         )
         end = 0
@@ -102,11 +103,15 @@ def check_fits(
             f"{file} has the actions {' '.join(origin.action_meanings)}, {trained_on} has "
             f"{' '.join(envs.action_meanings)}: compare env.atari.full_action_space"
         )
-    if demonstration.action.max() >= envs.num_actions:
-        step = int(demonstration.action.argmax())
+    space = envs.action_space
+    misfit = space.misfit(demonstration.action)
+    if misfit is not None:
+        raise DemonstrationError(f"{file}: 'action' is {misfit}, as {trained_on} has them")
+    step = space.first_outside(demonstration.action)
+    if step is not None:
         raise DemonstrationError(
-            f"{file}: 'action' is {demonstration.action[step]} at step {step}, but {trained_on} has {envs.num_actions} "
-            f"actions, 0 to {envs.num_actions - 1}"
+            f"{file}: 'action' is {demonstration.action[step]} at step {step}, but {trained_on} has "
+            f"{f'{space.num_actions} actions' if space.is_discrete else f'{space} actions'}, {space.range}"
         )
     if len(demonstration) < shortest:
         raise DemonstrationError(

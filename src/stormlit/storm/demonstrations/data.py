@@ -21,8 +21,8 @@ LARGEST_BYTES = 4 * 2**30
 class Origin:
     """Where a demonstration comes from; None is unknown.
 
-    env_id: Gymnasium id.  num_actions, action_meanings: of its action space.  env: the section ``env`` of the
-    configuration it was recorded with, which tells how frames were made.  policy: "random", or the run
+    env_id: Gymnasium id.  num_actions, action_meanings: of its action space, if discrete.  env: the section
+    ``env`` of the configuration it was recorded with, which tells how frames were made.  policy: "random", or the run
     and checkpoint that played.
     """
 
@@ -37,7 +37,8 @@ class Origin:
 class Demonstration:
     """T consecutive steps, of one or more episodes; the last one need not be complete.
 
-    obs: (T, Y, X, C) uint8, C is 1 or 3.  action: (T,) int64, from 0.  reward: (T,) float32, untransformed.
+    obs: (T, Y, X, C) uint8, C is 1 or 3.  action: (T,) int64, from 0; or (T, dims) int64, or float32
+    in [-1, 1].  reward: (T,) float32, untransformed.
     terminated, truncated: (T,) bool, the episode ended, or was cut.  life_lost: (T,) bool.
     ``reward[t]`` and the flags follow ``action[t]``, taken at ``obs[t]``; the frame an episode ends on is not stored.
     """
@@ -88,18 +89,21 @@ def check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     obs, action, reward = arrays["obs"], arrays["action"], arrays["reward"]
     for name, (dtype, shape) in SHAPES.items():
         array = arrays[name]
+        if name == "action" and array.ndim == 2 and array.shape[1] and array.dtype in ("int64", "float32"):
+            shape, dtype = "(T, dims)", str(array.dtype)  # of several parts
         if array.dtype != dtype or array.ndim != len(shape.split(", ")):
             raise ValueError(f"'{name}' is {array.dtype} of shape {array.shape}, expected {dtype} of shape {shape}")
         if len(array) != len(obs):
             raise ValueError(f"'{name}' has {len(array)} steps where 'obs' has {len(obs)}")
     if 0 in obs.shape or obs.shape[3] not in (1, 3):
         raise ValueError(f"'obs' has shape {obs.shape}, expected at least one step of frames with 1 or 3 channels")
+    bounded = action.dtype == np.float32
     for name, bad, expected in (
-        ("action", action < 0, "0 or more"),
+        ("action", ~(np.abs(action) <= 1) if bounded else action < 0, "-1 to 1" if bounded else "0 or more"),
         ("reward", ~np.isfinite(reward), "a finite number"),
     ):
         if bad.any():
-            step = int(bad.argmax())
+            step = int(bad.reshape(len(bad), -1).any(axis=1).argmax())
             raise ValueError(f"'{name}' is {arrays[name][step]} at step {step}, expected {expected}")
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from stormlit.envs import EnvFacts, EnvSettings, env_id, episode_seed, make_env
+from stormlit.envs.actions import action_space_of
 from stormlit.storm.demonstrations.data import Demonstration, Origin
 from stormlit.storm.evaluate import Policy
 
@@ -20,10 +21,11 @@ def record(settings: EnvSettings, policy: Policy, *, steps: int, seed: int, gree
     policy: plays one environment.  seed: of the episodes.  greedy: handed to the policy.
     """
     env = make_env(settings)
-    assert env.observation_space.shape is not None
+    actions = action_space_of(env.action_space)
+    assert env.observation_space.shape is not None and actions is not None
     demonstration = Demonstration(
         obs=np.empty((steps, *env.observation_space.shape), np.uint8),
-        action=np.empty(steps, np.int64),
+        action=actions.zeros(steps),
         reward=np.empty(steps, np.float32),
         terminated=np.empty(steps, bool),
         truncated=np.empty(steps, bool),
@@ -35,9 +37,9 @@ def record(settings: EnvSettings, policy: Policy, *, steps: int, seed: int, gree
         if is_first:
             obs, _ = env.reset(seed=episode_seed(seed, RECORDING_ROW, episode))
             episode += 1
-        action = int(policy.act(obs[np.newaxis], np.array([is_first]), greedy=greedy)[0])
+        action = policy.act(obs[np.newaxis], np.array([is_first]), greedy=greedy)[0]
         demonstration.obs[step], demonstration.action[step] = obs, action
-        obs, reward, terminated, truncated, info = env.step(action)
+        obs, reward, terminated, truncated, info = env.step(int(action) if actions.is_discrete else action)
         ended = terminated or truncated
         demonstration.reward[step] = reward
         demonstration.terminated[step] = terminated
@@ -51,7 +53,7 @@ def origin_of(settings: EnvSettings, envs: EnvFacts, policy: str | None, *, with
     """What can be said of play in an environment.  with_settings: whether the frames were made with ``settings``."""
     return Origin(
         env_id=env_id(settings),
-        num_actions=envs.num_actions,
+        num_actions=envs.action_space.num_actions if envs.action_space.is_discrete else None,
         action_meanings=envs.action_meanings,
         env=dataclasses.asdict(settings) if with_settings else None,
         policy=policy,
