@@ -13,8 +13,8 @@ import action_envs
 from stormlit.envs import EnvSettings, VectorEnv, make_env
 from stormlit.envs.actions import StoredActions, action_space_of
 from stormlit.errors import ActionError, CheckpointError
-from stormlit.ops.action_space import ActionSpace, action_text
 from stormlit.ops.actions import encode, random_like
+from stormlit.types.action_space import ActionSpace, action_text
 
 MULTI = ActionSpace.choices("multi_discrete", (3, 2))
 BITS = ActionSpace.choices("multi_binary", (2, 2, 2))

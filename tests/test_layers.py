@@ -17,7 +17,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 ROOMS = (
     "errors",  # what a user can cause
     "types",  # what flows, and its symbols
-      "files",  # files that are there whole or not at all
+    "files",  # files that are there whole or not at all
     "registry",  # parts by name, and their options
     "ops",  # the equations
     "nn",  # the parts

@@ -14,13 +14,13 @@ from small import random_batch, random_trajectory, small_agent, small_part, smal
 from stormlit.errors import ConfigError, PartError
 from stormlit.nn.building import build_policy
 from stormlit.nn.policies import BoundedNormalPolicy, CategoricalPolicy, CategoricalsPolicy
-from stormlit.ops.action_space import ActionSpace
 from stormlit.ops.actions import random_like
 from stormlit.registry import names
 from stormlit.storm.dream import dream
 from stormlit.storm.imagine import imagine
 from stormlit.storm.player import Player
 from stormlit.types import Batch
+from stormlit.types.action_space import ActionSpace
 
 MULTI = ActionSpace.choices("multi_discrete", (3, 2))
 BITS = ActionSpace.choices("multi_binary", (2, 2))

@@ -16,7 +16,6 @@ from stormlit.nn.heads import READINGS
 from stormlit.nn.laws import broken_laws, surroundings
 from stormlit.nn.objectives import info_nce
 from stormlit.nn.tokens import build_separate
-from stormlit.ops.action_space import ActionSpace
 from stormlit.ops.twohot import hl_gauss_loss, symlog_bins
 from stormlit.registry import build, names
 from stormlit.storm.dream import dream
@@ -25,6 +24,7 @@ from stormlit.storm.loss_balance import Harmony
 from stormlit.storm.player import Player
 from stormlit.storm.world_model import hidden_before
 from stormlit.types import Losses
+from stormlit.types.action_space import ActionSpace
 
 STARTS = ((0, 0), (0, 3), (1, 5))
 

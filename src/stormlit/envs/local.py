@@ -13,7 +13,7 @@ from stormlit.envs.atari import AtariProtocol
 from stormlit.envs.make import make_env
 from stormlit.envs.settings import EnvSettings
 from stormlit.errors import EnvironmentContractError, describe
-from stormlit.ops.action_space import ActionSpace
+from stormlit.types.action_space import ActionSpace
 
 Command = Literal["reset", "step"]
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from stormlit.errors import PartError
 from stormlit.nn.building import ask
-from stormlit.ops.action_space import ActionSpace
+from stormlit.types.action_space import ActionSpace
 
 SPACES = (
     ActionSpace.of(3),

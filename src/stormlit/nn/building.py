@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from stormlit.errors import ConfigError, PartError, StormlitError
 from stormlit.nn import interfaces
 from stormlit.nn.fast.sparse import draw
-from stormlit.ops.action_space import KINDS, ActionSpace
 from stormlit.registry import build, names, part_class, require_base
 from stormlit.types import Batch, Losses, Reading
+from stormlit.types.action_space import KINDS, ActionSpace
 
 INTERFACES: dict[str, type] = {
     "encoder": interfaces.Encoder,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from stormlit.ops import categorical as ops
-from stormlit.ops.action_space import KINDS, ActionSpace, Kind
 from stormlit.registry import Option, part_class, register
+from stormlit.types.action_space import KINDS, ActionSpace, Kind
 
 
 @register("policy", "categorical")

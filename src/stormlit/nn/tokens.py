@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stormlit.nn.building import build_sequence_model
-from stormlit.ops.action_space import ActionSpace
 from stormlit.registry import fill
+from stormlit.types.action_space import ActionSpace
 
 
 class SeparateTokens(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stormlit.ops.action_space import ActionSpace
 from stormlit.ops.categorical import one_hot
+from stormlit.types.action_space import ActionSpace
 
 
 def encode(space: ActionSpace, action: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from stormlit.config.schema import Config
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
 from stormlit.nn.fast.compilation import Compiled, has_length, should_compile
-from stormlit.ops.action_space import ActionSpace
 from stormlit.runs.memory import keep_freed_memory
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
@@ -34,6 +33,7 @@ from stormlit.storm.schedule import Plan, Ratio
 from stormlit.storm.training import Training
 from stormlit.storm.world_model import WorldModel
 from stormlit.types import Batch, Trajectory
+from stormlit.types.action_space import ActionSpace
 
 
 def build_training(config: Config, fabric: Fabric) -> Training:

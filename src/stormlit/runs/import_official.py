@@ -8,12 +8,12 @@ from pathlib import Path
 from stormlit.config.compose import compose, to_yaml
 from stormlit.envs import env_facts, env_name
 from stormlit.errors import CheckpointError
-from stormlit.ops.action_space import ActionSpace
 from stormlit.runs.assembly import build_modules
 from stormlit.runs.checkpoint import list_checkpoints, load_weights
 from stormlit.runs.checkpoint_writer import CheckpointWriter
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.official import agent_state, official_sizes, read_official, world_model_state
+from stormlit.types.action_space import ActionSpace
 
 
 def import_official(world_model_file: Path, agent_file: Path, overrides: Sequence[str], output: Path) -> str:

@@ -15,8 +15,8 @@ import numpy as np
 
 from stormlit.errors import ConfigError
 from stormlit.files import replacing, write_atomically
-from stormlit.ops.action_space import action_text
 from stormlit.storm.dream import Dream, dream_errors
+from stormlit.types.action_space import action_text
 
 DREAM_FRAMES_PER_SECOND = 8  # an agent acts 15 times a second; half of that lets a person read along
 PANEL_PIXELS = 256  # width that a dream panel is enlarged to, about

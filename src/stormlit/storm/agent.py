@@ -15,10 +15,10 @@ from stormlit.nn.building import build_part, build_policy
 from stormlit.nn.heads import TwoHot
 from stormlit.nn.optimizers import OptimizerSettings, adam
 from stormlit.nn.return_normalizer import ReturnNormalizer
-from stormlit.ops.action_space import ActionSpace
 from stormlit.ops.returns import lambda_returns
 from stormlit.registry import DEFAULTS, Option
 from stormlit.types import Losses, OneHots, PartNode, Trajectory
+from stormlit.types.action_space import ActionSpace
 
 OPTIMIZER = {"learning_rate": 3e-5, "eps": 1e-5, "clip_norm": 100.0}
 

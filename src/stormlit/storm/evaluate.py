@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from stormlit.envs import EnvSettings, VectorEnv, env_facts, env_name, human_normalized, is_atari
-from stormlit.ops.action_space import ActionSpace
 from stormlit.types import Episode
+from stormlit.types.action_space import ActionSpace
 
 # Evaluation environments draw their episodes' seeds from rows that no training environment has.
 EVALUATION_ROW = 1_000_000

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from stormlit.ops.action_space import ActionSpace
 from stormlit.registry import Option
 from stormlit.types import Batch, TensorRecord, to_device
+from stormlit.types.action_space import ActionSpace
 
 
 @dataclass(slots=True)

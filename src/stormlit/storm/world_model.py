@@ -19,7 +19,6 @@ from stormlit.nn.fast.sparse import draw
 from stormlit.nn.heads import READINGS
 from stormlit.nn.optimizers import OptimizerSettings, adam
 from stormlit.nn.tokens import build_separate
-from stormlit.ops.action_space import ActionSpace
 from stormlit.ops.actions import encode
 from stormlit.ops.kl import kl_balance
 from stormlit.ops.moving import reconstruction_error
@@ -35,6 +34,7 @@ from stormlit.storm.world_model_words import (
     Tokens,
 )
 from stormlit.types import Batch, Losses, OneHots, PartNode, Reading, WorldState
+from stormlit.types.action_space import ActionSpace
 
 FRAMES_AT_ONCE = 128
 TOKENS: Mapping[str, Callable[..., Any]] = {"merged": build_sequence_model, "separate": build_separate}

@@ -85,7 +85,7 @@ class Batch(TensorRecord):
     """B windows of T consecutive environment steps.
 
     obs: (B, T, C, Y, X) uint8, a channels-last view of the stored frames.
-    action: (B, T) int64, or (B, T, dims), see ``stormlit.ops.action_space``.  reward: (B, T) float32.
+    action: (B, T) int64, or (B, T, dims), see ``stormlit.types.action_space``.  reward: (B, T) float32.
     terminated: (B, T) bool.  is_first: (B, T) bool, the row begins an episode.
     """
 
