@@ -33,6 +33,7 @@ EXAMPLES = {
     "world_model.reward_head": "mine:OneLayerHead",
     "world_model.continuation_head": "mine:OneLayerHead",
     "agent.agent_state": "mine:GatedState",
+    "agent.policy": "mine:TemperedPolicy",
     "agent.actor": "mine:OneLayerHead",
     "agent.critic": "mine:OneLayerHead",
     "tracking": "mine:JsonLinesTracker",
@@ -44,7 +45,7 @@ EXAMPLES = {
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with the examples in ``mine.py``."""
     blocks = re.findall(r"```python\n# mine\.py\n(.*?)```", DOCS, re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     (tmp_path / "mine.py").write_text("\n\n".join(blocks))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

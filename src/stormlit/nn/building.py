@@ -213,7 +213,7 @@ def some_reading(latent_dim: int, embed_dim: int, hidden_dim: int, num_actions: 
 def expect_losses(who: str, losses: Any) -> None:
     """Raise ``PartError`` unless these are ``Losses`` of finite float32 scalars, with a scale for every term."""
     if not isinstance(losses, Losses):
-        raise PartError(f"{who} gives a {type(losses).__name__} where Losses (types.py) are expected")
+        raise PartError(f"{who} gives a {type(losses).__name__} where Losses (stormlit.types) are expected")
     if losses.terms.keys() != losses.scales.keys():
         raise PartError(f"{who} names the terms {sorted(losses.terms)} and the scales {sorted(losses.scales)}")
     for name, value in {**losses.terms, **losses.metrics}.items():
