@@ -122,7 +122,7 @@ def refused_training(capsys: pytest.CaptureFixture[str], root: Path, *words: str
         ("world_model.sequence_model.num_heads=7", ["world_model.hidden_dim=16", "num_heads=7"]),
         ("loop.batch_length=65", ["loop.batch_length=65", "max_length=16"]),
         ("imagination.horizon=13", ["imagination.horizon", "17", "max_length=16"]),
-        ("env.size=20", ["env.size=20", "16", "32"]),
+        ("world_model.encoder.final_width=9", ["env.size=16", "final_width=9", "at least 18"]),
         ("world_model.reward_low=30", ["world_model.reward_low", "world_model.reward_high"]),
         ("agent.value_high=-30", ["agent.value_low", "agent.value_high"]),
         ("agent.return_normalizer.low=96", ["agent.return_normalizer.low", "agent.return_normalizer.high"]),

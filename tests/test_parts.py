@@ -16,7 +16,6 @@ from stormlit.registry import build, fill, kinds, names, part_class, schema
 
 EVERY_PART = [(kind, name) for kind in kinds() for name in names(kind)]
 EVERY_MODULE = [(kind, name) for kind, name in EVERY_PART if kind in LAWS]
-FITS = [("patches", 32)]  # patches need not be as many both ways
 IMAGE_PARTS = [(kind, name) for kind, name in EVERY_PART if kind in ("encoder", "decoder")]
 
 
@@ -58,14 +57,30 @@ def test_every_part_keeps_the_laws_of_its_kind(kind: str, name: str) -> None:
         assert broken_laws(name, kind, lambda: build(kind, small_part(kind, name), *given), given) == []  # noqa: B023
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "shape"),
-    [(*part, shape) for part in IMAGE_PARTS for shape in [(3, 17, 17), (3, 16, 32)] if (part[1], shape[2]) not in FITS],
-)
-def test_a_size_that_does_not_fit_is_one_sentence(kind: str, name: str, shape: tuple[int, int, int]) -> None:
-    with pytest.raises(ConfigError, match=str(shape[1])) as raised:
-        build(kind, small_part(kind, name), *surroundings(kind, shape))
-    assert "\n" not in str(raised.value) and ". " not in str(raised.value)
+@pytest.mark.parametrize("shape", [(3, 20, 20), (1, 17, 33)])
+@pytest.mark.parametrize(("kind", "name"), IMAGE_PARTS)
+def test_any_size_is_taken_or_refused_in_one_sentence(kind: str, name: str, shape: tuple[int, int, int]) -> None:
+    """No convolutional part minds an odd side; patches must fill the image."""
+    given, (_, rows, columns) = surroundings(kind, shape), shape
+    if name == "patches" and (rows % 8 or columns % 8):
+        with pytest.raises(ConfigError, match=str(rows)) as raised:
+            build(kind, small_part(kind, name), *given)
+        assert "\n" not in str(raised.value) and ". " not in str(raised.value)
+    else:
+        assert broken_laws(name, kind, lambda: build(kind, small_part(kind, name), *given), given) == []
+
+
+@pytest.mark.parametrize(("kind", "name"), [part for part in IMAGE_PARTS if "final_width" in schema(*part)])
+def test_an_image_too_small_to_be_halved_is_refused(kind: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"env.size=9x30 .* final_width=5: choose a size of at least 10 pixels"):
+        build(kind, {"name": name, "final_width": 5}, *surroundings(kind, (3, 9, 30)))
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet"])
+def test_every_pixel_of_an_odd_image_is_seen(name: str) -> None:
+    image = torch.rand(2, 3, 21, 21, requires_grad=True)
+    build("encoder", small_part("encoder", name), (3, 21, 21))(image).square().sum().backward()
+    assert image.grad is not None and image.grad.ne(0).all()
 
 
 @pytest.mark.parametrize("mixed", [False, True])

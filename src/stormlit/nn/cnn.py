@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
 from stormlit.nn.fast.frozen import Forward, fold_batch_norms
 from stormlit.nn.fast.norm import BatchNorm, ChannelNorm, training_memory_format
-from stormlit.nn.image import FinalWidth, StemChannels, stage_channels
+from stormlit.nn.image import FinalWidth, StemChannels, stage_channels, stage_sizes
 from stormlit.registry import Option, register
 
 NORMS: dict[str, type[BatchNorm] | type[ChannelNorm]] = {"batch": BatchNorm, "layer": ChannelNorm}
@@ -21,6 +22,8 @@ Norm = Annotated[
 @register("encoder", "cnn")
 class ConvEncoder(nn.Module):
     """4x4 stride-2 convolutions with a norm and ReLU, channels doubling, until ``final_width`` pixels are left.
+
+    Of an odd side the half is rounded down: no pixel is left out, as the kernels overlap.
 
     obs_shape: (C, Y, X).
     """
@@ -41,7 +44,7 @@ class ConvEncoder(nn.Module):
             layers += [nn.Conv2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False), NORMS[norm](fan_out)]
             layers += [nn.ReLU()]
         self.layers = nn.Sequential(*layers)
-        self.embed_dim = channels[-1] * final_width**2
+        self.embed_dim = channels[-1] * math.prod(stage_sizes(obs_shape, final_width)[-1])
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs: (M, C, Y, X) in [0, 1].  Returns (M, E)."""
@@ -71,13 +74,15 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         channels = stage_channels(obs_shape, stem_channels, final_width)[::-1]
-        self.map_shape = (channels[0], final_width, final_width)
-        self.project = nn.Linear(latent_dim, channels[0] * final_width**2, bias=False)
+        smallest, *larger = stage_sizes(obs_shape, final_width)[::-1]
+        odd = [(rows % 2, columns % 2) for rows, columns in larger]  # what doubling the size before falls short by
+        self.map_shape = (channels[0], *smallest)
+        self.project = nn.Linear(latent_dim, math.prod(self.map_shape), bias=False)
         layers: list[nn.Module] = [NORMS[norm](channels[0]), nn.ReLU()]
-        for fan_in, fan_out in itertools.pairwise(channels):
-            layers += [nn.ConvTranspose2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False)]
+        for (fan_in, fan_out), more in zip(itertools.pairwise(channels), odd, strict=False):
+            layers += [nn.ConvTranspose2d(fan_in, fan_out, 4, 2, padding=1, output_padding=more, bias=False)]
             layers += [NORMS[norm](fan_out), nn.ReLU()]
-        layers += [nn.ConvTranspose2d(channels[-1], obs_shape[0], 4, stride=2, padding=1)]
+        layers += [nn.ConvTranspose2d(channels[-1], obs_shape[0], 4, 2, padding=1, output_padding=odd[-1])]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latent: Tensor) -> Tensor:

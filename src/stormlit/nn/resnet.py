@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from stormlit.nn.fast.frozen import Forward, fold_batch_norms
 from stormlit.nn.fast.norm import BatchNorm, training_memory_format
-from stormlit.nn.image import FinalWidth, StemChannels, stage_channels
+from stormlit.nn.image import FinalWidth, StemChannels, stage_channels, stage_sizes
 from stormlit.registry import Option, register
 
 Blocks = Annotated[int, Option("residual blocks at each scale", low=0)]
@@ -59,7 +60,7 @@ class ResidualEncoder(nn.Module):
             layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False), BatchNorm(fan_out)]
             layers += [nn.ReLU(inplace=True), *(ResidualBlock(fan_out) for _ in range(blocks))]
         self.layers = nn.Sequential(*layers)
-        self.embed_dim = channels[-1] * final_width**2
+        self.embed_dim = channels[-1] * math.prod(stage_sizes(obs_shape, final_width, round_up=True)[-1])
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs: (M, C, Y, X) in [0, 1].  Returns (M, E)."""
@@ -89,12 +90,13 @@ class ResidualDecoder(nn.Module):
     ) -> None:
         super().__init__()
         channels = stage_channels(obs_shape, stem_channels, final_width)[::-1]
-        self.map_shape = (channels[0], final_width, final_width)
-        self.project = nn.Linear(latent_dim, channels[0] * final_width**2, bias=False)
+        smallest, *larger = stage_sizes(obs_shape, final_width, round_up=True)[::-1]
+        self.map_shape = (channels[0], *smallest)
+        self.project = nn.Linear(latent_dim, math.prod(self.map_shape), bias=False)
         layers: list[nn.Module] = [BatchNorm(channels[0]), nn.ReLU(inplace=True)]
-        for fan_in, fan_out in zip(channels, [*channels[1:], channels[-1]], strict=True):
+        for fan_in, fan_out, size in zip(channels, [*channels[1:], channels[-1]], larger, strict=True):
             layers += [ResidualBlock(fan_in) for _ in range(blocks)]
-            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False)]
+            layers += [nn.Upsample(size), nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False)]
             layers += [BatchNorm(fan_out), nn.ReLU(inplace=True)]
         layers += [nn.Conv2d(channels[-1], obs_shape[0], 3, padding=1)]
         self.layers = nn.Sequential(*layers)
