@@ -50,6 +50,13 @@ VARIANTS = {
         "world_model.decoder_input=hidden",
         "world_model.reward_loss=squared",
     ),
+    "pixels of an odd size, wrapped": (
+        "env.id=env_words:Drawn-v0",
+        "env.kwargs.rows=12",
+        "env.render_pixels=true",
+        "env.wrappers=[env_words:Negative]",
+        "env.size=21",
+    ),
     "bfloat16": ("precision=bf16-mixed",),
     "overlapping": ("loop.overlap=true",),
     "looked at while training": ("evaluation.every_env_steps=16", "loop.media_every_env_steps=16"),

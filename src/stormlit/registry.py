@@ -41,9 +41,9 @@ class Option:
     """What an option is, beside what Python's own syntax says of it.
 
     help: one line.  low, high: smallest and largest value.  below: the option beside it that must be larger.
-    path: whether it names files, so that "~" stands for the home directory.
-    part: the kind of part that is chosen here.  group: the class whose options these are; the value is a mapping of
-    them, or the settings dataclass itself.  name, type, default: filled in by ``options``.
+    path: whether it names files ("~" is the home directory).  any_keys: whether it is a mapping of undeclared names.
+    part: the kind of part chosen here.  group: the class whose options these are; the value is a mapping of them, or
+    the settings dataclass itself.  name, type, default: filled in by ``options``.
     """
 
     help: str = ""
@@ -51,6 +51,7 @@ class Option:
     high: float = math.inf
     below: str = ""
     path: bool = False
+    any_keys: bool = False
     part: str = ""
     group: type | None = None
     name: str = ""
@@ -104,8 +105,7 @@ def options(cls: type) -> dict[str, Option]:
     declared: dict[str, Option] = {}
     for name, default in defaults.items():
         hint = hints[name]
-        notes = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Option)]
-        note = notes[0] if notes else Option()
+        note = next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Option)), Option())
         declared[name] = dataclasses.replace(
             note,
             name=name,

@@ -123,7 +123,7 @@ def list_components(kind: str | None, name: str | None = None) -> str:
 def list_keys(config: Config) -> str:
     """Every key with its meaning, its value and what it may be, as a table in Markdown."""
     lines = ["| key | meaning | default | range |", "|---|---|---|---|"]
-    values = dict(registry.leaves(dataclasses.asdict(config)))
+    values = {**dict(registry.leaves(dataclasses.asdict(config))), "env.kwargs": config.env.kwargs}
     for key, option in KEYS.items():
         rows = [(key, option)]
         if key in PART_KEYS:

@@ -115,8 +115,9 @@ def _read(name: str, following: str) -> tuple[Path, Tree]:
 
 def is_key(name: str) -> bool:
     """Whether a name could be a key, or a group of keys."""
+    open_ended = [*PART_KEYS, *(key for key, option in KEYS.items() if option.any_keys)]
     return any(f"{key}.".startswith(f"{name}.") for key in KEYS) or name.startswith(
-        tuple(f"{key}." for key in PART_KEYS)
+        tuple(f"{key}." for key in open_ended)
     )
 
 
@@ -167,6 +168,10 @@ def _assign(tree: Tree, assignments: Iterable[tuple[str, Any]], source: str) -> 
 def _parent(tree: Tree, key: str) -> tuple[Tree, str]:
     *path, leaf = key.split(".")
     for name in path:
+        if not isinstance(
+            tree.get(name), dict
+        ):  # a name that nothing declares: the first word below it makes a mapping
+            tree[name] = {}
         tree = tree[name]
     return tree, leaf
 
@@ -184,6 +189,8 @@ def _option(tree: Tree, key: str) -> Option:
             parent, leaf = _parent(tree, where)
             part = parent[leaf]["name"]
             allowed, where = options(part_class(option.part, part)), f"{where} ({part})"
+        elif option.any_keys:
+            return option if depth == len(path) else Option(name=path[-1])
         elif depth < len(path):
             raise ConfigError(f"{where} is a single value and has no key '{path[depth]}'")
     if option.group is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import ale_py
@@ -14,7 +15,15 @@ from stormlit.envs.actions import SUPPORTED, StoredActions, action_space_of, des
 from stormlit.envs.atari import NOOP, AtariProtocol, ale_games
 from stormlit.envs.image import SquareImage
 from stormlit.envs.settings import EnvSettings, check_settings, env_id, env_key
-from stormlit.errors import EnvironmentSetupError, describe, nearest
+from stormlit.errors import ConfigError, EnvironmentSetupError, describe, nearest
+from stormlit.files import class_in_module
+
+ALE_ARGUMENTS = {
+    "frameskip": "frame_skip",
+    "repeat_action_probability": "sticky_actions",
+    "full_action_space": "full_action_space",
+    "max_num_frames_per_episode": "max_frames",
+}
 
 
 def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, Any]:
@@ -25,7 +34,8 @@ def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, Any]:
     other than ALE games keep their own time limit, if they have one; ``max_episode_steps`` comes on top.
 
     Raises ``EnvironmentSetupError`` for an unknown environment, a value out of range, an environment whose observations
-    are not images or whose actions are of no supported kind, and an Atari game by an id that goes past ``env.atari``.
+    are not images or whose actions are of no supported kind, an Atari game by an id that goes past ``env.atari``, a
+    wrapper that is none, and pixels of an environment that does not render them.
     """
     check_settings(settings)
     if settings.game and settings.game not in ale_games():
@@ -37,6 +47,10 @@ def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, Any]:
     env = _make_atari(name, settings) if name.startswith("ALE/") else _make_registered(name, settings)
     try:
         _check_protocol(env, settings)
+        if settings.render_pixels and not name.startswith("ALE/"):
+            env = _rendered(env, settings)
+        for wrapper in settings.wrappers:
+            env = _wrapped(env, wrapper, settings)
         _check_spaces(env, settings)
     except EnvironmentSetupError:
         env.close()
@@ -51,6 +65,9 @@ def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, Any]:
 
 def _make_atari(name: str, settings: EnvSettings) -> gymnasium.Env[np.ndarray, int]:
     atari = settings.atari
+    for argument, key in ALE_ARGUMENTS.items():
+        if argument in settings.kwargs:
+            raise EnvironmentSetupError(f"env.kwargs.{argument} is set by env.atari.{key}: set that instead")
     env = _make_registered(
         name,
         settings,
@@ -69,7 +86,15 @@ def _make_atari(name: str, settings: EnvSettings) -> gymnasium.Env[np.ndarray, i
 
 
 def _make_registered(name: str, settings: EnvSettings, **options: Any) -> gymnasium.Env[np.ndarray, int]:
-    """``gymnasium.make`` with its refusals told in one sentence; ``options`` go to the environment's constructor."""
+    """``gymnasium.make`` with its refusals told in one sentence.
+
+    ``options`` and ``settings.kwargs`` go to the environment's constructor.
+    """
+    if settings.render_pixels:
+        options["render_mode"] = "rgb_array"
+    options = {**settings.kwargs, **options}
+    wants = "env.render_pixels=true: " if settings.render_pixels else ""
+    given = "".join(f", env.kwargs.{key}={value}" for key, value in settings.kwargs.items())
     try:
         return gymnasium.make(name, disable_env_checker=True, **options)
     except gymnasium.error.UnregisteredEnv as error:
@@ -79,9 +104,44 @@ def _make_registered(name: str, settings: EnvSettings, **options: Any) -> gymnas
     # A malformed id, a missing module or dependency, or a constructor that wants arguments.
     except (gymnasium.error.Error, ImportError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
-        raise EnvironmentSetupError(f"{env_key(settings)} cannot be made: {reason}") from error
+        raise EnvironmentSetupError(f"{wants}{env_key(settings)}{given} cannot be made: {reason}") from error
     except (Exception, SystemExit) as error:  # whatever it is: the environment's code is not ours
-        raise EnvironmentSetupError(f"{env_key(settings)} cannot be made: {describe(error)}") from error
+        raise EnvironmentSetupError(f"{wants}{env_key(settings)}{given} cannot be made: {describe(error)}") from error
+
+
+def _rendered(env: gymnasium.Env[Any, Any], settings: EnvSettings) -> gymnasium.Env[Any, Any]:
+    """The environment with what it renders as its observations."""
+    modes = env.metadata.get("render_modes", [])
+    if "rgb_array" not in modes:
+        raise EnvironmentSetupError(
+            f"env.render_pixels=true needs an environment that renders rgb_array: {env_key(settings)} renders "
+            f"{', '.join(map(str, modes)) or 'nothing'}"
+        )
+    try:
+        return gymnasium.wrappers.AddRenderObservation(env, render_only=True)
+    except (Exception, SystemExit) as error:  # it is reset and rendered for the size of its pictures
+        raise EnvironmentSetupError(
+            f"env.render_pixels=true: {env_key(settings)} cannot be rendered: {describe(error)}"
+        ) from error
+
+
+def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str, settings: EnvSettings) -> gymnasium.Env[Any, Any]:
+    """The environment in one of ``env.wrappers``."""
+    module, _, name = wrapper.partition(":")
+    try:
+        if not re.fullmatch(r"[\w.]+:\w+", wrapper):
+            raise ConfigError("expected module:Wrapper")
+        cls = class_in_module(module, name)
+    except ConfigError as error:
+        raise EnvironmentSetupError(f"env.wrappers={wrapper}: {error}") from error
+    if not issubclass(cls, gymnasium.Wrapper):
+        raise EnvironmentSetupError(f"env.wrappers={wrapper}: {name} does not derive from gymnasium.Wrapper")
+    try:
+        return cls(env)
+    except (Exception, SystemExit) as error:  # whatever it is: the wrapper's code is not ours
+        raise EnvironmentSetupError(
+            f"env.wrappers={wrapper} cannot be put around {env_key(settings)}: {describe(error)}"
+        ) from error
 
 
 def _check_protocol(env: gymnasium.Env[Any, Any], settings: EnvSettings) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from stormlit.errors import EnvironmentSetupError
 from stormlit.registry import Option, leaves, options_below
@@ -40,6 +40,16 @@ class EnvSettings:
 
     game: Annotated[str | None, Option("an Atari game, in CamelCase as in MsPacman")] = "MsPacman"
     id: Annotated[str | None, Option("any Gymnasium id with uint8 image observations, in place of env.game")] = None
+    kwargs: Annotated[
+        dict[str, Any],
+        Option("arguments of the environment's constructor, each as env.kwargs.NAME=VALUE", any_keys=True),
+    ] = field(default_factory=dict)
+    wrappers: Annotated[
+        list[str], Option("Gymnasium wrappers put around it, the innermost first, each as module:Wrapper")
+    ] = field(default_factory=list)
+    render_pixels: Annotated[
+        bool, Option("learn from what it renders (rgb_array) in place of its observations; games of env.game always do")
+    ] = False
     size: Annotated[int, Option("side of the square image, in pixels", 8, LARGEST)] = 64
     num_envs: Annotated[int, Option("environments stepped together", 1, LARGEST)] = 1
     max_episode_steps: Annotated[
@@ -74,7 +84,7 @@ def check_settings(settings: EnvSettings) -> None:
     check_choice(settings)
     values = dict(leaves(asdict(settings)))
     for key, option in options_below(EnvSettings):
-        value = values[key]
+        value = values.get(key)
         if option.choices and value not in option.choices:
             words = ", ".join(option.choices)
             raise EnvironmentSetupError(f"env.{key}={value} does not exist: it must be one of {words}")
@@ -84,6 +94,11 @@ def check_settings(settings: EnvSettings) -> None:
         if option.high == 1:
             expected = "a probability lies in [0, 1]"
         raise EnvironmentSetupError(f"env.{key}={value} is out of range: {expected}")
+    if settings.render_pixels and settings.kwargs.get("render_mode", "rgb_array") != "rgb_array":
+        raise EnvironmentSetupError(
+            f"env.kwargs.render_mode={settings.kwargs['render_mode']} contradicts env.render_pixels=true, which needs "
+            f"rgb_array: set one of the two"
+        )
     if settings.step_timeout_seconds and settings.isolation == "none":
         raise EnvironmentSetupError(
             f"env.step_timeout_seconds={settings.step_timeout_seconds:g} needs env.isolation=process: an environment "

@@ -58,11 +58,18 @@ def changed_configuration(checkpoint: Path, directory: RunDirectory, overrides: 
 
 def _changes(before: Config, now: Config) -> Iterator[tuple[str, object, object]]:
     """The keys that differ and may not, with both values."""
-    old, new = dict(leaves(to_tree(before))), dict(leaves(to_tree(now)))
+    old, new = _values(before), _values(now)
     for key in new:
         # Another part has options of its own, and its name is the change.
         if key in old and old[key] != new[key] and not key.startswith(MAY_CHANGE):
             yield key, old[key], new[key]
+
+
+def _values(config: Config) -> dict[str, object]:
+    """Every key's value; a mapping of names that nothing declares is one value."""
+    tree = to_tree(config)
+    kwargs = tree["env"].pop("kwargs")
+    return {**dict(leaves(tree)), "env.kwargs": kwargs}
 
 
 def refuse_other_configuration(saved: Config, given: Config, directory: RunDirectory) -> None:
