@@ -67,5 +67,27 @@ class NoWrapper:
     pass
 
 
+class Channels(gymnasium.Env[np.ndarray, int]):
+    """A lit cell that walks through a 10 x 10 grid of five channels of bools, as MinAtar shows its games."""
+
+    observation_space = spaces.Box(0, 1, (10, 10, 5), np.bool_)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.place = int(self.np_random.integers(5))
+        return self.grid(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.place += 1
+        return self.grid(), float(action), self.place == 9, False, {}
+
+    def grid(self) -> np.ndarray:
+        grid = np.zeros((10, 10, 5), np.bool_)
+        grid[self.place, :, self.place % 5] = True
+        return grid
+
+
+gymnasium.register("Channels-v0", entry_point=Channels)
 gymnasium.register("Drawn-v0", entry_point=Drawn)
 gymnasium.register("Blind-v0", entry_point=Blind)

@@ -259,7 +259,7 @@ IMAGE = spaces.Box(0, 255, (8, 8, 3), np.uint8)
     ("observations", "actions", "found"),
     [
         (spaces.Box(-1, 1, (4,), np.float32), None, "has Box float32 (4,) observations; supported are uint8 images"),
-        (spaces.Box(0, 1, (8, 8, 3), np.float32), None, "has Box float32 (8, 8, 3) observations"),
+        (spaces.Box(0, np.inf, (8, 8, 3), np.float32), None, "has Box float32 (8, 8, 3) observations; supported are"),
         (spaces.Box(0, 255, (128,), np.uint8), None, "has Box uint8 (128,) observations"),
         (spaces.Box(0, 255, (3, 8, 8), np.uint8), None, "has Box uint8 (3, 8, 8) observations"),
         (spaces.Box(0, 255, (4, 8, 8, 3), np.uint8), None, "has Box uint8 (4, 8, 8, 3) observations"),

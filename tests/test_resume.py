@@ -57,6 +57,7 @@ VARIANTS = {
         "env.wrappers=[env_words:Negative]",
         "env.size=21",
     ),
+    "five channels of bools": ("env.id=env_words:Channels-v0", "env.channels=as_is", "env.size=10"),
     "bfloat16": ("precision=bf16-mixed",),
     "overlapping": ("loop.overlap=true",),
     "looked at while training": ("evaluation.every_env_steps=16", "loop.media_every_env_steps=16"),

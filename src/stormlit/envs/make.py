@@ -1,4 +1,4 @@
-"""From settings to one Gymnasium environment that shows square RGB images and takes actions as they are stored."""
+"""From settings to one Gymnasium environment that shows square images and takes actions as they are stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gymnasium import spaces
 import stormlit.envs.catch  # noqa: F401  registers stormlit/Catch-v0
 from stormlit.envs.actions import SUPPORTED, StoredActions, action_space_of, described, is_stored_form
 from stormlit.envs.atari import NOOP, AtariProtocol, ale_games
-from stormlit.envs.image import SquareImage
+from stormlit.envs.image import SquareImage, image_problem
 from stormlit.envs.settings import EnvSettings, check_settings, env_id, env_key
 from stormlit.errors import ConfigError, EnvironmentSetupError, describe, nearest
 from stormlit.files import class_in_module
@@ -29,7 +29,7 @@ ALE_ARGUMENTS = {
 def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, Any]:
     """Make one environment.
 
-    Observations are (size, size, 3) uint8, actions as ``ActionSpace`` says they are stored, ``info["life_lost"]`` is
+    Observations are (size, size, C) uint8, actions as ``ActionSpace`` says they are stored, ``info["life_lost"]`` is
     always there: an environment's own entry, or False. What it returns is checked as ``SquareImage`` says. Environments
     other than ALE games keep their own time limit, if they have one; ``max_episode_steps`` comes on top.
 
@@ -55,7 +55,9 @@ def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, Any]:
     except EnvironmentSetupError:
         env.close()
         raise
-    wrapped: gymnasium.Env[np.ndarray, Any] = SquareImage(env, settings.size, env_key(settings))
+    wrapped: gymnasium.Env[np.ndarray, Any] = SquareImage(
+        env, settings.size, env_key(settings), settings.channels, settings.values
+    )
     if not is_stored_form(env.action_space):
         wrapped = StoredActions(wrapped)
     if settings.max_episode_steps is None:
@@ -159,19 +161,10 @@ def _check_protocol(env: gymnasium.Env[Any, Any], settings: EnvSettings) -> None
 
 def _check_spaces(env: gymnasium.Env[Any, Any], settings: EnvSettings) -> None:
     observations, actions = getattr(env, "observation_space", None), getattr(env, "action_space", None)
-    if not _is_image(observations):
-        raise EnvironmentSetupError(
-            f"{env_key(settings)} has {_describe(observations)} observations; supported are uint8 images of shape "
-            f"(Y, X, 3), (Y, X, 1) or (Y, X)"
-        )
+    if problem := image_problem(observations, settings.channels, settings.values):
+        raise EnvironmentSetupError(f"{env_key(settings)} has {_describe(observations)} observations; {problem}")
     if action_space_of(actions) is None:
         raise EnvironmentSetupError(f"{env_key(settings)} has {described(actions)} actions; supported are {SUPPORTED}")
-
-
-def _is_image(space: spaces.Space[Any] | None) -> bool:
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or 0 in space.shape:
-        return False
-    return len(space.shape) == 2 or (len(space.shape) == 3 and space.shape[2] in (1, 3))
 
 
 def _describe(space: spaces.Space[Any] | None) -> str:

@@ -133,7 +133,7 @@ def dream_frames(dream: Dream, action_meanings: Sequence[str]) -> np.ndarray:
 def reconstruction_grid(real: np.ndarray, reconstructed: np.ndarray) -> np.ndarray:
     """Put up to 8 real frames above their reconstructions; return (Y', X', 3) uint8.
 
-    real, reconstructed: (N, Y, X, 3) uint8, enlarged by a whole factor to tiles about 128 pixels wide.
+    real, reconstructed: (N, Y, X, C) uint8, enlarged by a whole factor to tiles about 128 pixels wide.
     """
     return _sheet([real[:GRID_COLUMNS], reconstructed[:GRID_COLUMNS]])[:-GAP, :-GAP]
 
@@ -173,7 +173,21 @@ def _sheet(films: Sequence[np.ndarray]) -> np.ndarray:
 
 def _enlarged(frames: np.ndarray, target_width: int) -> np.ndarray:
     factor = max(1, round(target_width / frames.shape[2]))
-    return frames.repeat(factor, axis=1).repeat(factor, axis=2)
+    return in_colours(frames).repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def in_colours(frames: np.ndarray) -> np.ndarray:
+    """(T, Y, X, C) uint8 as (T, Y, X, 3): grey stays grey, and of other channels each has a hue, the brightest wins."""
+    channels = frames.shape[-1]
+    if channels == 3:
+        return frames
+    hues = np.array([[[round(180 * channel / channels), 255, 255] for channel in range(channels)]], np.uint8)
+    colours = cv2.cvtColor(hues, cv2.COLOR_HSV2RGB)[0].astype(np.uint16)
+    if channels == 1:
+        colours = np.array([[255, 255, 255]], np.uint16)
+    brightest = frames.argmax(axis=-1)
+    value = frames.max(axis=-1).astype(np.uint16)
+    return (colours[brightest] * value[..., np.newaxis] // 255).astype(np.uint8)
 
 
 def _with_border(images: np.ndarray, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0) -> np.ndarray:

@@ -64,7 +64,7 @@ class DemonstrationBuffer:
         end = 0
         for demonstration in demonstrations:
             end += len(demonstration)
-            self.storage.restore(_rows(demonstration, settings, life_losses == "as_env"), end)
+            self.storage.restore(_rows(demonstration, settings, shape, life_losses == "as_env"), end)
 
     def sample(self, batch_size: int, length: int) -> Batch:
         """Draw windows of ``length`` consecutive steps uniformly, as ``ReplayBuffer.sample`` does."""
@@ -103,6 +103,9 @@ def check_fits(
             f"{file} has the actions {' '.join(origin.action_meanings)}, {trained_on} has "
             f"{' '.join(envs.action_meanings)}: compare env.atari.full_action_space"
         )
+    channels, wanted = demonstration.obs.shape[3], envs.obs_shape[2]
+    if channels not in (1, wanted):
+        raise DemonstrationError(f"{file} has frames of {channels} channels, {trained_on} has {wanted}")
     space = envs.action_space
     misfit = space.misfit(demonstration.action)
     if misfit is not None:
@@ -120,14 +123,16 @@ def check_fits(
         )
 
 
-def _rows(demonstration: Demonstration, settings: EnvSettings, life_losses: bool) -> ReplayRows:
+def _rows(
+    demonstration: Demonstration, settings: EnvSettings, obs_shape: tuple[int, ...], life_losses: bool
+) -> ReplayRows:
     """The demonstration as the environment would have told it.  Returns rows of one environment.
 
-    life_losses: whether those can be termination.
+    obs_shape: (Y, X, C).  life_losses: whether those can be termination.
     """
     obs = demonstration.obs
-    if obs.shape[1:] != (settings.size, settings.size, 3):
-        obs = np.stack([square_image(frame, settings.size) for frame in obs])
+    if obs.shape[1:] != obs_shape:
+        obs = np.stack([square_image(frame, settings.size, obs_shape[2]) for frame in obs])
     reward = demonstration.reward
     if settings.reward_transform == "sign":
         reward = np.sign(reward)

@@ -95,8 +95,8 @@ def check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
             raise ValueError(f"'{name}' is {array.dtype} of shape {array.shape}, expected {dtype} of shape {shape}")
         if len(array) != len(obs):
             raise ValueError(f"'{name}' has {len(array)} steps where 'obs' has {len(obs)}")
-    if 0 in obs.shape or obs.shape[3] not in (1, 3):
-        raise ValueError(f"'obs' has shape {obs.shape}, expected at least one step of frames with 1 or 3 channels")
+    if 0 in obs.shape:
+        raise ValueError(f"'obs' has shape {obs.shape}, expected at least one step of frames that are not empty")
     bounded = action.dtype == np.float32
     for name, bad, expected in (
         ("action", ~(np.abs(action) <= 1) if bounded else action < 0, "-1 to 1" if bounded else "0 or more"),
