@@ -40,27 +40,6 @@ class EnvSettings:
 
     game: Annotated[str | None, Option("an Atari game, in CamelCase as in MsPacman")] = "MsPacman"
     id: Annotated[str | None, Option("any Gymnasium id with image observations, in place of env.game")] = None
-    kwargs: Annotated[
-        dict[str, Any],
-        Option("arguments of the environment's constructor, each as env.kwargs.NAME=VALUE", any_keys=True),
-    ] = field(default_factory=dict)
-    wrappers: Annotated[
-        list[str], Option("Gymnasium wrappers put around it, the innermost first, each as module:Wrapper")
-    ] = field(default_factory=list)
-    render_pixels: Annotated[
-        bool, Option("learn from what it renders (rgb_array) in place of its observations; games of env.game always do")
-    ] = False
-    channels: Annotated[
-        Literal["rgb", "as_is"],
-        Option("rgb: a grey image gets three equal channels; as_is: images keep their channels, of any number"),
-    ] = "rgb"
-    values: Annotated[
-        Literal["auto", "as_is", "stretched"],
-        Option(
-            "as_is: uint8 values are brightness of at most 255; stretched: the space's whole range becomes 0 to 255; "
-            "auto: stretched unless uint8, and uint8 that ends below 128 is refused"
-        ),
-    ] = "auto"
     size: Annotated[int, Option("side of the square image, in pixels", 8, LARGEST)] = 64
     num_envs: Annotated[int, Option("environments stepped together", 1, LARGEST)] = 1
     max_episode_steps: Annotated[
@@ -87,6 +66,27 @@ class EnvSettings:
         int,
         Option("crashes survived, over all environments of a process; one more ends the run", 0, LARGEST),
     ] = 20
+    kwargs: Annotated[
+        dict[str, Any],
+        Option("arguments of the environment's constructor, each as env.kwargs.NAME=VALUE", any_keys=True),
+    ] = field(default_factory=dict)
+    wrappers: Annotated[
+        list[str], Option("Gymnasium wrappers put around it, the innermost first, each as module:Wrapper")
+    ] = field(default_factory=list)
+    render_pixels: Annotated[
+        bool, Option("learn from what it renders (rgb_array) in place of its observations; games of env.game always do")
+    ] = False
+    channels: Annotated[
+        Literal["rgb", "as_is"],
+        Option("rgb: a grey image gets three equal channels; as_is: images keep their channels, of any number"),
+    ] = "rgb"
+    values: Annotated[
+        Literal["auto", "as_is", "stretched"],
+        Option(
+            "as_is: uint8 values are brightness of at most 255; stretched: the space's whole range becomes 0 to 255; "
+            "auto: stretched unless uint8, and uint8 that ends below 128 is refused"
+        ),
+    ] = "auto"
     atari: AtariSettings = field(default_factory=AtariSettings)  # ignored by environments other than ALE games
 
 

@@ -27,10 +27,11 @@ def import_official(world_model_file: Path, agent_file: Path, overrides: Sequenc
     sizes = official_sizes(world_model_weights, agent_weights)
     config = compose(["official"], [*sizes.overrides(), *overrides])
     facts = env_facts(config.env)
-    if facts.action_space != ActionSpace.of(sizes.num_actions):
+    space = facts.action_space
+    if space != ActionSpace.of(sizes.num_actions):
         raise CheckpointError(
             f"{world_model_file} is for {sizes.num_actions} actions, but {env_name(config.env)} has "
-            f"{facts.action_space}: choose the game it was trained on with env.game=NAME"
+            f"{space.num_actions if space.is_discrete else space}: choose the game it was trained on with env.game=NAME"
         )
     world_model, agent = build_modules(config, facts.obs_shape, facts.action_space)
     load_weights(world_model, world_model_state(world_model_weights), "world_model")
