@@ -27,6 +27,14 @@ def test_a_single_process_prints_it_at_once(capsys: pytest.CaptureFixture[str], 
     assert capsys.readouterr().err == "stormlit: error: no\n" and waited == []
 
 
+def test_a_rank_that_nothing_has_launched_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], waited: list[float]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")  # left over in the environment of a job
+    tell("stormlit: error: no")
+    assert capsys.readouterr().err == "stormlit: error: no\n" and waited == []
+
+
 @pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [telling.PATIENCE_SECONDS])])
 def test_a_launched_process_leaves_it_to_the_launcher(
     rank: str,

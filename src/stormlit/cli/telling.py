@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -18,8 +19,9 @@ def tell(sentence: str) -> None:
     The first process speaks for all. The others wait for that, since the launcher stops every process as soon as one
     has ended; one that is still there after ``PATIENCE_SECONDS`` was the only one, and speaks for itself.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(PATIENCE_SECONDS)
+    if os.environ.get(LAUNCHERS_FILE) and os.environ.get("LOCAL_RANK", "0") != "0":
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(PATIENCE_SECONDS)
     if not _given_to_launcher(sentence):
         print(sentence, file=sys.stderr)
 

@@ -168,9 +168,8 @@ def _assign(tree: Tree, assignments: Iterable[tuple[str, Any]], source: str) -> 
 def _parent(tree: Tree, key: str) -> tuple[Tree, str]:
     *path, leaf = key.split(".")
     for name in path:
-        if not isinstance(
-            tree.get(name), dict
-        ):  # a name that nothing declares: the first word below it makes a mapping
+        # A name that nothing declares, as in env.kwargs: the first word below it makes a mapping.
+        if not isinstance(tree.get(name), dict):
             tree[name] = {}
         tree = tree[name]
     return tree, leaf

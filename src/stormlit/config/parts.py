@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from stormlit import nn, registry, tracking
 from stormlit.config.schema import KEYS
@@ -13,7 +13,7 @@ from stormlit.nn import agent_states as agent_state
 from stormlit.nn.action_laws import spaces_for
 from stormlit.nn.laws import LAWS, broken_laws, surroundings
 
-PART_KEYS = {key: option.part for key, option in KEYS.items() if option.part and option.default != []}
+PART_KEYS = {key: option.part for key, option in KEYS.items() if option.part and get_origin(option.type) is not list}
 # Keys that hold any number of parts.
 PART_LISTS = {key: option.part for key, option in KEYS.items() if option.part and key not in PART_KEYS}
 

@@ -23,8 +23,8 @@ LARGEST_REWARD = float(np.finfo(np.float32).max)  # what is learned from is floa
 class SquareImage(gymnasium.Wrapper[np.ndarray, int, np.ndarray, int]):
     """Images resized by area to (size, size, C) uint8; C is 3 where grey ones are replicated to three channels.
 
-    env: with images that ``image_problem`` finds nothing wrong with, and discrete actions.  name: the key that chose
-    it, for error messages.  channels, values: see ``EnvSettings``.
+    env: with images that ``image_problem`` finds nothing wrong with.  name: the key that chose it, for error messages.
+    channels, values: see ``EnvSettings``.
     A step raises ``ValueError`` for an action outside the space, before the environment sees it: some emulators hang
     for ever on an action they do not know.
     Raises ``EnvironmentContractError`` when the environment returns what it must not: another number of values, an

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stormlit.ops import categorical as ops
+from stormlit.ops import normal
 from stormlit.registry import Option, part_class, register
 from stormlit.types.action_space import KINDS, ActionSpace, Kind
 
@@ -137,7 +138,7 @@ class BoundedNormalPolicy(nn.Module):
     def entropy(self, distribution: Tensor) -> Tensor:
         """distribution: (..., 2 dims).  Returns nats (...,), the differential entropy: it may be negative."""
         _, std = distribution.chunk(2, dim=-1)
-        return (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(dim=-1)
+        return normal.entropy(std)
 
     def mode(self, distribution: Tensor) -> Tensor:
         """distribution: (..., 2 dims).  Returns the means (..., dims)."""
@@ -146,7 +147,7 @@ class BoundedNormalPolicy(nn.Module):
     def sample(self, distribution: Tensor) -> Tensor:
         """distribution: (..., 2 dims).  Returns (..., dims) float32, not clipped."""
         mean, std = distribution.chunk(2, dim=-1)
-        return mean + std * torch.randn_like(std)
+        return normal.sample(mean, std)
 
 
 @register("policy", "auto")
