@@ -10,6 +10,7 @@ import pytest
 
 from stormlit.cli import telling
 from stormlit.cli.telling import LAUNCHERS_FILE, tell
+from stormlit.errors import ConfigError, CrashElsewhereError, EnvironmentCrashError, StormlitError
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_a_single_process_prints_it_at_once(capsys: pytest.CaptureFixture[str], waited: list[float]) -> None:
-    tell("stormlit: error: no")
+    tell(ConfigError("no"))
     assert capsys.readouterr().err == "stormlit: error: no\n" and waited == []
 
 
@@ -31,14 +32,23 @@ def test_a_rank_that_nothing_has_launched_does_not_wait(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], waited: list[float]
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")  # left over in the environment of a job
-    tell("stormlit: error: no")
+    tell(ConfigError("no"))
     assert capsys.readouterr().err == "stormlit: error: no\n" and waited == []
 
 
-@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [telling.PATIENCE_SECONDS])])
+@pytest.mark.parametrize(
+    ("rank", "error", "waits"),
+    [
+        ("0", ConfigError("ü"), False),
+        ("1", ConfigError("ü"), True),
+        ("1", EnvironmentCrashError("ü"), False),  # the others only know that some process has failed
+        ("0", CrashElsewhereError("ü"), True),
+    ],
+)
 def test_a_launched_process_leaves_it_to_the_launcher(
     rank: str,
-    waits: list[float],
+    error: StormlitError,
+    waits: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -46,14 +56,14 @@ def test_a_launched_process_leaves_it_to_the_launcher(
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", rank)
     monkeypatch.setenv(LAUNCHERS_FILE, str(tmp_path / "error.json"))
-    tell("stormlit: error: ü")
+    tell(error)
     assert json.loads((tmp_path / "error.json").read_text())["message"] == "stormlit: error: ü"
-    assert capsys.readouterr().err == "" and waited == waits
+    assert capsys.readouterr().err == "" and waited == [telling.PATIENCE_SECONDS] * waits
 
 
 def test_it_is_printed_where_the_launchers_file_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(LAUNCHERS_FILE, str(tmp_path / "gone" / "error.json"))
-    tell("stormlit: error: no")
+    tell(ConfigError("no"))
     assert capsys.readouterr().err == "stormlit: error: no\n"

@@ -55,6 +55,10 @@ class EnvironmentCrashError(TrainingError):
     """Environments that crashed more often than ``env.max_restarts`` allows."""
 
 
+class CrashElsewhereError(EnvironmentCrashError):
+    """Environments of another process failed, which names them."""
+
+
 class EnvironmentContractError(EnvironmentSetupError, EnvironmentCrashError):
     """An environment that breaks Gymnasium's interface or its own spaces: making it anew would not help."""
 

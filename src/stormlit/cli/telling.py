@@ -9,21 +9,31 @@ import sys
 import time
 from pathlib import Path
 
+from stormlit.errors import CrashElsewhereError, EnvironmentCrashError, StormlitError
+
 LAUNCHERS_FILE = "TORCHELASTIC_ERROR_FILE"  # in the environment of what torchrun has started, as `fabric run` does
 PATIENCE_SECONDS = 30.0
 
 
-def tell(sentence: str) -> None:
-    """Print ``sentence`` to standard error, or leave it to the launcher, which ends its own summary with it.
+def tell(error: StormlitError) -> None:
+    """Print ``error`` as a sentence to standard error, or leave it to the launcher, which ends its summary with it.
 
-    The first process speaks for all. The others wait for that, since the launcher stops every process as soon as one
-    has ended; one that is still there after ``PATIENCE_SECONDS`` was the only one, and speaks for itself.
+    One process speaks for all. The others wait for that, since the launcher stops every process as soon as one has
+    ended; one that is still there after ``PATIENCE_SECONDS`` was the only one, and speaks for itself.
     """
-    if os.environ.get(LAUNCHERS_FILE) and os.environ.get("LOCAL_RANK", "0") != "0":
+    sentence = f"stormlit: error: {error}"
+    if os.environ.get(LAUNCHERS_FILE) and not _speaks_for_all(error):
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(PATIENCE_SECONDS)
     if not _given_to_launcher(sentence):
         print(sentence, file=sys.stderr)
+
+
+def _speaks_for_all(error: StormlitError) -> bool:
+    """Environments fail in a process of their own, which knows what happened; all else is found by every process."""
+    if isinstance(error, EnvironmentCrashError):
+        return not isinstance(error, CrashElsewhereError)
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _given_to_launcher(sentence: str) -> bool:

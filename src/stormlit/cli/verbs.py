@@ -180,7 +180,7 @@ def _run(parsed: argparse.Namespace) -> int:
         if text is not None:
             print(text)
     except StormlitError as error:
-        tell(f"stormlit: error: {error}")
+        tell(error)
         return error.exit_code
     except Stopped as stopped:
         print(f"stormlit: {stopped}", file=sys.stderr)

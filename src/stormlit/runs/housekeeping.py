@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from stormlit.errors import EnvironmentContractError, EnvironmentCrashError, SaveError, describe
+from stormlit.errors import CrashElsewhereError, EnvironmentContractError, EnvironmentCrashError, SaveError, describe
 from stormlit.files import write_json
 from stormlit.runs.assembly import run_evaluation
 from stormlit.runs.pictures import write_dream_picture, write_dream_video, write_reconstruction_grid
@@ -75,14 +75,15 @@ def _asked(run: Run, failed: bool) -> tuple[int, bool, bool]:
 
 def _save_and_fail(run: Run, failure: EnvironmentCrashError | None) -> NoReturn:
     what = failure or "the environments of another process failed"
+    kind = CrashElsewhereError if failure is None else EnvironmentCrashError
     try:
         save_snapshot(run)
     except SaveError as error:
-        raise EnvironmentCrashError(f"{what}; besides, {error}") from failure
+        raise kind(f"{what}; besides, {error}") from failure
     if isinstance(failure, EnvironmentContractError):
         raise EnvironmentContractError(f"{failure}; the run is saved: go on with `{run.directory.resume_command()}`")
     go_on = run.directory.resume_command("env.max_restarts=N")
-    raise EnvironmentCrashError(f"{what}; the run is saved: go on with `{go_on}`") from failure
+    raise kind(f"{what}; the run is saved: go on with `{go_on}`") from failure
 
 
 def log_metrics(run: Run) -> None:
