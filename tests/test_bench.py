@@ -41,6 +41,7 @@ def measured(seconds: list[list[float]], whole_env_steps: int = 1) -> Measured:
         device=torch.device("cpu"),
         times_per_env_step={phase: 2.0 if phase == AGENT else 1.0 for phase in PHASES},
         whole_env_steps=whole_env_steps,
+        threads=1,
         seconds=dict.fromkeys((*PHASES, WHOLE), seconds),
     )
 

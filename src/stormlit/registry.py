@@ -60,8 +60,9 @@ class Option:
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The values of a ``Literal``; empty for any other type."""
-        return typing.get_args(self.type) if typing.get_origin(self.type) is Literal else ()
+        """The values of a ``Literal``, be it one of several types; empty where there is none."""
+        literals = [each for each in (self.type, *typing.get_args(self.type)) if typing.get_origin(each) is Literal]
+        return tuple(word for literal in literals for word in typing.get_args(literal))
 
     @property
     def types(self) -> tuple[Any, ...]:
@@ -83,7 +84,7 @@ class Option:
         kind = "path" if self.path else kinds.get(typing.get_origin(self.types[0]) or self.types[0], "")
         named = ", ".join(str(word).lower() if word in (True, False) else word for word in words)
         bounds = dataclasses.replace(self, high=math.inf) if self.high >= 10**9 else self  # as good as none
-        return named or bounds.range or kind or "any value"
+        return " or ".join(filter(None, (named, bounds.range))) or kind or "any value"
 
 
 def options(cls: type) -> dict[str, Option]:

@@ -22,6 +22,7 @@ from stormlit.runs.assembly import make_fabric, player_factory, run_baselines, r
 from stormlit.runs.load import load
 from stormlit.runs.pictures import write_dream_video
 from stormlit.runs.progress import evaluation_bar
+from stormlit.runs.threads import settle_threads
 from stormlit.storm.collect import Collector
 from stormlit.storm.dream import dream, dream_length, dream_window
 from stormlit.storm.evaluate import EVALUATION_ROW
@@ -35,6 +36,7 @@ def evaluate_run(reference: str, root: Path, overrides: Sequence[str]) -> str:
     fabric = make_fabric(config)
     trained.world_model.to(fabric.device)
     trained.agent.to(fabric.device)
+    settle_threads(config, fabric.device, trained.world_model, trained.agent)
     with evaluation_bar(config.evaluation.episodes) as on_step:
         result = run_evaluation(config, fabric, trained.world_model, trained.agent, on_step)
         baselines = run_baselines(config, lambda _: on_step)
@@ -62,6 +64,7 @@ def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path
         raise ConfigError(f"--output={output}: expected a file ending in .mp4 or .gif")
     trained = load(reference, run_dir=str(root), overrides=tuple(overrides))
     config = trained.config
+    settle_threads(config, torch.device("cpu"), trained.world_model, trained.agent)
     torch.manual_seed(config.seed)
     length = dream_length(trained.world_model, config.loop.batch_length)
     envs = VectorEnv(config.env, seed=config.seed, env_index_offset=EVALUATION_ROW)

@@ -15,6 +15,7 @@ from stormlit.envs.settings import env_key
 from stormlit.errors import ConfigError
 from stormlit.files import sha256
 from stormlit.runs.load import load
+from stormlit.runs.threads import settle_threads
 from stormlit.storm.demonstrations import Demonstration, check_fits, origin_of, read_demonstration, record, write_npz
 from stormlit.storm.demonstrations.data import LARGEST_BYTES, shortened
 from stormlit.storm.evaluate import Policy, RandomPolicy
@@ -76,6 +77,7 @@ def record_run(reference: str, root: Path, overrides: Sequence[str], output: Pat
         config, player, policy = compose([], overrides), None, "random"
     else:
         trained = load(reference, run_dir=str(root), overrides=tuple(overrides))
+        settle_threads(trained.config, torch.device("cpu"), trained.world_model, trained.agent)
         config, player, policy = trained.config, trained.player, f"{trained.directory.name}, {trained.checkpoint.name}"
     facts = env_facts(config.env)
     most = LARGEST_BYTES // math.prod(facts.obs_shape)

@@ -68,6 +68,9 @@ def _typed(filled: Tree) -> Config:
         config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), filled)))
     except OmegaConfBaseException as error:
         hint = "; Apple's GPUs are not supported: choose cpu" if filled["accelerator"] == "mps" else ""
+        if error.full_key == "threads":  # OmegaConf names neither of the two types in words
+            hint = f": expected {KEYS['threads'].allowed}"
+            raise ConfigError(f"threads={filled['threads']} is not possible{hint}") from error
         raise ConfigError(f"{error.full_key}: {first_line(error)}{hint}") from error
     check_ranges(config)
     return config

@@ -137,6 +137,12 @@ class Config:
         Literal["auto", True, False],  # YAML reads on and off as true and false
         Option("compile updates, imagination and acting, as CUDA graphs on a GPU; auto: on a GPU, with one process"),
     ] = "auto"
+    threads: Annotated[
+        int | Literal["auto"],
+        Option(
+            "on the CPU, of each process; auto: one for small work, all cores for large, kept with the run", 1, 1024
+        ),
+    ] = "auto"
     deterministic: Annotated[bool, Option("use only algorithms that give the same bits every time on a GPU")] = False
     resume: Annotated[
         Literal["never", "auto"],

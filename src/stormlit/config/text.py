@@ -11,7 +11,7 @@ import os
 import re
 import typing
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -108,7 +108,7 @@ def value_for(option: Option, typed: Any, key: str) -> Any:
 
 def _wants_text(option: Option) -> bool:
     wanted = option.types[0]
-    named = bool(option.choices) and all(isinstance(choice, str) for choice in option.choices)
+    named = typing.get_origin(wanted) is Literal and all(isinstance(choice, str) for choice in option.choices)
     return option.path or named or wanted is str or wanted == list[str]
 
 

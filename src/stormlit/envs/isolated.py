@@ -51,8 +51,13 @@ class IsolatedEnv:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 process_group=0,  # out of reach of the terminal's Ctrl-C
-                # What can be imported here can be imported there: env.id may name a module.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+                # What can be imported here can be imported there: env.id may name a module. What computes with threads
+                # there shares the cores with the other environments.
+                env={
+                    "OMP_NUM_THREADS": "1",
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+                },
             )
         self._connection = Connection(ours.detach())
         self._called_at = time.monotonic()

@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "resume",
     "accelerator",
     "compile",
+    "threads",
     "env.isolation",
     "env.step_timeout_seconds",
     "env.max_restarts",

@@ -19,6 +19,7 @@ from stormlit.errors import ConfigError
 from stormlit.storm.evaluate import random_devices
 from stormlit.storm.experience import Windows
 from stormlit.storm.training import Training
+from stormlit.storm.world_model import WorldModel
 from stormlit.types import Batch
 
 Module = TypeVar("Module", bound=LightningModule)
@@ -66,8 +67,11 @@ def seconds_per_env_step(training: Training) -> float:
     What trains is left as it is. Collecting comes on top, and is little beside them.
     """
     plan, experience = training.plan, training.experience
-    world_model, agent = _copied(training.world_model).train(), _copied(training.agent).train()
-    batch, contexts = (_noise(training, windows) for windows in (experience.batch, experience.contexts))
+    world_model, agent = copied(training.world_model).train(), copied(training.agent).train()
+    batch, contexts = (
+        noise(training.world_model, windows, max(REHEARSED_FRAMES // windows.length, 1))
+        for windows in (experience.batch, experience.contexts)
+    )
     with torch.random.fork_rng(devices=random_devices()), training.fabric.autocast():
         fitting = _timed(lambda: world_model.training_step(batch).total.backward())
         improving = _timed(lambda: agent.training_step(training.imagine(contexts)).total.backward())
@@ -92,21 +96,21 @@ def time_to_come(training: Training) -> str | None:
     return f"{told}; `stormlit train quickstart` takes minutes, and a GPU is many times faster"
 
 
-def _copied(module: Module) -> Module:
+def copied(module: Module) -> Module:
     """A copy that can take a backward pass; Fabric, and the optimisers that hang on the module, are not copied."""
     kept: dict[int, Any] = {id(module._fabric): module._fabric, id(module._fabric_optimizers): []}
     return copy.deepcopy(module, kept)
 
 
-def _noise(training: Training, windows: Windows) -> Batch:
-    """A few windows of noise in the shape of real ones; drawn apart from everything that training draws."""
+def noise(world_model: WorldModel, windows: Windows, rows: int) -> Batch:
+    """At most ``rows`` windows of noise in the shape of real ones; drawn apart from everything that training draws."""
     length = windows.length
-    rows = min(windows.total, max(REHEARSED_FRAMES // length, 1))
+    rows = min(windows.total, rows)
     generator = torch.Generator().manual_seed(0)
-    channels, height, width = training.world_model.obs_shape
+    channels, height, width = world_model.obs_shape
     frames = torch.randint(256, (rows, length, height, width, channels), dtype=torch.uint8, generator=generator)
     flags = torch.zeros(rows, length, dtype=torch.bool)
-    action = torch.from_numpy(training.envs.action_space.zeros(rows, length))
+    action = torch.from_numpy(world_model.action_space.zeros(rows, length))
     return Batch(frames.permute(0, 1, 4, 2, 3), action, flags.float(), flags, flags.clone())
 
 

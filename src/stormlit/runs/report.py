@@ -15,6 +15,7 @@ from stormlit.runs.checkpoint import latest_checkpoint
 from stormlit.runs.housekeeping import warn_on_os_error
 from stormlit.runs.plot import plot_returns
 from stormlit.runs.run import Run
+from stormlit.runs.threads import cores, counted, told_threads
 from stormlit.storm.evaluate import Evaluation
 
 
@@ -23,14 +24,16 @@ def headline(run: Run) -> str:
     config, training = run.config, run.training
     fabric, replay, demonstrations = training.fabric, training.replay, training.experience.demonstrations
     parameters = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (training.world_model, training.agent)]
+    processes, threads = counted(fabric.world_size, "process"), counted(torch.get_num_threads(), "thread")
     shape = "x".join(str(n) for n in training.envs.obs_shape)
     lines = [
         f"{run.directory.name}: {env_name(config.env)} on {fabric.device} ({fabric._precision.precision}, "
-        f"{fabric.world_size} process{'es' * (fabric.world_size > 1)}, {torch.get_num_threads()} threads)",
+        f"{processes}, {threads} on {counted(cores(), 'core')})",
         f"world model {parameters[0]:.2f} M parameters, agent {parameters[1]:.2f} M",
         f"replay buffer {replay.row_capacity * replay.num_envs:,} steps of {shape} uint8: at most "
         f"{replay.nbytes / 2**20:,.0f} MiB on {replay.device}",
         *run.tracker.where_to_look()[:1],
+        *told_threads(config),
     ]
     if demonstrations is not None:
         lines.append(

@@ -41,6 +41,8 @@ def train_or_resume(files: Sequence[str], overrides: Sequence[str]) -> None:
         if list_checkpoints(directory):
             snapshot, damaged = newest_valid(directory, verify_snapshot)
             saved = compose([str(snapshot.checkpoint.folder / "config.yaml")])
+            if config.threads == "auto":  # which the run has long decided
+                config = dataclasses.replace(config, threads=saved.threads)
             refuse_other_configuration(saved, config, directory)
             _go_on(config, directory, snapshot, damaged)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from stormlit.envs import env_name
 from stormlit.errors import ConfigError, SaveError, TrainingError
 from stormlit.files import write_atomically
 from stormlit.registry import build
-from stormlit.runs.assembly import build_training, run_baselines
+from stormlit.runs.assembly import build_training, launched_by_fabric, run_baselines
 from stormlit.runs.checkpoint import latest_checkpoint, list_checkpoints
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.estimate import check_memory, out_of_memory, time_to_come
@@ -34,6 +35,7 @@ from stormlit.runs.snapshot import (
     restore_snapshot,
     save_snapshot,
 )
+from stormlit.runs.threads import settle_threads
 from stormlit.storm.evaluate import Evaluation
 from stormlit.storm.loop import fit
 from stormlit.tracking import RunStatus, Tracker, run_tags
@@ -77,7 +79,10 @@ def train_run(
     tracker: Tracker = build("tracker", node, directory.path, directory.root, key="tracking")
     # Everything that can be wrong with the input is found before the first trace of the run is left.
     try:
-        run = Run.of(config, directory, build_training(config, fabric), tracker)
+        training = build_training(config, fabric)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched_by_fabric() else 1
+        config = settle_threads(config, fabric.device, training.world_model, training.agent, processes)
+        run = Run.of(config, directory, training, tracker)
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
             raise ConfigError(

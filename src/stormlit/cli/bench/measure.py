@@ -47,7 +47,7 @@ class Measured:
     seconds: for each of ``PHASES`` and ``WHOLE`` the seconds of every run, a list for each round.
     counts: what one run of each phase launched.  memory: bytes that one run of each phase takes on the GPU beyond what
     was taken before it, empty on the CPU.  times_per_env_step: how often each phase runs for one environment step.
-    whole_env_steps: environment steps in one run of ``WHOLE``.
+    whole_env_steps: environment steps in one run of ``WHOLE``.  threads: that it computes with.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Measured:
     device: torch.device
     times_per_env_step: dict[str, float]
     whole_env_steps: int
+    threads: int
     counts: dict[str, OperationCounter] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, list[list[float]]] = field(default_factory=lambda: {phase: [] for phase in (*PHASES, WHOLE)})
@@ -122,6 +123,7 @@ def measure(settings: Sequence[tuple[str, Config]], rounds: int) -> list[Measure
             bar.set_description(f"round {number} of {rounds}")
             for phase in (*PHASES, WHOLE):
                 for phases, result, estimate in sides:
+                    torch.set_num_threads(phases.threads)
                     runs = runs_a_round(estimate[phase])
                     result.seconds[phase].append(timed(_running(phases, phase), runs, result.device))
                     bar.update()
@@ -147,11 +149,13 @@ def _describe(name: str, phases: Phases) -> Measured:
         device=training.fabric.device,
         times_per_env_step={phase: phases.times_per_env_step(phase) for phase in PHASES},
         whole_env_steps=phases.whole_env_steps,
+        threads=phases.threads,
     )
 
 
 def _warm_up(phases: Phases, result: Measured, advance: Callable[[], object]) -> dict[str, float]:
     """Run everything before it is timed, and count; returns the seconds that one run roughly takes."""
+    torch.set_num_threads(phases.threads)
     estimate: dict[str, float] = {}
     for phase in (*PHASES, WHOLE):
         for _ in range(WARM_UP_RUNS[result.device.type]):

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 
+import torch
+
 from stormlit.cli.bench.counting import OperationCounter
 from stormlit.config.schema import Config
 from stormlit.runs.assembly import build_training, make_fabric
+from stormlit.runs.threads import settle_threads
 from stormlit.storm import loop
 from stormlit.storm.schedule import Ratio
 from stormlit.storm.training import Training
@@ -31,6 +34,7 @@ def prepared(config: Config) -> Iterator[Phases]:
     Raises what building a training raises.
     """
     training = build_training(config, make_fabric(config))
+    config = settle_threads(config, training.fabric.device, training.world_model, training.agent)
     collector = training.collector
     try:
         longest = max(config.loop.batch_length, config.imagination.context_length)
@@ -49,6 +53,7 @@ class Phases:
 
     def __init__(self, training: Training, config: Config) -> None:
         self.training, self.config, self._collector = training, config, training.collector
+        self.threads = torch.get_num_threads()
         self._action = training.envs.action_space.zeros(training.envs.num_envs)
         self._batch = training.experience.sample_batch()
         self._contexts = training.experience.sample_contexts()

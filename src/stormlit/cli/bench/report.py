@@ -13,6 +13,7 @@ from stormlit.cli.bench.measure import WHOLE, Measured, Spread, peak_memory
 from stormlit.cli.bench.phases import PHASES
 from stormlit.config.compose import to_tree
 from stormlit.nn.fast.compilation import compile_report
+from stormlit.runs.threads import counted
 from stormlit.tracking import run_tags
 
 # Of the JSON files, for those who read them.
@@ -23,9 +24,13 @@ HEADER = ("phase", "median", "quartiles", "share", "operations", "host syncs", "
 def report(results: Sequence[Measured]) -> str:
     """A table for each setting and, where there are several, the ratios of the first to each of the others."""
     device = results[0].device
-    lines = [f"{run_tags(device)['device']}, {torch.get_num_threads()} threads, torch {torch.__version__}"]
+    lines = [f"{run_tags(device)['device']}, torch {torch.__version__}"]
     for result in results:
-        lines += ["", f"{result.name} ({result.precision})", *_align([HEADER, *_rows(result)])]
+        lines += [
+            "",
+            f"{result.name} ({result.precision}, {counted(result.threads, 'thread')})",
+            *_align([HEADER, *_rows(result)]),
+        ]
         lines.append(f"{result.steps_per_second:.3g} environment steps a second, with the updates they owe")
     if len(results) > 1:
         lines += ["", "ratios of medians, round by round: median (quartiles); above 1 the second is faster"]
@@ -78,6 +83,7 @@ def _setting(result: Measured) -> dict[str, Any]:
         "name": result.name,
         "precision": result.precision,
         "compiled": result.compiled,
+        "threads": result.threads,
         "config": to_tree(result.config),
         "phases": phases,
         "whole_step": {
