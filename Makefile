@@ -43,11 +43,11 @@ test: lint test-fast test-slow
 # One thread a process: the processes already fill the cores.
 test-fast: $(INSTALLED_DEV)
 	@echo "==> fast tests, in $(WORKERS) processes"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --durations=15 $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED_DEV)
 	@echo "==> slow tests, in $(WORKERS) processes"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow --durations=40 $(PYTEST_ARGS)
 
 test-oldest:
 	@test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)
