@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from small import ACTIONS, small_agent, small_world_model
-from stormlit.errors import CheckpointError
+from small import ACTIONS, HIDDEN, LATENT, small_agent, small_world_model
+from stormlit.config.compose import compose
+from stormlit.errors import CheckpointError, ConfigError
+from stormlit.registry import names, part_class
 from stormlit.storm.player import Player
 
 CONTEXT = 3
@@ -20,8 +22,8 @@ CONTEXT = 3
 class Spied(Player):
     """A player that notes the latents it encoded and the hidden states its policy saw, one entry a step."""
 
-    def __init__(self, sequence_model: str = "transformer", num_envs: int = 2) -> None:
-        world_model = small_world_model(sequence_model)
+    def __init__(self, sequence_model: str = "transformer", num_envs: int = 2, **options: Any) -> None:
+        world_model = small_world_model(sequence_model, tokens=options.pop("tokens", "merged"))
         agent = small_agent(world_model)
         self.latents: list[Tensor] = []
         self.hiddens: list[Tensor] = []
@@ -37,7 +39,7 @@ class Spied(Player):
             return act(latent, hidden, greedy=greedy)
 
         world_model.sample_posterior, agent.act = noted_encode, noted_act
-        super().__init__(world_model, agent, num_envs=num_envs, context_length=CONTEXT)
+        super().__init__(world_model, agent, num_envs, **{"context_length": CONTEXT, **options})
 
 
 def _frames(steps: int, num_envs: int = 2, seed: int = 0) -> np.ndarray:
@@ -131,6 +133,99 @@ def test_a_restored_player_goes_on_as_if_nothing_had_happened() -> None:
             one.act(frames[t], starts[t])
         hidden.append(torch.stack(one.hiddens[-5:]))
     assert torch.equal(hidden[0], hidden[1])
+
+
+# A memory that is carried along
+
+CARRYING = [name for name in names("sequence_model") if getattr(part_class("sequence_model", name), "carries", False)]
+
+
+def carrying(name: str, **options: Any) -> Spied:
+    """A player with room for whole episodes where the model needs room; fewer steps than that are read as a window."""
+    room = 40 if name == "rotary_transformer" else CONTEXT
+    return Spied(name, memory="carried", context_length=room, **options)
+
+
+@pytest.mark.parametrize("tokens", ["merged", "separate"])
+@pytest.mark.parametrize("name", CARRYING)
+def test_a_carried_memory_gives_what_a_full_pass_over_all_of_the_episode_gives(name: str, tokens: str) -> None:
+    """Whatever the other environment does, whose episodes end at other steps; zeros at an episode's first frame."""
+    player, frames, starts = carrying(name, tokens=tokens), _frames(36), _starts(36, (4, 0), (5, 0), (9, 1), (33, 1))
+    actions = [player.act(frame, start) for frame, start in zip(frames, starts, strict=True)]
+    for row in range(2):
+        began = 0
+        for t in range(36):
+            began = t if starts[t, row] else began
+            expected = torch.zeros(player.world_model.hidden_dim)
+            if t > began:
+                latent = torch.stack([player.latents[s][row] for s in range(began, t)]).unsqueeze(0)
+                action = torch.tensor([[int(actions[s][row]) for s in range(began, t)]])
+                none_first = torch.zeros(action.shape, dtype=torch.bool)
+                with torch.no_grad():
+                    expected = player.world_model.sequence_model(latent, action, none_first)[0, -1]
+            torch.testing.assert_close(player.hiddens[t][row], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CARRYING)
+def test_a_cue_is_remembered_for_30_steps_by_a_carried_memory_and_not_by_a_window(name: str) -> None:
+    """Environment 0 shows a cue at its first frame, environment 1 another; all that follows is the same for both."""
+    apart, starts, latents = {}, _starts(31), torch.randn(31, 1, LATENT).repeat(1, 2, 1)
+    latents[0, 1] = -latents[0, 0]
+    for memory, player in (("carried", carrying(name)), ("window", Spied(name))):
+        if name == "gru":  # gates that let nearly everything pass, as trained ones may
+            for cell in player.world_model.sequence_model.cells:
+                cell.bias_ih.data.view(3, -1)[1] += 4.0
+        hidden = torch.zeros(2, HIDDEN)
+        for t in range(31):
+            player.world_model.sample_posterior = lambda obs, t=t: latents[t]
+            player.agent.act = lambda latent, seen, greedy, hidden=hidden: 0 * hidden.copy_(seen)[:, 0].long()
+            player.act(_frames(1)[0], starts[t])
+        apart[memory] = float((hidden[0] - hidden[1]).abs().max())
+    assert apart["carried"] > 1e-4 and apart["window"] < 1e-6
+
+
+@pytest.mark.parametrize("latent", ["posterior", "prior"])
+@pytest.mark.parametrize("name", CARRYING)
+def test_a_carried_memory_is_saved_and_restored_exactly(name: str, latent: Literal["posterior", "prior"]) -> None:
+    """In mixed precision too, where a memory is kept in full."""
+    frames, starts = _frames(10), _starts(10, (3, 1), (7, 0))
+    players = []
+    for _ in range(2):
+        world_model = small_world_model(name)
+        players.append(Player(world_model, small_agent(world_model), 2, memory="carried", latent=latent))
+    with torch.autocast("cpu", torch.bfloat16):
+        for t in range(5):
+            players[0].act(frames[t], starts[t])
+        saved = copy.deepcopy(players[0].state_dict())
+        assert saved["length"] == [5, 2] and all(tensor.any() for tensor in saved["carried"])
+        players[1].load_state_dict(saved)
+        seen = []
+        for player in players:
+            torch.manual_seed(1)
+            actions = [player.act(frames[t], starts[t]).tolist() for t in range(5, 10)]
+            seen.append((actions, [tensor.tolist() for tensor in player.state_dict()["carried"]]))
+    assert seen[0] == seen[1]
+    with pytest.raises(CheckpointError, match=r"player\.memory"):
+        Spied(name).load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "=transformer does not: choose from gru, mamba2, rotary_transformer, or player.memory=window"),
+        (
+            ("world_model.sequence_model=gru", "player.context=frames"),
+            "player.context=frames draws .* and player.memory=carried has no window",
+        ),
+    ],
+)
+def test_a_memory_that_cannot_be_carried_is_refused_in_one_sentence(words: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence) as raised:
+        compose(["tiny"], ["player.memory=carried", *words])
+    assert "\n" not in str(raised.value)
+
+
+# A context of frames
 
 
 @pytest.mark.parametrize("latent", ["posterior", "prior"])

@@ -29,8 +29,9 @@ VARIANTS = {
         "loop.agent_updates_per_env_step=0.7",
         "env.num_envs=3",
     ),
-    "gru, resnet, prior": (
+    "gru carried along, resnet, prior": (
         "world_model.sequence_model=gru",
+        "player.memory=carried",
         "world_model.encoder=resnet",
         "world_model.encoder.stem_channels=4",
         "imagination.start=prior",
@@ -60,7 +61,12 @@ VARIANTS = {
     "five channels of bools": ("env.id=env_words:Channels-v0", "env.channels=as_is", "env.size=10"),
     "bfloat16": ("precision=bf16-mixed",),
     "overlapping": ("loop.overlap=true",),
-    "looked at while training": ("evaluation.every_env_steps=16", "loop.media_every_env_steps=16"),
+    "looked at while training, mamba2 carried along": (
+        "evaluation.every_env_steps=16",
+        "loop.media_every_env_steps=16",
+        "world_model.sequence_model=mamba2",
+        "player.memory=carried",
+    ),
 }
 
 

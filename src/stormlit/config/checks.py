@@ -9,7 +9,7 @@ from typing import Any
 from stormlit.config.schema import KEYS, Config
 from stormlit.envs.settings import check_settings
 from stormlit.errors import ConfigError, nearest
-from stormlit.registry import check_values, leaves
+from stormlit.registry import check_values, leaves, names, part_class
 
 # What the trackers of all runs keep in run.dir, SQLite's files beside a database among them.
 MLFLOW_FILES = ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", ".mlflow.lock", "artifacts")
@@ -49,6 +49,7 @@ def check_ranges(config: Config) -> None:
             f"{LONGEST_NAME}"
         )
     check_windows_fit(config, config.world_model.sequence_model.get("max_length"))
+    _check_carried_memory(config)
     _check_demonstration_files(config.demonstrations.path)
 
 
@@ -69,6 +70,28 @@ def check_windows_fit(config: Config, longest: int | None) -> None:
                 f"{keys}={needed} is longer than world_model.sequence_model.max_length={longest}, "
                 "the number of positions the sequence model has"
             )
+
+
+def _check_carried_memory(config: Config) -> None:
+    """Raise ``ConfigError`` for a memory to be carried along by what has none, or beside a window that is read anew."""
+    if config.player.memory != "carried":
+        return
+    name = config.world_model.sequence_model["name"]
+    carrying = [other for other in {*names("sequence_model"), name} if _carries(other)]
+    if name not in carrying:
+        raise ConfigError(
+            f"player.memory=carried needs a sequence model that steps on for ever, which world_model.sequence_model="
+            f"{name} does not: choose from {', '.join(sorted(carrying))}, or player.memory=window"
+        )
+    if config.player.context == "frames":
+        raise ConfigError(
+            "player.context=frames draws the latents of a window anew at every step, and player.memory=carried has no "
+            "window: give one of the two"
+        )
+
+
+def _carries(name: str) -> bool:
+    return getattr(part_class("sequence_model", name), "carries", False)
 
 
 def _check_demonstration_files(path: Any) -> None:

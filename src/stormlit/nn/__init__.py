@@ -1,5 +1,31 @@
 """Swappable parts. Importing this package registers all of them."""
 
-from stormlit.nn import cnn, gru, heads, latents, objectives, patches, policies, quantised, resnet, transformer
+from stormlit.nn import (
+    cnn,
+    gru,
+    heads,
+    latents,
+    mamba2,
+    objectives,
+    patches,
+    policies,
+    quantised,
+    resnet,
+    rotary,
+    transformer,
+)
 
-__all__ = ["cnn", "gru", "heads", "latents", "objectives", "patches", "policies", "quantised", "resnet", "transformer"]
+__all__ = [
+    "cnn",
+    "gru",
+    "heads",
+    "latents",
+    "mamba2",
+    "objectives",
+    "patches",
+    "policies",
+    "quantised",
+    "resnet",
+    "rotary",
+    "transformer",
+]

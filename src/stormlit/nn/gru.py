@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from stormlit.nn.mixer import ActionMixer
 from stormlit.registry import Option, register
-from stormlit.types import OneHots
+from stormlit.types import OneHots, TensorRecord
 
 
 @dataclass(slots=True)
-class GRUMemory:
+class GRUMemory(TensorRecord):
     """state: (layers, N, D), the recurrent state of every layer."""
 
     state: Tensor
@@ -32,6 +32,7 @@ class GRUSequence(nn.Module):
     """
 
     accepts_sparse = True
+    carries = True
 
     def __init__(
         self,

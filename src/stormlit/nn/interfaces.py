@@ -88,6 +88,10 @@ class SequenceModel(Protocol):
     Actions come as their numbers, (...,) int64, if they are discrete, and as vectors, (..., A) float32, if they are not
     (see ``ops.actions.encode``); ``num_actions`` is A. A model for discrete actions alone need not take vectors.
     ``hidden[:, t]`` depends on tokens 0 to t alone, and on none before the last episode start at or before t.
+
+    Optional: a model that says ``carries = True`` can be acted with on one memory for ever (``player.memory=carried``).
+    It steps on when as many tokens as the memory's capacity have gone by, and may then forget the oldest; all that its
+    memory holds are the tensors that the method ``tensors()`` returns, whose number, shapes and dtypes never change.
     """
 
     hidden_dim: int

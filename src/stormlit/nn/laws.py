@@ -234,11 +234,36 @@ def _remembers(case: Case, part: Any, known: int, tolerance: float) -> None:
         raise case.fail(": stepping, or cutting the memory, changes the hidden states given before")
 
 
+def carried(case: Case) -> None:
+    """if it says carries, it steps on beyond its memory's capacity, and the memory's tensors() are all that it holds"""
+    part = case.part()
+    if not getattr(part, "carries", False):
+        return
+    latent, action, is_first = tokens(part)
+    memory = part.empty(2, 2)
+    like = [(x.shape, x.dtype) for x in ask(f"{case.who}: the memory's tensors", memory.tensors)]
+    with torch.no_grad():
+        for t in range(action.shape[1]):
+            copied = part.empty(2, 2)
+            for mine, other in zip(copied.tensors(), memory.tensors(), strict=True):
+                mine.copy_(other)
+            seen = []
+            for each in (memory, copied):
+                each.cut(is_first[:, t])
+                seen.append(
+                    ask(f"{case.who}: step {t} with room for 2 tokens", part.step, latent[:, t], action[:, t], each)
+                )
+            if not torch.equal(*seen):
+                raise case.fail(f": step {t} differs on a memory into which another's tensors() were copied")
+            if [(x.shape, x.dtype) for x in memory.tensors()] != like:
+                raise case.fail(f": step {t} changes the shapes or dtypes of its memory's tensors()")
+
+
 _SHARED = (promised_shapes, rows_apart, trains, mixed_precision)
 LAWS: dict[str, tuple[Callable[[Case], None], ...]] = {
     **dict.fromkeys(("encoder", "decoder"), (*_SHARED, any_memory_order)),
     "latent": (*_SHARED, *LATENT_LAWS, sparse_form),
-    "sequence_model": (*_SHARED, causal, remembers, sparse_form, action_vectors),
+    "sequence_model": (*_SHARED, causal, remembers, carried, sparse_form, action_vectors),
     **dict.fromkeys(("head", "agent_state"), (*_SHARED, sparse_form)),
     "objective": (promised_shapes, *OBJECTIVE_LAWS),
     "policy": (promised_shapes, *POLICY_LAWS),

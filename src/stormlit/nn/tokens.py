@@ -29,6 +29,7 @@ class SeparateTokens(nn.Module):
         super().__init__()
         self.model, self.no_action = model, num_actions
         self.hidden_dim: int = model.hidden_dim
+        self.carries: bool = getattr(model, "carries", False)
         self.max_length: int | None = None if model.max_length is None else model.max_length // 2
 
     def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:

@@ -13,12 +13,16 @@ from stormlit.nn.fast.compilation import Compiled
 from stormlit.ops.actions import clip, random_like
 from stormlit.registry import Option
 from stormlit.storm.agent import ActorCritic
+from stormlit.storm.carried import CarriedMemory
 from stormlit.storm.world_model import WorldModel
 from stormlit.types import to_device
 
 
 class Player:
     """Keeps the last steps of N environments and acts on the current frame's latent and the hidden state up to it.
+
+    With memory="carried" it keeps the sequence model's memory of all of an episode in place of steps. A checkpoint
+    holds that memory, which cannot be made again: older weights have made it.
 
     Modules should be in evaluation mode; precision is the caller's autocast.
 
@@ -34,6 +38,10 @@ class Player:
         num_envs: int,
         compile: bool = False,
         *,
+        memory: Annotated[
+            Literal["window", "carried"],
+            Option("acting reads the last context_length steps anew at every step, or carries a memory along"),
+        ] = "window",
         context_length: Annotated[int, Option("past steps the sequence model reads when acting", 1, 10**5)] = 16,
         latent: Annotated[
             Literal["posterior", "prior"],
@@ -48,16 +56,16 @@ class Player:
         self.world_model, self.agent = world_model, agent
         self.sees_posterior, self.clear_context = latent == "posterior", clear_context
         self.keeps_frames = context == "frames"
+        self.context_length = context_length
         device = next(world_model.parameters()).device
         shape, dtype = (world_model.obs_shape, torch.uint8) if self.keeps_frames else ((world_model.latent_dim,), None)
         self.past = torch.zeros(num_envs, context_length, *shape, dtype=dtype, device=device)
         self.action = torch.from_numpy(agent.action_space.zeros(num_envs, context_length)).to(device)
         self.length = torch.zeros(num_envs, dtype=torch.long, device=device)
+        self.carried: CarriedMemory | None = None
+        if memory == "carried":
+            self.carried = CarriedMemory(world_model.sequence_model, num_envs, context_length, device)
         self._step = Compiled(self._act, "acting", device) if compile else self._act
-
-    @property
-    def context_length(self) -> int:
-        return self.action.shape[1]
 
     @property
     def _past_key(self) -> str:
@@ -69,16 +77,22 @@ class Player:
         device = self.past.device
         frame = to_device(torch.from_numpy(obs), device).permute(0, 3, 1, 2)
         chosen, *moved_on = self._step(frame, to_device(torch.from_numpy(is_first), device), greedy)
-        torch._foreach_copy_([self.past, self.action, self.length], moved_on)
+        kept = [self.past, self.action] if self.carried is None else self.carried.tensors
+        torch._foreach_copy_([*kept, self.length], moved_on)
         return chosen.cpu().numpy()
 
-    def _act(self, frame: Tensor, is_first: Tensor, greedy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The actions for frames (N, C, Y, X), and past, actions and length as they are after them.
+    def _act(self, frame: Tensor, is_first: Tensor, greedy: bool) -> tuple[Tensor, ...]:
+        """The actions for frames (N, C, Y, X), and what ``act`` keeps, as it is after them: past and actions, or the
+        carried memory, and length.
 
         Changes nothing and waits for nothing, and all shapes are the same at every step, so that it can be compiled.
         """
         length = self.length.masked_fill(is_first, 0) if self.clear_context else self.length
-        latent, hidden = self.world_model.sample_posterior(frame), self._hidden(length)
+        latent = self.world_model.sample_posterior(frame)
+        if self.carried is None:
+            hidden = self._hidden(length)
+        else:
+            memory, hidden = self.carried.read(length == 0)
         if self.sees_posterior:
             action = self.agent.act(latent, hidden, greedy=greedy)
         else:
@@ -87,9 +101,12 @@ class Player:
             begins = (length == 0).view(-1, *[1] * (action.ndim - 1))
             action = torch.where(begins, random_like(self.agent.action_space, action), action)
         action = clip(self.agent.action_space, action)
-        past = self._appended(self.past, frame if self.keeps_frames else latent, length)
-        actions = self._appended(self.action, action, length)
-        return action, past, actions, (length + 1).clamp(max=self.context_length)
+        if self.carried is None:
+            newest = frame if self.keeps_frames else latent
+            moved_on = [self._appended(self.past, newest, length), self._appended(self.action, action, length)]
+        else:
+            moved_on = self.carried.moved_on(memory, latent, self.world_model.encode_action(action))
+        return action, *moved_on, (length + 1).clamp(max=self.context_length)
 
     def _hidden(self, length: Tensor) -> Tensor:
         """The sequence model's output after each environment's last token, zeros where there is none.  (N, D)."""
@@ -109,6 +126,9 @@ class Player:
         return torch.where(here, newest.unsqueeze(1), torch.where(full, past.roll(-1, dims=1), past))
 
     def state_dict(self) -> dict[str, Any]:
+        if self.carried is not None:
+            carried = [tensor.cpu().clone() for tensor in self.carried.tensors]
+            return {"carried": carried, "length": self.length.tolist()}
         return {
             self._past_key: self.past.cpu().clone(),
             "action": self.action.cpu().clone(),
@@ -116,8 +136,14 @@ class Player:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self._past_key not in state:
+        if ("carried" in state) != (self.carried is not None):
+            raise MisfitError("player.memory is not what the checkpoint's acting context was kept with")
+        if self.carried is not None:
+            for mine, saved in zip(self.carried.tensors, state["carried"], strict=True):
+                mine.copy_(saved)
+        elif self._past_key not in state:
             raise MisfitError("player.context is not what the checkpoint's acting context was kept with")
-        self.past.copy_(state[self._past_key])
-        self.action.copy_(state["action"])
+        else:
+            self.past.copy_(state[self._past_key])
+            self.action.copy_(state["action"])
         self.length.copy_(torch.tensor(state["length"]))
