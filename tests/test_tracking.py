@@ -113,7 +113,15 @@ def test_every_tracker_is_registered_and_keeps_the_protocol(tmp_path: Path) -> N
     assert {"csv", "mlflow", "none"} <= set(registry.names("tracker"))
     for name in ("csv", "mlflow", "none"):
         assert isinstance(registry.build("tracker", name, tmp_path / "run", tmp_path), Tracker)
-    assert list(registry.schema("tracker", "mlflow")) == ["uri", "experiment", "flush_seconds", "system_metrics"]
+    labels = ["group", "tags", "notes"]
+    assert list(registry.schema("tracker", "mlflow")) == [
+        "uri",
+        "experiment",
+        "flush_seconds",
+        "system_metrics",
+        *labels,
+    ]
+    assert list(registry.schema("tracker", "csv")) == list(registry.schema("tracker", "none")) == labels
 
 
 def test_csv_appends_when_a_run_goes_on(tmp_path: Path) -> None:

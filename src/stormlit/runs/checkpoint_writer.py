@@ -63,14 +63,14 @@ class CheckpointWriter:
         for written in self._written:
             written.result()
 
-    def commit(self, keep: int, run_id: str = "") -> Path:
+    def commit(self, keep: int, run_id: str = "", **facts: Any) -> Path:
         """Write the manifest, move the folder into place, and delete all but the newest ``keep`` checkpoints.
 
-        run_id: the tracker's.
+        run_id: the tracker's.  facts: more for the manifest, in built-in types.
         """
         self.settle()
         files = {path.name: self._listed(path) for path in sorted(self.temporary.iterdir())}
-        manifest = {"format": FORMAT, "env_steps": self.env_steps, "run_id": run_id, "files": files}
+        manifest = {"format": FORMAT, "env_steps": self.env_steps, "run_id": run_id, **facts, "files": files}
         write_json(self.temporary / "manifest.json", {**manifest, "sha256": manifest_digest(manifest)})
         # One of this very step stays a checkpoint, under another name, until the new one is there.
         replaced = self.final.with_name(f"{self.final.name}.replaced")

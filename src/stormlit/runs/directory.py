@@ -4,6 +4,7 @@
 <run.dir>/<run.name>/run.json     name and MLflow run id
 <run.dir>/<run.name>/config.yaml  the resolved configuration
 <run.dir>/<run.name>/finished.json  at how many steps the run was done to its last evaluation; only while that holds
+<run.dir>/<run.name>/result.json  what came out, as data (see ``result``)
 <run.dir>/<run.name>/checkpoints/ step-000002500/ ...
 <run.dir>/<run.name>/replay/      the replay buffer, in segments
 <run.dir>/<run.name>/media/       the plot of the returns, dreams and reconstruction grids

@@ -90,6 +90,8 @@ def log_metrics(run: Run) -> None:
     """Hand the means since the last call to the tracker, with ``env_steps`` as the step."""
     training = run.training
     metrics = training.metrics.drain()
+    of_world_model = {key.partition("/")[2]: value for key, value in metrics.items() if key.startswith("world_model/")}
+    run.latest_metrics = of_world_model or run.latest_metrics
     if not training.is_main:
         return
     progress = training.progress

@@ -75,7 +75,8 @@ def save_snapshot(run: Run) -> Path:
     def commit() -> None:
         if training.is_main:
             run.tracker.flush()  # a checkpoint that survives a power failure must not be ahead of the metrics
-            writer.commit(run.config.checkpoint.keep, run.run_id)
+            times = {"started": run.started, "wall_seconds": run.wall_seconds}  # measured: no part of the state
+            writer.commit(run.config.checkpoint.keep, run.run_id, **times)
 
     try:
         for part in (shared_files, own_files, commit):
@@ -162,6 +163,8 @@ def restore_snapshot(run: Run, snapshot: VerifiedSnapshot) -> None:
         raise MisfitError(f"{folder / name} does not fit this run: {' '.join(str(error).split())}") from error
     run.segments.load(training.replay, snapshot.segments[rows])
     run.saved_at = run.env_steps
+    run.started = str(snapshot.checkpoint.manifest.get("started", run.started))  # older ones do not say
+    run.earlier_seconds = float(snapshot.checkpoint.manifest.get("wall_seconds", 0.0))
 
 
 def discard_newer_than(run: Run, folder: Path | None, damaged: Sequence[Path] = ()) -> None:
@@ -174,6 +177,9 @@ def discard_newer_than(run: Run, folder: Path | None, damaged: Sequence[Path] = 
         for unusable in damaged:
             print(f"kept the damaged checkpoint {unusable.name} as {set_aside(unusable).name}", file=sys.stderr)
         dropped = discard_later(run.directory, folder)
+        for file in run.directory.evaluation.glob("step-?????????.json"):
+            if folder is None or file.stem > folder.name:
+                file.unlink(missing_ok=True)
         if dropped:
             print(f"dropped the later checkpoints {', '.join(dropped)}: this makes another future", file=sys.stderr)
     run.training.fabric.barrier()

@@ -24,6 +24,7 @@ from stormlit.runs.checkpoint import latest_checkpoint, list_checkpoints
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.estimate import check_memory, out_of_memory, time_to_come
 from stormlit.runs.housekeeping import after_step, evaluate_agent, log_metrics, make_media, record, warn_on_os_error
+from stormlit.runs.outcome import result_of
 from stormlit.runs.progress import ProgressBar
 from stormlit.runs.report import draw_returns, headline, report
 from stormlit.runs.run import Run
@@ -185,7 +186,7 @@ def _writable(directory: RunDirectory) -> Iterator[None]:
 def _begin(run: Run, run_id: str | None) -> None:
     """Leave the first traces of a run, or go on with the tracker's run ``run_id``."""
     config, directory, tracker = run.config, run.directory, run.tracker
-    tags = _tags(config, run.training.fabric)
+    run.tags = tags = {**tracker.labels, **_tags(config, run.training.fabric)}
     from_step = None if run_id is None else run.env_steps
     with _writable(directory):
         run.run_id = tracker.start(
@@ -221,6 +222,8 @@ def finish(run: Run) -> list[Evaluation]:
             record(run, {f"eval/baseline/{baseline.policy}": baseline.mean}, "baselines")
         results = [run.latest_evaluation, *baselines]
         draw_returns(run, results)
+        with warn_on_os_error("the run's result"):
+            run.tracker.artifact(result_of(run, results).write(run.directory.path))
         return results
 
 

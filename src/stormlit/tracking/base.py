@@ -12,13 +12,19 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
-from stormlit.registry import register, require_base
+from stormlit.registry import Option, leaves, register, require_base
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 Params = Mapping[str, Any]
 Tags = Mapping[str, str]
+
+# Options that every tracker of ours takes, and hands to its base.
+Group = Annotated[str | None, Option("a word that runs which belong together have in common")]
+Labels = Annotated[dict[str, Any] | None, Option("tags of the run, each as tracking.tags.NAME=VALUE", any_keys=True)]
+Notes = Annotated[str | None, Option("a text about the run, which MLflow shows as its description")]
 
 _log = logging.getLogger(__name__)
 
@@ -27,10 +33,26 @@ class Tracker(ABC):
     """Records one run: ``start`` once, then ``log`` and ``artifact`` at will, then ``finish`` once.
 
     Only ``log`` has to be written; the other methods do nothing by default.
+
+    group, tags, notes: what a person, or a grid, wants to find the run again by; ``labels`` are their tags.
     """
 
-    def __init__(self, run_dir: Path, root: Path) -> None:
+    group: str | None = None
+    tags: Tags = MappingProxyType({})
+    notes: str | None = None
+
+    def __init__(
+        self, run_dir: Path, root: Path, *, group: Group = None, tags: Labels = None, notes: Notes = None
+    ) -> None:
         self.run_dir, self.root = run_dir, root
+        self.group, self.notes = group, notes
+        self.tags = {key: str(value) for key, value in leaves(tags or {})}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """``tags``, with ``group`` and ``notes`` as tags of these names."""
+        named = {"group": self.group, "notes": self.notes}
+        return {**self.tags, **{key: value for key, value in named.items() if value}}
 
     def start(
         self, *, name: str, params: Params, tags: Tags, run_id: str | None = None, from_step: int | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 from stormlit.files import write_atomically, write_json
 from stormlit.registry import register
-from stormlit.tracking.base import Params, RunStatus, Tags, Tracker
+from stormlit.tracking.base import Group, Labels, Notes, Params, RunStatus, Tags, Tracker
 from stormlit.tracking.journal import Journal
 
 
@@ -24,8 +24,10 @@ class CsvTracker(Tracker):
     ``flush`` raise ``OSError`` for a full disk, and write what it has refused in a later call.
     """
 
-    def __init__(self, run_dir: Path, root: Path) -> None:
-        super().__init__(run_dir, root)
+    def __init__(
+        self, run_dir: Path, root: Path, *, group: Group = None, tags: Labels = None, notes: Notes = None
+    ) -> None:
+        super().__init__(run_dir, root, group=group, tags=tags, notes=notes)
         self._tags: dict[str, str] = {}
         self._journal: Journal | None = None
         self._logged: set[tuple[int, str]] = set()  # before a resume, at the step the run goes on from

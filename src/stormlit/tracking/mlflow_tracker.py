@@ -14,13 +14,14 @@ from typing import Annotated
 
 from stormlit.errors import ConfigError
 from stormlit.registry import Option, leaves, register
-from stormlit.tracking.base import Params, RunStatus, Tags, Tracker, warn
+from stormlit.tracking.base import Group, Labels, Notes, Params, RunStatus, Tags, Tracker, warn
 from stormlit.tracking.mlflow_store import MachineLoad, MlflowStore, mlflow_program, out_of_reach
 from stormlit.tracking.sender import Sender, first_line, send_all
 from stormlit.tracking.spool import Backlog, Entry, Spool
 
 LONGEST_NAME = 250  # MLflow's limit
 EXPERIMENT = "stormlit"
+NOTE = "mlflow.note.content"  # what MLflow shows as a run's description
 URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
 
 # Where a run is, how long it is, and who watches it changes no value that it logs.
@@ -61,8 +62,11 @@ class MlflowTracker(Tracker):
         ] = EXPERIMENT,
         flush_seconds: Annotated[float, Option("how long points are gathered before they are sent", low=0)] = 10.0,
         system_metrics: Annotated[bool, Option("also record the machine's load, every 10 s")] = False,
+        group: Group = None,
+        tags: Labels = None,
+        notes: Notes = None,
     ) -> None:
-        super().__init__(run_dir.resolve(), root.resolve())
+        super().__init__(run_dir.resolve(), root.resolve(), group=group, tags=tags, notes=notes)
         self._uri = uri
         self._experiment = experiment
         self._flush_seconds = flush_seconds
@@ -84,6 +88,7 @@ class MlflowTracker(Tracker):
         A run goes on without an answer; only a store that answers that it does not have the run is an error then.
         """
         flat = {key: str(value) for key, value in leaves(params)}
+        tags = {NOTE if key == "notes" else key: value for key, value in tags.items()}
         if "run.dir" in flat:
             flat["run.dir"] = str(self.root)  # however it was spelt, and from whichever folder
         begun = self._begun(run_id)

@@ -1,0 +1,137 @@
+"""The commands and their arguments, as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Verb(NamedTuple):
+    """What a verb calls, ``module:function``, and the arguments it takes besides those of that function's signature.
+
+    The function is given the parsed arguments that it names, the text it returns is printed. ``files`` and
+    ``overrides`` are made from the words (``overrides`` alone takes no files), ``root`` is where runs are looked for.
+    """
+
+    target: str
+    help: str
+    arguments: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
+
+
+def _argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return names, options
+
+
+RUN = _argument("reference", metavar="RUN", help="a run's name, its MLflow run id, or the path of a run or checkpoint")
+LAYERS = _argument(
+    "words", nargs="*", default=[], metavar="CONFIG|KEY=VALUE", help="configurations to layer, then overrides"
+)
+WORDS = _argument("words", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the configuration")
+DEMONSTRATION = "a .npz, or an official pickle"
+
+VERBS = {
+    "train": Verb(
+        "stormlit.runs.resume:train_or_resume",
+        "Train from scratch, or with resume=auto go on with the run of that name.",
+        (LAYERS,),
+    ),
+    "resume": Verb(
+        "stormlit.runs.resume:resume_run",
+        "Go on with a run from its newest checkpoint, in the same MLflow run.",
+        (RUN, WORDS),
+    ),
+    "eval": Verb(
+        "stormlit.cli.commands:evaluate_run", "Play whole episodes with a run and print every return.", (RUN, WORDS)
+    ),
+    "dream": Verb(
+        "stormlit.cli.commands:dream_run",
+        "Write a video of real, reconstructed and imagined frames.",
+        (
+            RUN,
+            WORDS,
+            _argument("-o", "--output", type=Path, help="video file (.mp4 or .gif); default: in the run's media"),
+            _argument("--dreams", type=int, default=4, help="how many dreams to show (default 4)"),
+        ),
+    ),
+    "sync": Verb(
+        "stormlit.runs.sync:sync_run",
+        "Send the metrics and files that a run's tracking server has missed.",
+        (RUN, WORDS),
+    ),
+    "bench": Verb(
+        "stormlit.cli.bench.command:bench",
+        "Time every phase of training, and count what it launches.",
+        (
+            LAYERS,
+            _argument("--rounds", type=int, default=5, help="how often each phase is measured (default 5)"),
+            _argument(
+                "--json",
+                dest="output",
+                type=Path,
+                metavar="FILE",
+                help="where to write the numbers; default: bench-CONFIG.json",
+            ),
+            _argument(
+                "--compare",
+                dest="groups",
+                nargs="+",
+                default=[],
+                metavar="WORDS",
+                help="two or more groups of further words, each in quotes, measured side by side",
+            ),
+        ),
+    ),
+    "import-official": Verb(
+        "stormlit.runs.import_official:import_official",
+        "Turn a checkpoint of the public implementation into an ordinary run.",
+        (
+            _argument("world_model_file", type=Path, metavar="WORLD_MODEL.pth", help="the world model's state dict"),
+            _argument("agent_file", type=Path, metavar="AGENT.pth", help="the agent's state dict"),
+            WORDS,
+            _argument("-o", "--output", type=Path, required=True, help="folder of the run to write"),
+        ),
+    ),
+    "components": Verb(
+        "stormlit.cli.commands:components",
+        "List every registered part with its options and defaults, or check one.",
+        (
+            _argument("kind", nargs="?", metavar="KIND", help="only parts of this kind"),
+            _argument("name", nargs="?", metavar="NAME", help="only this part, which may be yours: MODULE:CLASS"),
+            _argument("--check", action="store_true", help="whether it keeps the laws of its kind"),
+        ),
+    ),
+    "config": Verb(
+        "stormlit.cli.commands:show_config",
+        "Print the resolved configuration as YAML.",
+        (
+            LAYERS,
+            _argument("--keys", action="store_true", help="as a table of keys, meanings, values and ranges"),
+        ),
+    ),
+    "script": Verb(
+        "stormlit.cli.lightning_command:fabric_script", "Print the path of the file to give to `fabric run`.", ()
+    ),
+}
+_OUTPUT = _argument("-o", "--output", type=Path, required=True, metavar="OUT.npz", help="the file to write")
+DEMOS = {
+    "info": Verb(
+        "stormlit.cli.demonstration_commands:describe_all",
+        "Show what is in demonstrations: frames, episodes, returns, actions.",
+        (_argument("demonstrations", type=Path, nargs="+", metavar="FILE", help=DEMONSTRATION),),
+    ),
+    "convert": Verb(
+        "stormlit.cli.demonstration_commands:convert",
+        "Write a demonstration in stormlit's own format, with env.game=NAME as that game's.",
+        (_argument("file", type=Path, metavar="FILE", help=DEMONSTRATION), WORDS, _OUTPUT),
+    ),
+    "record": Verb(
+        "stormlit.cli.demonstration_commands:record_run",
+        "Record a trained run, or random play, as a demonstration.",
+        (
+            _argument("reference", metavar="RUN|random", help="a run, or random: random actions in env.game=NAME"),
+            WORDS,
+            _OUTPUT,
+            _argument("--steps", type=int, default=2048, help="environment steps to record (default 2048)"),
+        ),
+    ),
+}

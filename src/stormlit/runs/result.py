@@ -1,0 +1,155 @@
+"""What came out of a finished run, as one file of data: ``result.json`` in the run's folder.
+
+Whatever compares runs reads it from there, and needs neither checkpoints nor a tracker.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stormlit.config.compose import compose, to_tree
+from stormlit.config.schema import Config
+from stormlit.errors import CheckpointError
+from stormlit.files import read_json, write_json
+from stormlit.registry import leaves
+
+FORMAT = 1
+FILE = "result.json"
+
+# Where a run is, who watches it, and which of equal runs it is.
+NOT_WHAT_WAS_ASKED = ("seed", "resume", "run", "tracking")
+# How an environment is shown to the agent, and where it runs, do not change what an episode is worth.
+NOT_PROTOCOL = (
+    "num_envs",
+    "episode_seeds",
+    "isolation",
+    "step_timeout_seconds",
+    "max_restarts",
+    "size",
+    "channels",
+    "values",
+    "render_pixels",
+    "life_loss_terminates",
+    "reward_transform",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run in built-in types; numbers that are not finite are None.
+
+    run: ``name``, ``group`` and ``variant`` (empty where there is none), ``tags``.
+    task: ``env_id``, ``game`` (an Atari game's name, or None), ``name`` as shown, and ``protocol``: the settings that
+    must be equal for scores to be comparable.
+    env_steps, env_steps_wanted: taken, and the budget; they differ where several environments overshoot it.
+    config: the resolved configuration.  config_hash: SHA-256 of it, without ``NOT_WHAT_WAS_ASKED``.
+    differences: key -> (default, value) for what is not as in the default configuration.
+    provenance: ``version``, ``commit`` and ``dirty`` (None outside a git checkout), ``device``, ``precision``,
+    ``threads``, ``processes``, ``torch``, ``started`` and ``finished`` (ISO 8601, UTC).
+    cost: ``wall_seconds`` of all parts of the run together, without what was lost after a last checkpoint and done
+    again; ``env_steps_per_second`` over them; ``peak_memory_bytes`` of the GPU, or of this process on a CPU.
+    returns: (environment step, return) of each training episode.
+    curve: (environment step, returns of the episodes) of each evaluation, the last one included.
+    evaluation: returns of the last evaluation's episodes, of "agent", "random" and "constant/ACTION".
+    world_model: the last means of the world model's metrics.
+    """
+
+    run: dict[str, Any]
+    task: dict[str, Any]
+    seed: int
+    env_steps: int
+    env_steps_wanted: int
+    config: dict[str, Any]
+    config_hash: str
+    differences: dict[str, tuple[Any, Any]]
+    provenance: dict[str, Any]
+    cost: dict[str, Any]
+    returns: list[tuple[int, float | None]]
+    curve: list[tuple[int, list[float | None]]]
+    evaluation: dict[str, list[float | None]]
+    world_model: dict[str, float | None]
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> Path:
+        """Write ``result.json`` into a run's folder, in one step; returns its path."""
+        write_json(folder / FILE, dataclasses.asdict(self))
+        return folder / FILE
+
+
+def read(folder: Path) -> Result | None:
+    """The result in a run's folder, None where there is none.
+
+    Raises ``CheckpointError`` for a file that is damaged, or newer than this code.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    content = read_json(file)
+    fields = {field.name: field for field in dataclasses.fields(Result)}
+    if not isinstance(content.get("format"), int) or missing(content, fields):
+        raise CheckpointError(f"{file} is damaged: {' and '.join(missing(content, fields)) or 'format'} is missing")
+    if content["format"] > FORMAT:
+        raise CheckpointError(
+            f"{file} has format {content['format']}, this stormlit reads up to {FORMAT}: upgrade stormlit"
+        )
+    values = {name: content[name] for name in fields}
+    for name in ("returns", "curve"):
+        values[name] = [(step, value) for step, value in values[name]]
+    values["differences"] = {key: (default, value) for key, (default, value) in values["differences"].items()}
+    return Result(**values)
+
+
+def missing(content: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
+    """The fields that are not there, or of the wrong type."""
+    kinds = {"int": int, "str": str, "list": list, "dict": dict}
+    expected = {name: kinds[str(field.type).partition("[")[0]] for name, field in fields.items()}
+    return [name for name, kind in expected.items() if not isinstance(content.get(name), kind)]
+
+
+def asked(config: Config) -> dict[str, Any]:
+    """What a configuration asks to be learned: all of it but ``NOT_WHAT_WAS_ASKED``."""
+    return {name: value for name, value in to_tree(config).items() if name not in NOT_WHAT_WAS_ASKED}
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 of what a configuration asks for, in hexadecimal; equal for runs that differ only in their seed."""
+    return hashlib.sha256(json.dumps(asked(config), sort_keys=True).encode()).hexdigest()
+
+
+def differences(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+    """The keys in which what is asked for differs, with both values; None where a part has no such option."""
+    old, new = dict(leaves(asked(before))), dict(leaves(asked(now)))
+    # Where another part stands, its name is what was changed, and its own options say how.
+    gone = {key for key in old if key not in new and not _replaced(key, old, new)}
+    return {
+        key: (old.get(key), new.get(key)) for key in [*new, *sorted(gone)] if key in gone or old.get(key) != new[key]
+    }
+
+
+def _replaced(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a key belongs to a part that another one has taken the place of."""
+    name = f"{key.rpartition('.')[0]}.name"
+    return old.get(name) != new.get(name)
+
+
+def differences_from_default(config: Config) -> dict[str, tuple[Any, Any]]:
+    return differences(compose(), config)
+
+
+def protocol(config: Config) -> dict[str, Any]:
+    """What has to be equal for two scores to be comparable."""
+    env = {name: value for name, value in to_tree(config)["env"].items() if name not in NOT_PROTOCOL}
+    evaluation = config.evaluation
+    return {
+        "env": env,
+        "evaluation": {
+            name: getattr(evaluation, name) for name in ("episodes", "selection", "greedy", "max_steps_per_episode")
+        },
+        "env_steps": config.loop.env_steps,
+    }
