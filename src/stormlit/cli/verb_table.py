@@ -81,6 +81,11 @@ VERBS = {
             ),
         ),
     ),
+    "scores": Verb(
+        "stormlit.cli.comparison_commands:published_scores",
+        "Print published scores on Atari 100k: aggregates with intervals.",
+        (_argument("methods", nargs="*", default=[], metavar="METHOD", help="only these, and every game of theirs"),),
+    ),
     "import-official": Verb(
         "stormlit.runs.import_official:import_official",
         "Turn a checkpoint of the public implementation into an ordinary run.",
