@@ -33,21 +33,21 @@ def fake_result(
         (budget * part // 5, [random_mean + (value - random_mean) * (part / 5) ** 0.5 for value in numbers])
         for part in range(1, 5)
     ]
-    fields: dict[str, Any] = dict(
-        run={"name": name, "group": group, "variant": variant, "tags": {}},
-        task={
+    fields: dict[str, Any] = {
+        "run": {"name": name, "group": group, "variant": variant, "tags": {}},
+        "task": {
             "env_id": env_id(made.env),
             "game": env_name(made.env) if is_atari(made.env) else None,
             "name": env_name(made.env),
             "protocol": protocol(made),
         },
-        seed=made.seed,
-        env_steps=budget,
-        env_steps_wanted=budget,
-        config=to_tree(made),
-        config_hash=config_hash(made),
-        differences=differences_from_default(made),
-        provenance={
+        "seed": made.seed,
+        "env_steps": budget,
+        "env_steps_wanted": budget,
+        "config": to_tree(made),
+        "config_hash": config_hash(made),
+        "differences": differences_from_default(made),
+        "provenance": {
             "version": "0.1.0",
             "commit": "0123456789abcdef0123456789abcdef01234567",
             "dirty": False,
@@ -59,12 +59,12 @@ def fake_result(
             "started": "2026-11-25T10:00:00+00:00",
             "finished": "2026-11-25T10:05:00+00:00",
         },
-        cost={"wall_seconds": 300.0 + 10 * made.seed, "env_steps_per_second": 16.0, "peak_memory_bytes": 2**29},
-        returns=[(step, random_mean) for step in range(10, budget, 10)],
-        curve=[*curve, (budget, list(returns))],
-        evaluation={"agent": list(returns), "random": list(random)},
-        world_model={"world_model/kl": 1.5},
-    )
+        "cost": {"wall_seconds": 300.0 + 10 * made.seed, "env_steps_per_second": 16.0, "peak_memory_bytes": 2**29},
+        "returns": [(step, random_mean) for step in range(10, budget, 10)],
+        "curve": [*curve, (budget, list(returns))],
+        "evaluation": {"agent": list(returns), "random": list(random)},
+        "world_model": {"world_model/kl": 1.5},
+    }
     return Result(**{**fields, **changes})
 
 
