@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,17 @@ from typing import Any
 import numpy as np
 
 from stormlit.config.compose import compose, to_tree
+from stormlit.config.schema import Config
 from stormlit.envs import env_id, env_name, is_atari
 from stormlit.files import write_json
 from stormlit.runs.result import Result, config_hash, differences_from_default, protocol
+
+
+@functools.cache
+def _configured(*words: str) -> tuple[Config, dict[str, Any], str, dict[str, tuple[Any, Any]]]:
+    """A configuration, as a tree, its hash, and its differences; the first word is its name."""
+    made = compose(words[:1], words[1:])
+    return made, to_tree(made), config_hash(made), differences_from_default(made)
 
 
 def fake_result(
@@ -25,7 +34,8 @@ def fake_result(
     **changes: Any,
 ) -> Result:
     """A result whose last evaluation has ``returns``; the curve rises to their mean.  words: of the configuration."""
-    made = compose([config], [*words, f"run.name={name}"])
+    made, tree, digest, differences = _configured(config, *(word for word in words if not word.startswith("seed=")))
+    seed = int(next((word.partition("=")[2] for word in words if word.startswith("seed=")), 0))
     budget = made.loop.env_steps
     numbers = [value for value in returns if value is not None] or [0.0]
     random_mean = float(np.mean(random))
@@ -41,12 +51,12 @@ def fake_result(
             "name": env_name(made.env),
             "protocol": protocol(made),
         },
-        "seed": made.seed,
+        "seed": seed,
         "env_steps": budget,
         "env_steps_wanted": budget,
-        "config": to_tree(made),
-        "config_hash": config_hash(made),
-        "differences": differences_from_default(made),
+        "config": {**tree, "seed": seed},
+        "config_hash": digest,
+        "differences": differences,
         "provenance": {
             "version": "0.1.0",
             "commit": "0123456789abcdef0123456789abcdef01234567",
@@ -59,7 +69,7 @@ def fake_result(
             "started": "2026-11-25T10:00:00+00:00",
             "finished": "2026-11-25T10:05:00+00:00",
         },
-        "cost": {"wall_seconds": 300.0 + 10 * made.seed, "env_steps_per_second": 16.0, "peak_memory_bytes": 2**29},
+        "cost": {"wall_seconds": 300.0 + 10 * seed, "env_steps_per_second": 16.0, "peak_memory_bytes": 2**29},
         "returns": [(step, random_mean) for step in range(10, budget, 10)],
         "curve": [*curve, (budget, list(returns))],
         "evaluation": {"agent": list(returns), "random": list(random)},

@@ -36,7 +36,9 @@ def _last_dream(cell: Cell) -> Film | None:
         files = sorted((cell.folder / "media").glob(f"dream-[0-9]*{suffix}"))
         if files and files[-1].stat().st_size <= LARGEST_FILM:
             caption = f"{cell.variant}: {cell.task}, seed {cell.seed}, step {_step(files[-1]):,}"
-            return Film(files[-1].read_bytes(), media_type, caption)
+            picture = files[-1].with_suffix(".png")
+            poster = picture.read_bytes() if suffix == ".mp4" and picture.is_file() else b""
+            return Film(files[-1].read_bytes(), media_type, caption, poster)
     return None
 
 

@@ -14,6 +14,7 @@ from stormlit.runs.comparison.table import Cell, Comparison
 
 FEW_SEEDS = 5  # a percentile bootstrap of fewer runs is clearly too narrow
 LISTED = 6  # names in a sentence
+PAIRS_FOR_5_PERCENT = 6  # 2 / 2^6 = 0.03
 
 
 def what_cannot_be_concluded(comparison: Comparison) -> list[str]:
@@ -97,11 +98,12 @@ def _differences(comparison: Comparison) -> Iterator[str]:
                 f"{len(comparison.others)} variants were held against '{comparison.base}', each at {CONFIDENCE:.0%}: "
                 f"about one in {1 / (1 - CONFIDENCE):.0f} such comparisons looks like a difference where there is none."
             )
-    pairs = sum(len(comparison.pairs(v, t)[0]) for v in comparison.others[:1] for t in comparison.tasks)
-    if comparison.others and 0 < pairs < 6:
+    pairs = max((len(comparison.pairs(v, t)[0]) for v in comparison.others for t in comparison.tasks), default=0)
+    if 0 < pairs < PAIRS_FOR_5_PERCENT:
         yield (
-            f"{pairs} pair{'s' * (pairs > 1)} of runs cannot make a difference by seed significant at 5%: even if all "
-            f"had the same sign, chance alone would do that with probability {min(1.0, 2 / 2**pairs):.2g}."
+            f"No environment has more than {pairs} pair{'s' * (pairs > 1)} of runs with the same seed: even if all "
+            f"their differences had the same sign, chance alone would do that with probability {2 / 2**pairs:.2g}, so "
+            "that no single environment can show a difference at 5%."
         )
 
 

@@ -25,11 +25,14 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """A video or picture, as the bytes of its file.  media_type: such as "video/mp4"."""
+    """A video or picture, as the bytes of its file.  media_type: such as "video/mp4".  poster: the PNG that a video
+    shows before it is played.
+    """
 
     content: bytes
     media_type: str
     caption: str
+    poster: bytes = b""
 
 
 @dataclass(slots=True)

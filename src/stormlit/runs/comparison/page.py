@@ -68,15 +68,18 @@ def _figure(figure: Figure, key: str) -> str:
 
 
 def _film(film: Film) -> str:
-    source = f"data:{film.media_type};base64,{base64.b64encode(film.content).decode()}"
+    source = _data(film.media_type, film.content)
     caption = _text(film.caption)
     if film.media_type.startswith("video/"):
-        shown = (
-            f'<video controls loop muted playsinline preload="metadata" aria-label="{caption}" src="{source}"></video>'
-        )
+        poster = f' poster="{_data("image/png", film.poster)}"' if film.poster else ""
+        shown = f'<video controls loop muted playsinline aria-label="{caption}"{poster} src="{source}"></video>'
     else:
         shown = f'<img alt="{caption}" src="{source}">'
     return f"<figure><figcaption>{caption}</figcaption>{shown}</figure>"
+
+
+def _data(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def _table(table: Table) -> str:
