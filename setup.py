@@ -10,6 +10,7 @@ setup(
     package_data={
         "stormlit": ["py.typed"],
         "stormlit.envs": ["*.csv"],
+        "stormlit.runs.comparison": ["*.csv"],
         "stormlit.configs": ["**/*.yaml"],
     },
 )

@@ -81,6 +81,33 @@ VERBS = {
             ),
         ),
     ),
+    "report": Verb(
+        "stormlit.cli.comparison_commands:report_runs",
+        "Write a page on what runs show, and what they do not: statistics, curves, dreams, cost.",
+        (
+            _argument(
+                "words",
+                nargs="+",
+                metavar="RUN|FOLDER|GROUP|EXPERIMENT",
+                help="runs, folders of runs, groups (such as a grid's name) or MLflow experiments; also run.dir=DIR",
+            ),
+            _argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder to write"),
+            _argument("--base", metavar="VARIANT", help="the variant to compare with (default: base, or the first)"),
+            _argument(
+                "--reference",
+                dest="scale",
+                action="append",
+                default=[],
+                metavar="VARIANT|ENV=SCORE",
+                help="what counts as 1 where there is no human score (default: the base); may be given again",
+            ),
+        ),
+    ),
+    "scores": Verb(
+        "stormlit.cli.comparison_commands:published_scores",
+        "Print published scores on Atari 100k: aggregates with intervals.",
+        (_argument("methods", nargs="*", default=[], metavar="METHOD", help="only these, and every game of theirs"),),
+    ),
     "import-official": Verb(
         "stormlit.runs.import_official:import_official",
         "Turn a checkpoint of the public implementation into an ordinary run.",

@@ -1,0 +1,1 @@
+"""Results beside one another: statistics, figures, the page, and what the numbers do not show."""
