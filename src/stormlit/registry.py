@@ -8,8 +8,7 @@ Name, type, default, range and the line of help are read from there by the confi
 the command line and the table in docs/configuration.md. Positional parameters are a class's surroundings (shapes,
 widths, a device), which no configuration sets.
 
-A part is such a class with a name: a component node is ``{name: cnn, **options}``.
-"""
+A part is such a class with a name: a component node is ``{name: cnn, **options}``."""
 
 from __future__ import annotations
 
