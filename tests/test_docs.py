@@ -17,6 +17,9 @@ from stormlit import registry
 from stormlit.cli.verbs import _parser, _split, main
 from stormlit.config.compose import compose, to_tree
 from stormlit.envs.catch import RANDOM_RETURN
+from stormlit.runs.ablation import launchers
+from stormlit.runs.ablation.cells import cells_of
+from stormlit.runs.ablation.grid import read_grid
 from test_layers import ROOMS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -144,6 +147,11 @@ def test_a_documented_command_is_understood(command: Command) -> None:
         files, overrides = _split(parsed.words)
         if parsed.verb == "report":
             files = []  # runs
+        if parsed.verb == "ablate":
+            words, where = launchers.split(overrides)
+            launchers.build(where, on_gpu=False)
+            cells_of(read_grid(files, words, parsed.vary, parsed.seeds, parsed.name))
+            return
         assert not files or parsed.verb in ("train", "config", "bench")
         for group in getattr(parsed, "groups", None) or [""]:
             compose(files, [*overrides, *shlex.split(group)])

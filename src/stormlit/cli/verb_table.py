@@ -58,6 +58,30 @@ VERBS = {
         "Send the metrics and files that a run's tracking server has missed.",
         (RUN, WORDS),
     ),
+    "ablate": Verb(
+        "stormlit.cli.ablate_command:ablate",
+        "Run a grid: variants of a configuration, on environments and seeds. The same command goes on with it.",
+        (
+            _argument(
+                "words",
+                nargs="*",
+                default=[],
+                metavar="GRID|CONFIG|KEY=VALUE",
+                help="a bundled grid or a grid file, then configurations and changes for all of it (launcher=, jobs=, "
+                "threads=, gpus_per_cell=, retries= say where it runs); with --vary configurations only",
+            ),
+            _argument(
+                "--vary",
+                action="append",
+                default=[],
+                metavar="KEY=A,B",
+                help="a grid without a file: this key with each of these values; given again, all combinations",
+            ),
+            _argument("--seeds", metavar="N|A,B", help="how many seeds, or which; default: the grid's, else one"),
+            _argument("--name", help="folder of the grid in run.dir; default: made from what it is"),
+            _argument("--dry-run", action="store_true", help="only show the cells, and how long they would take"),
+        ),
+    ),
     "bench": Verb(
         "stormlit.cli.bench.command:bench",
         "Time every phase of training, and count what it launches.",

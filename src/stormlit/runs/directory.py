@@ -131,6 +131,15 @@ def refuse_if_training(run: RunDirectory) -> None:
         raise ConfigError(f"run.dir={run.root}: cannot read {run.path / 'lock'} ({error.strerror})") from error
 
 
+def is_training(run: RunDirectory) -> bool:
+    """Whether a process trains the run at this moment."""
+    try:
+        refuse_if_training(run)
+    except ConfigError:
+        return True
+    return False
+
+
 def _busy(run: RunDirectory, otherwise: str = "choose another name") -> ConfigError:
     return ConfigError(f"run.name={run.name}: another process is training that run in {run.root}; {otherwise}")
 
