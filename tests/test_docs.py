@@ -149,7 +149,7 @@ def test_a_documented_command_is_understood(command: Command) -> None:
             files = []  # runs
         if parsed.verb == "ablate":
             words, where = launchers.split(overrides)
-            launchers.build(where, on_gpu=False)
+            launchers.build(where, on_gpu=False, threads=1)
             cells_of(read_grid(files, words, parsed.vary, parsed.seeds, parsed.name))
             return
         assert not files or parsed.verb in ("train", "config", "bench")

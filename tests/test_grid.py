@@ -221,19 +221,19 @@ def test_the_bar_in_a_log_says_how_far_a_cell_is(tmp_path: Path, capfd: pytest.C
 
 
 def test_slots_are_what_cores_and_gpus_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stormlit.runs.ablation.launch.usable_cores", lambda: 8)
+    monkeypatch.setattr("stormlit.runs.ablation.launch.cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
-    assert ProcessLauncher(False).slots == 8 and ProcessLauncher(False, threads=3).slots == 2
-    assert ProcessLauncher(False, jobs=20).slots == 20
-    assert ProcessLauncher(True).slots == 3 and ProcessLauncher(True, gpus_per_cell=0.25).slots == 12
-    assert ProcessLauncher(True, gpus_per_cell=0.25, jobs=5).slots == 5
+    assert ProcessLauncher(False, 1).slots == 8 and ProcessLauncher(False, 3).slots == 2
+    assert ProcessLauncher(False, 1, jobs=20).slots == 20
+    assert ProcessLauncher(True, 1).slots == 3 and ProcessLauncher(True, 1, gpus_per_cell=0.25).slots == 12
+    assert ProcessLauncher(True, 1, gpus_per_cell=0.25, jobs=5).slots == 5
     assert gpu_groups(["2", "5", "7"], 2) == ["2,5"]
     with pytest.raises(ConfigError, match="gpus_per_cell=4: there are only 3 GPUs"):
-        ProcessLauncher(True, gpus_per_cell=4)
+        ProcessLauncher(True, 1, gpus_per_cell=4)
 
 
 def test_words_about_where_cells_run_are_no_configuration() -> None:
     configuration, given = launchers.split(["jobs=2", "agent.gamma=0.9", "launcher=processes", "jobs=3"])
     assert configuration == ["agent.gamma=0.9"] and given == {"jobs": "3", "launcher": "processes"}
-    launcher, options = launchers.build(given, on_gpu=False)
+    launcher, options = launchers.build(given, on_gpu=False, threads=1)
     assert isinstance(launcher, ProcessLauncher) and launcher.slots == 3 and options.retries == 2

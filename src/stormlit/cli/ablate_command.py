@@ -44,7 +44,7 @@ def ablate(
     if (folder / "run.json").exists():
         raise ConfigError(f"{folder} is a run: choose another name for the grid with --name NAME")
     record = Record.of(grid, cells, folder)
-    launcher, options = launchers.build(where, _on_gpu(cells[0]))
+    launcher, options = launchers.build(where, _on_gpu(cells[0]), max(cell.threads for cell in cells))
     if dry_run:
         return _plan(grid, cells, record, launcher)
     board = Board.of(cells)

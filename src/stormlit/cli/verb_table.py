@@ -68,7 +68,7 @@ VERBS = {
                 default=[],
                 metavar="GRID|CONFIG|KEY=VALUE",
                 help="a bundled grid or a grid file, then configurations and changes for all of it (launcher=, jobs=, "
-                "threads=, gpus_per_cell=, retries= say where it runs); with --vary configurations only",
+                "gpus_per_cell=, retries= say where it runs); with --vary configurations only",
             ),
             _argument(
                 "--vary",

@@ -23,7 +23,7 @@ FORMAT = 1
 FILE = "result.json"
 
 # Where a run is, who watches it, and which of equal runs it is.
-NOT_WHAT_WAS_ASKED = ("seed", "resume", "run", "tracking")
+NOT_WHAT_WAS_ASKED = ("seed", "threads", "resume", "run", "tracking")
 # How an environment is shown to the agent, and where it runs, do not change what an episode is worth.
 NOT_PROTOCOL = (
     "num_envs",

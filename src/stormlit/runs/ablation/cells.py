@@ -57,6 +57,11 @@ class Cell:
         return self.folder / LOG
 
     @property
+    def threads(self) -> int:
+        """That it computes with on a CPU."""
+        return int(self.config.threads)
+
+    @property
     def wanted(self) -> int:
         """Environment steps."""
         return self.config.loop.env_steps
@@ -90,6 +95,8 @@ def cells_of(grid: Grid) -> list[Cell]:
             try:
                 config = compose(files, given[len(files) :])
                 _check_labels(config)
+                if config.threads == "auto":  # each takes one core, and the grid takes all
+                    given, config = [*given, "threads=1"], dataclasses.replace(config, threads=1)
             except StormlitError as error:
                 raise ConfigError(f"variant '{variant}': {error}") from error
             same = seen.setdefault(config_hash(config), variant)
@@ -155,6 +162,7 @@ def seconds_of(cell: Cell, *, timed: bool = True) -> float | None:
     timed: without, nothing is timed and None is returned, as for what trains on a GPU.
     Raises what is wrong with it, with the variant's name.
     """
+    before = torch.get_num_threads()
     config, on_gpu = cell.config, cell.config.accelerator != "cpu" and torch.cuda.is_available()
     if on_gpu:  # this process takes no memory of a GPU
         replay = dataclasses.replace(config.replay, device="auto")
@@ -165,9 +173,11 @@ def seconds_of(cell: Cell, *, timed: bool = True) -> float | None:
             check_memory(config, training)
             if on_gpu or not timed:
                 return None
+            torch.set_num_threads(cell.threads)
             return (training.plan.env_steps - training.plan.warmup_steps) * seconds_per_env_step(training)
         finally:
             training.envs.close()
+            torch.set_num_threads(before)
     except StormlitError as error:
         raise type(error)(f"variant '{cell.variant}' on {cell.environment}: {error}") from error
 

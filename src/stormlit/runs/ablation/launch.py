@@ -10,7 +10,6 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import torch
@@ -18,9 +17,9 @@ import torch
 from stormlit.errors import ConfigError
 from stormlit.registry import Option
 from stormlit.runs.ablation.cells import Cell
+from stormlit.runs.threads import cores
 
 Jobs = Annotated[int | None, Option("cells at once; null: as many as there is room for", 1, 10**4)]
-Threads = Annotated[int, Option("threads of each cell on a CPU", 1, 10**4)]
 GpuShare = Annotated[float, Option("share of a GPU that each cell takes", 0.001, 64)]
 
 # Libraries read them when they are loaded, each its own.
@@ -69,21 +68,21 @@ class ProcessJob(Job):
 class ProcessLauncher(Launcher):
     """Processes of this machine, in this process's group: what ends the group ends them.
 
+    on_gpu: whether cells train on a GPU.  threads: that each computes with.
     Raises ``ConfigError`` for a share of a GPU that no GPU has room for.
     """
 
-    def __init__(self, on_gpu: bool, *, jobs: Jobs = None, threads: Threads = 1, gpus_per_cell: GpuShare = 1.0) -> None:
-        self._threads = threads
+    def __init__(self, on_gpu: bool, threads: int, *, jobs: Jobs = None, gpus_per_cell: GpuShare = 1.0) -> None:
         self._gpus = gpu_groups(visible_gpus(), gpus_per_cell) if on_gpu else []
         if on_gpu and not self._gpus:
             raise ConfigError(f"gpus_per_cell={gpus_per_cell:g}: there are only {len(visible_gpus())} GPUs here")
-        room = len(self._gpus) if on_gpu else max(usable_cores() // threads, 1)
+        room = len(self._gpus) if on_gpu else max(cores() // threads, 1)
         self.slots: int = min(jobs, room) if on_gpu and jobs else jobs or room
         self._taken: dict[int, ProcessJob] = {}  # by the number of the slot
 
     def start(self, cell: Cell) -> Job:
         slot = next(number for number in range(self.slots) if self._is_free(number))
-        environment = {**os.environ, **thread_variables(self._threads)}
+        environment = {**os.environ, **thread_variables(cell.threads)}
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot]
         with opened_log(cell) as log:
@@ -132,15 +131,6 @@ def gpu_groups(gpus: Sequence[str], share: float) -> list[str]:
         return [*gpus] * int(1 / share + 1e-9)
     each = int(share)
     return [",".join(gpus[first : first + each]) for first in range(0, len(gpus) - each + 1, each)]
-
-
-def usable_cores() -> int:
-    """Cores that this process may use; a container's share of them where it has one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(min(cores, int(quota) // int(period)), 1)
-    return cores
 
 
 def environment_of_cells(threads: int) -> Mapping[str, str]:

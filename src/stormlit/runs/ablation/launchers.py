@@ -51,10 +51,10 @@ def split(overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return configuration, launcher
 
 
-def build(given: Mapping[str, str], on_gpu: bool) -> tuple[Launcher, GridOptions]:
+def build(given: Mapping[str, str], on_gpu: bool, threads: int) -> tuple[Launcher, GridOptions]:
     """The launcher that words choose, and the grid's own options; raises ``ConfigError``.
 
-    on_gpu: whether the cells train on one.
+    on_gpu: whether the cells train on a GPU.  threads: the most that one of them computes with.
     """
     name = given.get("launcher", "processes")
     if name not in LAUNCHERS:
@@ -67,7 +67,7 @@ def build(given: Mapping[str, str], on_gpu: bool) -> tuple[Launcher, GridOptions
         if key not in options(cls):
             raise ConfigError(f"launcher={name} has no option '{key}'; it has {', '.join([*options(cls), *of_grid])}")
     grid = GridOptions(**_checked(GridOptions, {key: given[key] for key in given if key in of_grid}))
-    return cls(on_gpu, **_checked(cls, own)), grid
+    return cls(on_gpu, threads, **_checked(cls, own)), grid
 
 
 def _checked(cls: type, given: Mapping[str, str]) -> dict[str, Any]:
