@@ -105,6 +105,15 @@ VERBS = {
             ),
         ),
     ),
+    "diagnose": Verb(
+        "stormlit.runs.diagnose:diagnose_run",
+        "Measure a run's world model: open-loop error, rewards, ends, latents, values, returns in its dream.",
+        (
+            RUN,
+            WORDS,
+            _argument("--steps", type=int, default=2048, help="environment steps to play for it (default 2048)"),
+        ),
+    ),
     "report": Verb(
         "stormlit.cli.comparison_commands:report_runs",
         "Write a page on what runs show, and what they do not: statistics, curves, dreams, cost.",

@@ -182,6 +182,15 @@ class MlflowTracker(Tracker):
             self._sender.stop()
         spool.close()
 
+    def keep(self, run_id: str, path: Path, folder: str = "") -> None:
+        """Note a further file of a run that nobody records any more, for ``send_backlog`` to send."""
+        path = path.resolve()
+        if path.is_relative_to(self.run_dir):
+            path = path.relative_to(self.run_dir)
+        with contextlib.closing(Spool(self._spool_of(run_id))) as spool:
+            spool.append({"artifact": str(path), "folder": folder})
+            spool.sync()
+
     def send_backlog(self) -> Backlog:
         """Send what the runs of this folder could not, without starting anything; returns how much that was.
 
