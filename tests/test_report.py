@@ -136,6 +136,9 @@ def test_the_same_runs_make_the_same_page(written: Path) -> None:
 
 def test_runs_are_found_by_name_folder_group_and_experiment(tmp_path: Path) -> None:
     root = write_grid(tmp_path / "runs", base=BASE, gru=OTHER)
+    copied = root / "artifacts" / "id-gru-s1" / "artifacts"  # where MLflow keeps a copy of each result
+    copied.mkdir(parents=True)
+    shutil.copy(root / "gru-s1" / "result.json", copied)
     assert [run.name for run in gather(["gru-s1"], root)] == ["gru-s1"]
     assert [run.name for run in gather(["id-gru-s1"], root)] == ["gru-s1"]
     assert len(gather([str(root)], tmp_path)) == len(gather(["demo"], root)) == len(gather(["stormlit"], root)) == 6

@@ -85,9 +85,9 @@ def _is_run(folder: Path) -> bool:
 
 
 def _runs_below(folder: Path, depth: int = 3) -> Iterator[Path]:
-    """Run folders under a folder, those of a grid below it too."""
+    """Run folders under a folder, those of a grid below it too; not the copies of results among MLflow's artifacts."""
     for child in folder.iterdir() if folder.is_dir() else ():
-        if child.is_dir() and _is_run(child):
+        if (child / "run.json").is_file():
             yield child
         elif child.is_dir() and depth > 1:
             yield from _runs_below(child, depth - 1)

@@ -49,7 +49,7 @@ def as_html(document: Document) -> str:
 
 
 def _section(section: Section) -> str:
-    parts = [f"<h2>{_text(section.title)}</h2>", *(f"<p>{_text(line)}</p>" for line in section.lead)]
+    parts = [f"<h2>{_text(section.title)}</h2>", *(f"<p>{_prose(line)}</p>" for line in section.lead)]
     if section.figures:
         figures = [_figure(figure, f"{section.key}-{index}") for index, figure in enumerate(section.figures)]
         parts.append(f'<div class="figures">{"".join(figures)}</div>')
@@ -57,7 +57,7 @@ def _section(section: Section) -> str:
         parts.append(f'<div class="figures films">{"".join(map(_film, section.films))}</div>')
     parts += [_table(table) for table in section.tables]
     if section.notes:
-        parts.append(f'<ul class="notes">{"".join(f"<li>{_text(note)}</li>" for note in section.notes)}</ul>')
+        parts.append(f'<ul class="notes">{"".join(f"<li>{_prose(note)}</li>" for note in section.notes)}</ul>')
     return f'<section id="{section.key}">\n' + "\n".join(parts) + "\n</section>"
 
 
@@ -103,6 +103,10 @@ def _table(table: Table) -> str:
 def _classes(cell: str, text: bool) -> str:
     names = (["text"] if text else []) + (["long"] if len(cell) > LONG else [])
     return f' class="{" ".join(names)}"' if names else ""
+
+
+def _prose(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", _text(text))
 
 
 def _text(text: str) -> str:

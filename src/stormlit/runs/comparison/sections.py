@@ -104,14 +104,14 @@ def profiles(comparison: Comparison) -> Section | None:
     every = np.concatenate([task for scores in tables.values() for task in scores])
     span = max(float(np.ptp(every)), 1e-9)
     thresholds = np.linspace(every.min() - 0.05 * span, every.max() + 0.05 * span, THRESHOLDS)
-    curves = {}
+    curves: dict[str, list[Line]] = {}
     for index, (variant, scores) in enumerate(tables.items()):
         band = interval(lambda table: performance_profile(table, thresholds), scores)
         low, high = (None, None) if band is None else band
-        curves[variant] = Line(index, thresholds, performance_profile(scores, thresholds), low, high)
+        curves[variant] = [Line(index, thresholds, performance_profile(scores, thresholds), low, high)]
     section.figures += [
         Figure(lines_figure(drawn, "scaled score", "share of runs above it"), caption)
-        for drawn, caption in _together_or_apart(comparison, curves, "Performance profile: further up is better")
+        for drawn, caption in together_or_apart(comparison, curves, "Performance profile: further up is better")
     ]
     rows, told = [], []
     for index, variant in enumerate(comparison.others, start=1):
@@ -165,13 +165,15 @@ def curves(comparison: Comparison) -> Section:
     section = Section("curves", "Learning curves")
     for task in comparison.tasks:
         found, source = learning_curves(comparison, task)
-        lines = {variant: _line(index, found[variant]) for index, variant in enumerate(comparison.variants)
-                 if variant in found}  # fmt: skip
-        if lines:
-            section.figures += [
-                Figure(lines_figure(drawn, "environment steps", "return", _marks(comparison, task)), caption)
-                for drawn, caption in _together_or_apart(comparison, lines, f"{task}, {source}")
-            ]
+        lines = {
+            variant: [_line(index, found[variant])]
+            for index, variant in enumerate(comparison.variants)
+            if variant in found
+        }
+        section.figures += [
+            Figure(lines_figure(drawn, "environment steps", "return", _marks(comparison, task)), caption)
+            for drawn, caption in together_or_apart(comparison, lines, f"{task}, {source}")
+        ]
     section.lead = ["The line is the mean over seeds, the band its standard error on either side; one seed has none."]
     return section
 
@@ -181,14 +183,15 @@ def _line(index: int, curve: Curve) -> Line:
     return Line(index, curve.steps, curve.mean, low, high)
 
 
-def _together_or_apart(comparison: Comparison, lines: dict[str, Line], caption: str) -> list[tuple[list[Line], str]]:
+def together_or_apart(
+    comparison: Comparison, lines: dict[str, list[Line]], caption: str
+) -> list[tuple[list[Line], str]]:
+    """The lines and caption of each figure: one for all variants, or, of many, one each with the base behind."""
     if len(lines) <= MOST_IN_ONE:
-        return [(list(lines.values()), caption)]
-    behind = lines.get(comparison.base)
+        return [([line for drawn in lines.values() for line in drawn], caption)] if lines else []
+    behind = lines.get(comparison.base, [])
     return [
-        ([line] if behind is None else [behind, line], f"{caption}: {variant}")
-        for variant, line in lines.items()
-        if variant != comparison.base
+        ([*behind, *drawn], f"{caption}: {variant}") for variant, drawn in lines.items() if variant != comparison.base
     ]
 
 

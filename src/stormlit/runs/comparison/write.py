@@ -15,6 +15,7 @@ from stormlit.runs.comparison.gather import gather, one_of_each
 from stormlit.runs.comparison.literature import aggregates
 from stormlit.runs.comparison.page import as_html, as_markdown
 from stormlit.runs.comparison.table import Comparison, compare
+from stormlit.runs.comparison.world_models import world_models
 
 PAGE, TEXT, SCORES, AGGREGATED = "report.html", "report.md", "scores.csv", "aggregates.csv"
 
@@ -52,6 +53,7 @@ def document(comparison: Comparison, name: str) -> Document:
         sections.differences(comparison),
         sections.curves(comparison),
         sections.literature(comparison),
+        world_models(comparison),
         circumstances.dreams(comparison),
         circumstances.cost(comparison),
         circumstances.configuration(comparison),
