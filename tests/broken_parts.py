@@ -319,6 +319,32 @@ class NeverCuts(SoundSequence):
         return hidden, memory
 
 
+class NoTensors(SoundSequence):
+    carries = True
+
+
+class Counted(Sum):
+    def __init__(self, total: Tensor) -> None:
+        super().__init__(total)
+        self.steps = 0
+
+    def tensors(self) -> list[Tensor]:
+        return [self.total]
+
+
+class KeepsSomethingAside(SoundSequence):
+    carries = True
+
+    def empty(self, rows: int, capacity: int) -> Sum:
+        return Counted(torch.zeros(rows, self.hidden_dim))
+
+    def step(self, latent: Tensor, action: Tensor, memory: Sum) -> Tensor:
+        if isinstance(memory, Counted):
+            memory.steps += 1
+            return super().step(latent, action, memory) + 1e-6 * memory.steps
+        return super().step(latent, action, memory)
+
+
 class NoStep(SoundSequence):
     step = property()  # type: ignore[assignment]
 
@@ -372,6 +398,43 @@ class WrongState(SoundState):
     def __init__(self, latent_dim: int, hidden_dim: int) -> None:
         super().__init__(latent_dim, hidden_dim)
         self.state_dim = latent_dim
+
+
+class SoundSampler(nn.Module):
+    needs_losses = False
+
+    def forward(self, uses: Tensor, loss: Tensor) -> Tensor:
+        return 1.0 / (1.0 + uses).sqrt()
+
+
+class NeverTheNew(SoundSampler):
+    def forward(self, uses: Tensor, loss: Tensor) -> Tensor:
+        return uses
+
+
+class ByInfinity(SoundSampler):
+    def forward(self, uses: Tensor, loss: Tensor) -> Tensor:
+        return 1.0 + loss
+
+
+class ByPlace(SoundSampler):
+    def forward(self, uses: Tensor, loss: Tensor) -> Tensor:
+        return torch.arange(1.0, 1.0 + len(uses))
+
+
+class OneWeight(SoundSampler):
+    def forward(self, uses: Tensor, loss: Tensor) -> Tensor:
+        return uses.mean()
+
+
+class Absolves(SoundSampler):
+    def forward(self, uses: Tensor, loss: Tensor) -> Tensor:
+        return 1.0 / uses.add_(1.0)
+
+
+class Whimsical(SoundSampler):
+    def forward(self, uses: Tensor, loss: Tensor) -> Tensor:
+        return 0.1 + torch.rand(len(uses))
 
 
 class BrokenTracker(Tracker):

@@ -20,6 +20,8 @@ from stormlit.errors import CheckpointError
 from stormlit.runs.assembly import build_training, make_fabric
 from stormlit.storm.demonstrations import DemonstrationBuffer, Origin, record, write_npz
 from stormlit.storm.evaluate import RandomPolicy
+from stormlit.storm.learner import Learner, Update
+from stormlit.storm.training import Training
 from stormlit.types import Batch
 from test_cli_errors import refusal, refused_training
 from test_demonstration_pickles import OFFICIAL
@@ -55,9 +57,13 @@ def batches_of(config_words: list[str], root: Path, monkeypatch: pytest.MonkeyPa
         training.collector.step(training.collector.select_action(random=True))
     seen: list[Batch] = []
     monkeypatch.setattr(training, "imagine", seen.append)
-    monkeypatch.setattr(
-        stormlit.storm.loop, "update", lambda training, learner, batch: batch is None or seen.append(batch)
-    )
+
+    def update(training: Training, learner: Learner, batch: Batch | None) -> Update:
+        if batch is not None:
+            seen.append(batch)
+        return Update({}, torch.tensor(True))
+
+    monkeypatch.setattr(stormlit.storm.loop, "update", update)
     monkeypatch.setattr(training.agent, "update_slow_critic", lambda _: None)
     stormlit.storm.loop.fit_world_model(training)
     stormlit.storm.loop.improve_agent(training)

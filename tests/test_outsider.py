@@ -38,6 +38,7 @@ EXAMPLES = {
     "agent.critic": "mine:OneLayerHead",
     "tracking": "mine:JsonLinesTracker",
     "world_model.objectives": "mine:InverseDynamics",
+    "replay.sampler": "mine:NewestFirst",
 }
 
 
@@ -45,7 +46,7 @@ EXAMPLES = {
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with the examples in ``mine.py``."""
     blocks = re.findall(r"```python\n# mine\.py\n(.*?)```", DOCS, re.DOTALL)
-    assert len(blocks) == 10
+    assert len(blocks) == 11
     (tmp_path / "mine.py").write_text("\n\n".join(blocks))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -74,7 +75,7 @@ def test_each_example_keeps_the_laws_and_works_beside_the_bundled_parts(key: str
     agent = small_agent(world_model, **part if owner == "agent" else {})
     world_model.training_step(random_batch()).total.backward()
     trajectory = imagine(world_model, agent, random_batch(), horizon=3, from_posterior=True)
-    reads_no_latent = argument in ("encoder", "decoder", "reward_head", "continuation_head", "objectives", "policy")
+    reads_no_latent = argument not in ("latent", "sequence_model", "agent_state", "actor", "critic")
     assert isinstance(trajectory.latent, torch.Tensor) is not reads_no_latent
     agent.training_step(trajectory).total.backward()
 

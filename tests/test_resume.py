@@ -23,7 +23,12 @@ from test_training_run import SMALL, differences, logged, newest, read, status, 
 
 VARIANTS = {
     "plain": (),
-    "ring wrapped, two environments": ("replay.capacity=20", "env.num_envs=2", "checkpoint.every=10"),
+    "ring wrapped, two environments, drawn by loss": (
+        "replay.capacity=20",
+        "env.num_envs=2",
+        "checkpoint.every=10",
+        "replay.sampler=curious",
+    ),
     "fractions of updates": (
         "loop.world_model_updates_per_env_step=0.3",
         "loop.agent_updates_per_env_step=0.7",

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from small import ACTIONS, HIDDEN, LATENT, small_part
 from stormlit.errors import ConfigError
-from stormlit.nn.gru import GRUSequence
-from stormlit.nn.laws import broken_laws, surroundings
 from stormlit.nn.rotary import RotaryTransformerSequence, rotate
 from stormlit.ops.state_space import scan, step
 from stormlit.registry import build
@@ -169,17 +167,3 @@ def test_a_window_of_any_length_is_read_and_stepped_through(name: str) -> None:
             memory.cut(is_first[:, t])
             hidden = model.step(latent[:, t], action[:, t], memory)
             torch.testing.assert_close(hidden, full[:, t], atol=1e-4, rtol=1e-4)
-
-
-class Hoarder(GRUSequence):
-    """Keeps something besides its memory's tensors: a count of steps that it adds to what it gives."""
-
-    def step(self, latent: Any, action: Tensor, memory: Any) -> Tensor:
-        self.count = getattr(self, "count", 0) + 1
-        return super().step(latent, action, memory) + self.count * 1e-6
-
-
-def test_a_memory_that_is_not_all_in_its_tensors_is_refused() -> None:
-    given = surroundings("sequence_model")
-    (sentence,) = broken_laws("it", "sequence_model", lambda: Hoarder(*given), given)
-    assert sentence == "it: step 0 differs on a memory into which another's tensors() were copied"

@@ -12,6 +12,7 @@ from stormlit.nn import (
     quantised,
     resnet,
     rotary,
+    samplers,
     transformer,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "quantised",
     "resnet",
     "rotary",
+    "samplers",
     "transformer",
 ]

@@ -26,6 +26,7 @@ INTERFACES: dict[str, type] = {
     "agent_state": interfaces.AgentState,
     "objective": interfaces.Objective,
     "policy": interfaces.Policy,
+    "sampler": interfaces.Sampler,
 }
 for _kind in INTERFACES:
     require_base(_kind, nn.Module, "torch.nn.Module")
@@ -242,6 +243,11 @@ def _try_policy(who: str, part: Any, action_space: ActionSpace) -> None:
         expect(f"{who}: entropy", ask(f"{who}: entropy", part.entropy, distribution), leading, f"{leading} is expected")
 
 
+def _try_sampler(who: str, part: Any) -> None:
+    uses, loss = torch.arange(4.0), torch.tensor([float("inf"), 1.0, 2.0, 3.0])
+    expect(who, ask(who, part, uses, loss), (4,), "one weight a window is expected: (4,)")
+
+
 _TRIALS: dict[str, Callable[..., None]] = {
     "encoder": _try_encoder,
     "decoder": _try_decoder,
@@ -251,4 +257,5 @@ _TRIALS: dict[str, Callable[..., None]] = {
     "agent_state": _try_agent_state,
     "objective": _try_objective,
     "policy": _try_policy,
+    "sampler": _try_sampler,
 }

@@ -144,6 +144,23 @@ class Objective(Protocol):
         ...
 
 
+class Sampler(Protocol):
+    """Built as ``Sampler(**options)``: which windows of the replay buffer the world model learns from.
+
+    It keeps nothing: how often each window was drawn, and with what loss, is kept and saved for it. A window is known
+    by its first step. Its loss is what was predicted badly: see ``WorldModel.training_step``.
+    """
+
+    # Whether it reads losses, which then come back from every update.
+    needs_losses: bool
+
+    def __call__(self, uses: Tensor, loss: Tensor) -> Tensor:
+        """uses: (W,) float32, how often each of the W windows was drawn.  loss: (W,) float32, the last one, infinite
+        where a window was never drawn.  Returns weights (W,) float32, to which the probabilities are in proportion.
+        """
+        ...
+
+
 class Policy(Protocol):
     """Built as ``Policy(action_space, **options)``: how the actor's output is read as a distribution over actions.
 

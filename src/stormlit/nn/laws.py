@@ -17,6 +17,7 @@ from stormlit.nn.building import ask, try_part
 from stormlit.nn.fast.frozen import frozen
 from stormlit.nn.latent_laws import LATENT_LAWS, divergence_of
 from stormlit.nn.objective_laws import OBJECTIVE_LAWS
+from stormlit.nn.sampler_laws import SAMPLER_LAWS
 from stormlit.nn.sparse_law import sparse_form
 
 LATENT, ACTIONS, HIDDEN, OUT, EMBED = 16, 3, 32, 5, 24
@@ -35,6 +36,7 @@ def surroundings(kind: str, obs_shape: tuple[int, int, int] = (3, 64, 64)) -> tu
         "agent_state": (LATENT, HIDDEN),
         "objective": (LATENT, EMBED, HIDDEN, ACTIONS),
         "policy": (SPACES[0],),
+        "sampler": (),
     }[kind]
 
 
@@ -267,6 +269,7 @@ LAWS: dict[str, tuple[Callable[[Case], None], ...]] = {
     **dict.fromkeys(("head", "agent_state"), (*_SHARED, sparse_form)),
     "objective": (promised_shapes, *OBJECTIVE_LAWS),
     "policy": (promised_shapes, *POLICY_LAWS),
+    "sampler": (promised_shapes, *SAMPLER_LAWS),
 }
 
 

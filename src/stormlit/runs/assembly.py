@@ -65,6 +65,7 @@ def build_training(config: Config, fabric: Fabric) -> Training:
     world_model.eval()
     agent.eval()
     replay = build_replay(config, fabric, envs.obs_shape, envs.action_space)
+    world_model.reports_windows = replay.needs_losses
     player = player_factory(config, world_model, agent, compile=compile)(envs.num_envs)
     torch.manual_seed(config.seed + fabric.global_rank)
     return Training(
@@ -218,6 +219,7 @@ def build_replay(
             actions,
             episode_starts=config.replay.episode_starts,
             order=config.replay.order,
+            sampler=config.replay.sampler,
         )
     except RuntimeError as error:  # what PyTorch's allocators raise
         size = capacity * rows * columns * channels / 2**30

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from stormlit.storm.demonstrations import DemonstrationBuffer
 from stormlit.storm.replay import ReplayBuffer
@@ -40,18 +41,27 @@ class Experience:
     batch: Windows
     contexts: Windows
 
-    def sample_batch(self) -> Batch:
-        """Windows for one update of the world model, on the device."""
-        return self._sample(self.batch)
+    def sample_batch(self) -> tuple[Batch, Tensor | None]:
+        """Windows for one update of the world model, on the device, and which they are, see ``ReplayBuffer.draw``."""
+        batch, drawn = self.replay.draw(self.batch.count, self._length(self.batch))
+        return self._with_demonstrations(batch, self.batch), drawn
 
     def sample_contexts(self) -> Batch:
         """Windows to imagine from, on the device."""
-        return self._sample(self.contexts)
+        batch = self.replay.sample(self.contexts.count, self._length(self.contexts))
+        return self._with_demonstrations(batch, self.contexts)
 
-    def _sample(self, windows: Windows) -> Batch:
-        """Windows of the replay buffer, then those of demonstrations."""
-        length = min(windows.length, self.replay.rows)  # shorter only while the buffer itself is
-        batch = self.replay.sample(windows.count, length).to(self.device)
+    def learned(self, drawn: Tensor, losses: Tensor) -> None:
+        """Tell the replay buffer the losses of a batch, whose first windows are its own."""
+        self.replay.learned(drawn, losses[: len(drawn)])
+
+    def _length(self, windows: Windows) -> int:
+        return min(windows.length, self.replay.rows)  # shorter only while the buffer itself is
+
+    def _with_demonstrations(self, batch: Batch, windows: Windows) -> Batch:
+        """The replay buffer's windows on the device, and behind them those of demonstrations."""
+        batch = batch.to(self.device)
         if self.demonstrations is None:
             return batch
-        return Batch.cat(batch, self.demonstrations.sample(windows.demonstrated, length).to(self.device))
+        demonstrated = self.demonstrations.sample(windows.demonstrated, batch.action.shape[1])
+        return Batch.cat(batch, demonstrated.to(self.device))

@@ -25,10 +25,12 @@ class Update:
 
     metrics: detached scalars.  finite: bool scalar, False where the loss or its gradient was not finite, so that
     weights, optimiser and running statistics are what they were and the metrics mean nothing.
+    windows: (B,) detached, see ``Losses``.
     """
 
     metrics: dict[str, Tensor]
     finite: Tensor
+    windows: Tensor | None = None
 
 
 class Learner:
@@ -101,7 +103,7 @@ class Learner:
             self._restore_unless(finite, before)
         self.module.eval()
         self._count(skipped)
-        return Update({**losses.log(total), "gradient_norm": norm}, finite)
+        return Update({**losses.log(total), "gradient_norm": norm}, finite, losses.windows)
 
     def _differentiate(self, batch: Any) -> tuple[Losses, Tensor]:
         """Losses and their total, whose gradients are then the parameters' ``grad``."""

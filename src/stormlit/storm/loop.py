@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from stormlit.storm.learner import Learner
+from stormlit.storm.learner import Learner, Update
 from stormlit.storm.training import Training
 from stormlit.types import Batch, Trajectory
 
@@ -63,7 +63,7 @@ def learn(training: Training) -> None:
 
 def fit_world_model(training: Training) -> None:
     """One update of the world model on windows of real experience."""
-    update_world_model(training, training.experience.sample_batch())
+    update_world_model(training, *training.experience.sample_batch())
 
 
 def improve_agent(training: Training) -> None:
@@ -77,23 +77,25 @@ def imagine(training: Training, contexts: Batch) -> Trajectory:
         return training.imagine(contexts)
 
 
-def update_world_model(training: Training, batch: Batch) -> None:
-    """One optimiser step of the world model."""
-    update(training, training.world_model_learner, batch)
+def update_world_model(training: Training, batch: Batch, drawn: Tensor | None = None) -> None:
+    """One optimiser step of the world model.  drawn: the batch's windows, if their losses are of use."""
+    done = update(training, training.world_model_learner, batch)
+    if drawn is not None and done.windows is not None:
+        training.experience.learned(drawn, done.windows)
     training.progress.world_model_updates += 1
 
 
 def update_agent(training: Training, trajectory: Trajectory) -> None:
     """One optimiser step of the agent; the slow critic follows."""
-    training.agent.update_slow_critic(update(training, training.agent_learner, trajectory))
+    training.agent.update_slow_critic(update(training, training.agent_learner, trajectory).finite)
     training.progress.agent_updates += 1
 
 
-def update(training: Training, learner: Learner, batch: Batch | Trajectory) -> Tensor:
-    """One optimiser step of either module.  Returns a bool scalar on the device: False if it was skipped."""
+def update(training: Training, learner: Learner, batch: Batch | Trajectory) -> Update:
+    """One optimiser step of either module."""
     done = learner.update(batch)
     training.metrics.add(learner.name, done.metrics, valid=done.finite)
-    return done.finite
+    return done
 
 
 def check_updates(training: Training) -> None:

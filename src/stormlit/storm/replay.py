@@ -8,8 +8,11 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from stormlit.nn.building import build_part
+from stormlit.nn.samplers import UniformSampler
 from stormlit.registry import Option
-from stormlit.types import Batch, TensorRecord, to_device
+from stormlit.storm.priorities import Priorities
+from stormlit.types import Batch, PartNode, TensorRecord, to_device
 from stormlit.types.action_space import ActionSpace
 
 
@@ -56,6 +59,9 @@ class ReplayBuffer:
             Literal["age", "storage"],
             Option("windows in the order of age, or of storage, across the ring's seam once it is full"),
         ] = "age",
+        sampler: Annotated[
+            PartNode, Option("how likely each window is to be drawn for a world-model update", part="sampler")
+        ] = "uniform",
     ) -> None:
         self.num_envs, self.device = num_envs, device
         self.episode_starts, self.order = episode_starts, order
@@ -71,6 +77,11 @@ class ReplayBuffer:
         )
         self.total_rows = 0  # ever written, so also the number of the next row
         self.generator = torch.Generator().manual_seed(seed)
+        weigher = build_part("sampler", sampler, key="replay.sampler")
+        self.needs_losses: bool = weigher.needs_losses
+        self.priorities: Priorities | None = None
+        if not isinstance(weigher, UniformSampler):
+            self.priorities = Priorities(weigher, self.row_capacity, num_envs)
 
     @property
     def rows(self) -> int:
@@ -92,6 +103,8 @@ class ReplayBuffer:
         row = self.total_rows % self.row_capacity
         for stored, value in zip(self.storage.tensors(), (obs, action, reward, terminated, is_first), strict=True):
             stored[row] = to_device(torch.as_tensor(value), self.device)
+        if self.priorities is not None:
+            self.priorities.forget(row)
         self.total_rows += 1
 
     def sample(self, batch_size: int, length: int, generator: torch.Generator | None = None) -> Batch:
@@ -100,14 +113,34 @@ class ReplayBuffer:
         generator: of the draw, so that looking into the buffer does not change what training draws; None: its own.
         Raises ``ValueError`` when fewer rows than ``length`` are held.
         """
+        rows = self._starts(length)
+        choice = torch.randint(len(rows) * self.num_envs, (batch_size,), generator=generator or self.generator)
+        return self._windows(rows[choice // self.num_envs] * self.num_envs + choice % self.num_envs, length)
+
+    def draw(self, batch_size: int, length: int) -> tuple[Batch, Tensor | None]:
+        """``sample`` by the sampler's weights, and what ``learned`` has to be told; None if they are all the same."""
+        if self.priorities is None:
+            return self.sample(batch_size, length), None
+        drawn = self.priorities.draw(self._starts(length), batch_size, self.generator)
+        return self._windows(drawn, length), drawn
+
+    def learned(self, drawn: Tensor, losses: Tensor) -> None:
+        """Note the losses (B,) of windows that ``draw`` has given."""
+        if self.priorities is not None:
+            self.priorities.learned(drawn, losses)
+
+    def _starts(self, length: int) -> Tensor:
+        """The rows with which windows of that length begin, oldest first; raises ``ValueError`` if there are none."""
         if length > self.rows:
             raise ValueError(f"a window of {length} steps is longer than the {self.rows} rows in the replay buffer")
-        starts = self.rows - length + 1
-        choice = torch.randint(starts * self.num_envs, (batch_size,), generator=generator or self.generator)
-        age = (choice // self.num_envs).unsqueeze(1) + torch.arange(length)
         first = self.total_rows - self.rows if self.order == "age" else 0
-        row = (first + age) % self.row_capacity
-        index = to_device((row * self.num_envs + (choice % self.num_envs).unsqueeze(1)).flatten(), self.device)
+        return (first + torch.arange(self.rows - length + 1)) % self.row_capacity
+
+    def _windows(self, drawn: Tensor, length: int) -> Batch:
+        """The windows whose first steps are number ``drawn`` (B,) of the storage, row * num_envs + environment."""
+        batch_size = len(drawn)
+        row = ((drawn // self.num_envs).unsqueeze(1) + torch.arange(length)) % self.row_capacity
+        index = to_device((row * self.num_envs + (drawn % self.num_envs).unsqueeze(1)).flatten(), self.device)
         obs, action, reward, terminated, is_first = (
             stored.flatten(0, 1).index_select(0, index).unflatten(0, (batch_size, length))
             for stored in self.storage.tensors()
@@ -136,8 +169,11 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the rows themselves, which are saved apart (see ``checkpoint``)."""
-        return {"total_rows": self.total_rows, "generator": self.generator.get_state()}
+        priorities = {} if self.priorities is None else {"priorities": self.priorities.state_dict(self.rows)}
+        return {"total_rows": self.total_rows, "generator": self.generator.get_state(), **priorities}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.total_rows = int(state["total_rows"])
         self.generator.set_state(state["generator"])
+        if self.priorities is not None and "priorities" in state:  # a run may begin to have some on the way
+            self.priorities.load_state_dict(state["priorities"])

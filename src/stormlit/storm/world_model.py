@@ -95,6 +95,7 @@ class WorldModel(L.LightningModule):
         self.reconstruction_focus = reconstruction_focus
         self.optimizer_settings = OptimizerSettings(**optimizer)
         self.free_bits, self.free_bits_clip = free_bits, free_bits_clip
+        self.reports_windows = False  # whether the loss of each window is told too, see ``Losses``
         self.encoder = build_part("encoder", encoder, obs_shape, key="world_model.encoder")
         self.latent = build_part("latent", latent, self.encoder.embed_dim, hidden_dim, key="world_model.latent")
         self.latent_dim: int = self.latent.latent_dim
@@ -184,9 +185,8 @@ class WorldModel(L.LightningModule):
         decoded = self.decode(latent, hidden_before(hidden, batch.is_first) if self.decoder_reads_hidden else None)
         error = reconstruction_error(decoded.float(), obs, self.reconstruction_focus)
         reward = self.reward_encoding.loss(self.reward_head(hidden), batch.reward)
-        continuation = F.binary_cross_entropy_with_logits(
-            self.continuation_head(hidden).squeeze(-1).float(), (~batch.terminated).float()
-        )
+        going_on, goes_on = self.continuation_head(hidden).squeeze(-1).float(), (~batch.terminated).float()
+        continuation = F.binary_cross_entropy_with_logits(going_on, goes_on)
         # h_t predicts z_{t+1}, except across an episode's end, where the next frame has nothing to do with the action.
         follows = ~batch.is_first[:, 1:]
         dyn, rep, kl = kl_balance(
@@ -210,7 +210,19 @@ class WorldModel(L.LightningModule):
         reading = Reading(batch, embed, posterior, latent, hidden, prior)
         for objective in self.objectives:
             losses = losses.added(objective(reading))
+        if self.reports_windows:
+            ends = F.binary_cross_entropy_with_logits(going_on, goes_on, reduction="none")
+            losses.windows = self._surprise(posterior[:, 1:], prior[:, :-1], follows, reward + ends)
         return losses
+
+    @torch.no_grad()
+    def _surprise(self, posterior: Tensor, prior: Tensor, follows: Tensor, errors: Tensor) -> Tensor:
+        """What was not predicted of each window: KL, and the errors (B, T) of reward and continuation, in nats a step.
+
+        Reconstructions are left out: a frame that is hard to draw is not one that was hard to foresee. (B,) float32.
+        """
+        nats = self.latent.divergence(posterior, prior) * follows
+        return nats.sum(1) / follows.sum(1).clamp(min=1) + errors.float().mean(1)
 
     def _posterior(self, obs: Tensor) -> Tensor:
         """obs: (..., C, Y, X) float in [0, 1].  Returns the latent's distribution over the same leading axes."""

@@ -185,11 +185,13 @@ class Losses:
     """Named loss terms with a scale each, and detached metrics.
 
     terms, scales: the same keys; a scale that is learned is a tensor.  metrics: scalars that carry no gradient.
+    windows: (B,) detached, the loss of each window alone, if the world model was asked for it.
     """
 
     terms: dict[str, Tensor]
     scales: Mapping[str, float | Tensor]
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    windows: Tensor | None = None
 
     def added(self, others: Losses) -> Losses:
         """These terms and metrics and those of ``others``; raises ``PartError`` for a name that both have."""

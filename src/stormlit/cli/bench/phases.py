@@ -55,14 +55,14 @@ class Phases:
         self.training, self.config, self._collector = training, config, training.collector
         self.threads = torch.get_num_threads()
         self._action = training.envs.action_space.zeros(training.envs.num_envs)
-        self._batch = training.experience.sample_batch()
+        self._batch, self._drawn = training.experience.sample_batch()
         self._contexts = training.experience.sample_contexts()
         self._trajectory = loop.imagine(training, self._contexts)
         self._functions: dict[str, Callable[[], None]] = {
             ACTING: self._act,
             STEPPING: self._step,
             SAMPLE_BATCH: self._sample_batch,
-            WORLD_MODEL: lambda: loop.update_world_model(training, self._batch),
+            WORLD_MODEL: lambda: loop.update_world_model(training, self._batch, self._drawn),
             SAMPLE_CONTEXTS: self._sample_contexts,
             IMAGINATION: self._imagine,
             AGENT: lambda: loop.update_agent(training, self._trajectory),
@@ -118,7 +118,7 @@ class Phases:
         self._collector.step(self._action)
 
     def _sample_batch(self) -> None:
-        self._batch = self.training.experience.sample_batch()
+        self._batch, self._drawn = self.training.experience.sample_batch()
 
     def _sample_contexts(self) -> None:
         self._contexts = self.training.experience.sample_contexts()
