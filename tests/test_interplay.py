@@ -78,7 +78,7 @@ def test_the_evaluation_of_another_future_does_not_finish_a_run(
     with monkeypatch.context() as patch:
         patch.setattr(stormlit.runs.train, "evaluate_agent", killed)
         assert main(["resume", str(run / "checkpoints" / "step-000000016"), "agent.gamma=0.5"]) == 130
-    assert newest(run).name == "step-000000024" and (run / "evaluation" / "step-000000024.json").exists()
+    assert newest(run).name == "step-000000024" and not (run / "evaluation" / "step-000000024.json").exists()
     assert status(run) == "KILLED"
     resume(run, 24)
 

@@ -30,6 +30,10 @@ BEHIND = {
     "dream": [],
     "demos": ["--steps", "20"],
     "bench": ["--rounds", "1"],
+    "ablate": ["--dry-run"],
+    "report": [],
+    "scores": [],
+    "diagnose": [],
     "components": [],
     "config": [],
 }

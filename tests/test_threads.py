@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+import stormlit.runs.report as report
 import stormlit.runs.threads as threads
 from stormlit.cli import main
 from stormlit.config.compose import compose
@@ -23,7 +24,8 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine of four cores, without a limit from outside; afterwards as many threads compute as before."""
     before = torch.get_num_threads()
     monkeypatch.delenv(LIMIT, raising=False)
-    monkeypatch.setattr(threads, "cores", lambda: 4)
+    for module in (threads, report):
+        monkeypatch.setattr(module, "cores", lambda: 4)
     monkeypatch.setattr(threads, "AT_START", 4)
     yield
     torch.set_num_threads(before)

@@ -312,7 +312,7 @@ def test_sync_sends_what_a_run_left(
     assert main(["sync", "run", f"run.dir={tmp_path}"]) == 2
     refusal = capsys.readouterr().err
     assert refusal.startswith("stormlit: error: tracking.uri=http://fake: ") and refusal.count("\n") == 1
-    assert "7 artifacts, the run's status of run run0 are still to be sent (server is gone)" in refusal
+    assert "8 artifacts, the run's status of run run0 are still to be sent (server is gone)" in refusal
     server.down = False
     with exclusive(RunDirectory(run)):
         assert main(["sync", str(run)]) == 2
