@@ -8,7 +8,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from stormlit.envs import EnvSettings, env_name, make_env
-from stormlit.envs.catch import BALL_COLOUR, BEST_RETURN, GRID, PADDLE_COLOUR, RANDOM_RETURN
+from stormlit.envs.catch import BALL_COLOUR, BEST_RETURN, GRID, PADDLE_COLOUR, RANDOM_RETURN, Catch
 
 LEFT, STAY, RIGHT = 0, 1, 2
 
@@ -86,3 +86,16 @@ def test_made_from_settings_it_keeps_its_pixels() -> None:
     np.testing.assert_array_equal(image, gymnasium.make("stormlit/Catch-v0").reset(seed=5)[0])
     assert info["life_lost"] is False
     assert env_name(settings) == "Catch"
+
+
+def test_the_ball_can_be_two_numbers_beside_a_picture_without_it() -> None:
+    whole, apart = Catch(cell=1), Catch(cell=1, ball_as_numbers=True)
+    image, _ = whole.reset(seed=3)
+    seen, _ = apart.reset(seed=3)
+    for _ in range(6):
+        assert apart.observation_space.contains(seen)
+        row, column = seen["ball"].astype(int)
+        assert image[row, column].tolist() == list(BALL_COLOUR) and not seen["image"][row, column].any()
+        image[row, column] = 0
+        assert np.array_equal(image, seen["image"])
+        (image, *_), (seen, *_) = whole.step(0), apart.step(0)

@@ -16,7 +16,7 @@ PADDLE_COLOUR = (64, 160, 255)
 MOVES = (-1, 0, 1)  # columns, for the actions LEFT, NOOP, RIGHT
 
 
-class Catch(gymnasium.Env[np.ndarray, np.int64]):
+class Catch(gymnasium.Env[Any, np.int64]):
     """Catch a falling ball with a paddle one cell wide, on a grid of 8 x 8 cells.
 
     The ball starts in a random column of the top row and falls one row a step; the paddle starts in a random column of
@@ -26,12 +26,19 @@ class Catch(gymnasium.Env[np.ndarray, np.int64]):
 
     Observations: (8 * cell, 8 * cell, 3) uint8, the ball and the paddle as solid blocks on black (the ball drawn over
     the paddle). Actions: 0 left, 1 stay, 2 right.
+    With ``ball_as_numbers`` a dictionary, ``image`` without the ball, and ``ball``, its row and column as (2,) float32:
+    neither is enough to play.
     """
 
-    def __init__(self, cell: int = 8) -> None:
+    def __init__(self, cell: int = 8, ball_as_numbers: bool = False) -> None:
         """``cell`` is the side of a grid cell in pixels; 8 makes observations of 64 x 64."""
-        self._cell = cell
-        self.observation_space = gymnasium.spaces.Box(0, 255, (GRID * cell, GRID * cell, 3), np.uint8)
+        self._cell, self._ball_as_numbers = cell, ball_as_numbers
+        self.observation_space: gymnasium.Space[Any] = gymnasium.spaces.Box(
+            0, 255, (GRID * cell, GRID * cell, 3), np.uint8
+        )
+        if ball_as_numbers:
+            ball = gymnasium.spaces.Box(0, GRID - 1, (2,), np.float32)
+            self.observation_space = gymnasium.spaces.Dict({"ball": ball, "image": self.observation_space})
         self.action_space = gymnasium.spaces.Discrete(len(MOVES))
         self._ball_row = self._ball_column = self._paddle_column = 0
 
@@ -39,28 +46,32 @@ class Catch(gymnasium.Env[np.ndarray, np.int64]):
         """What the actions 0, 1 and 2 do."""
         return ["LEFT", "NOOP", "RIGHT"]
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Place ball and paddle in random columns."""
         super().reset(seed=seed, options=options)
         self._ball_row = 0
         self._ball_column, self._paddle_column = (int(column) for column in self.np_random.integers(GRID, size=2))
-        return self._image(), {}
+        return self._seen(), {}
 
-    def step(self, action: int | np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int | np.int64) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Move the paddle, then let the ball fall by one row."""
         self._paddle_column = min(max(self._paddle_column + MOVES[action], 0), GRID - 1)
         self._ball_row += 1
         landed = self._ball_row == GRID - 1
         caught = self._ball_column == self._paddle_column
         reward = (1.0 if caught else -1.0) if landed else 0.0
-        return self._image(), reward, landed, False, {}
+        return self._seen(), reward, landed, False, {}
+
+    def _seen(self) -> Any:
+        if not self._ball_as_numbers:
+            return self._image()
+        return {"ball": np.array([self._ball_row, self._ball_column], np.float32), "image": self._image()}
 
     def _image(self) -> np.ndarray:
         grid = np.zeros((GRID, GRID, 3), np.uint8)
         grid[GRID - 1, self._paddle_column] = PADDLE_COLOUR
-        grid[self._ball_row, self._ball_column] = BALL_COLOUR
+        if not self._ball_as_numbers:
+            grid[self._ball_row, self._ball_column] = BALL_COLOUR
         return grid.repeat(self._cell, axis=0).repeat(self._cell, axis=1)
 
 
