@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from stormlit.config.schema import Config
 from stormlit.registry import build
@@ -13,6 +12,7 @@ from stormlit.runs.ablation.record import FILE, Record
 from stormlit.runs.housekeeping import warn_on_os_error
 from stormlit.tracking import RunStatus, Tracker
 
+REPORT = "report"  # the folder of the page in the grid's
 # What MLflow itself calls the tag.
 PARENT = "tracking.tags.mlflow.parentRunId"
 
@@ -48,11 +48,7 @@ def parent_run(config: Config, record: Record) -> Iterator[list[str]]:
         raise
     finally:
         with warn_on_os_error("the last words of the grid's run"):
-            keep(tracker, folder / FILE)
+            for kept in (folder / FILE, folder / REPORT):
+                if kept.exists():
+                    tracker.artifact(kept)
             tracker.finish(status)
-
-
-def keep(tracker: Tracker, file: Path) -> None:
-    """Keep a file of the grid with its run, if it is there."""
-    if file.exists():
-        tracker.artifact(file)
