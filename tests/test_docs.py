@@ -145,7 +145,7 @@ def test_a_documented_command_is_understood(command: Command) -> None:
     refused = any(line.startswith("stormlit: error:") for line in command.output)
     if hasattr(parsed, "words") and not refused:
         files, overrides = _split(parsed.words)
-        if parsed.verb == "report":
+        if parsed.verb in ("report", "runs", "compare"):
             files = []  # runs
         if parsed.verb == "ablate":
             words, where = launchers.split(overrides)

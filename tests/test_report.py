@@ -147,6 +147,20 @@ def test_runs_are_found_by_name_folder_group_and_experiment(tmp_path: Path) -> N
         gather(["demmo"], root)
 
 
+def test_a_grid_has_an_order_a_base_and_cells_that_never_began(tmp_path: Path) -> None:
+    root = write_grid(tmp_path / "demo", gru=OTHER, wide=BASE)
+    names = ["wide-s0", "wide-s1", "wide-s2", "gru-s0", "gru-s1", "gru-s2", "gru-s3"]
+    content = {"format": 1, "base": "wide", "cells": [{"name": name} for name in names]}
+    write_json(root / "grid.json", content)
+    write_run(root, fake_result("stray", [0.0], "seed=9", variant="gru"))
+    assert [run.name for run in gather(["demo"], tmp_path)] == names
+    [_, text, *_] = write_report(["demo"], tmp_path, tmp_path / "out")
+    assert "The base is 'wide'. 1 run not finished." in text.read_text() and "gru-s3 (step 0)" in text.read_text()
+    content["base"] = "away"  # none of its cells is finished
+    write_json(root / "grid.json", content)
+    assert "The base is 'wide'." in write_report(["demo"], tmp_path, tmp_path / "out")[1].read_text()
+
+
 def test_runs_outside_a_grid_are_named_by_what_they_change(tmp_path: Path) -> None:
     for name, words in {"a": [], "b": [GRU], "c": ["world_model.tokens=separate"]}.items():
         write_run(tmp_path, fake_result(name, [1.0, 0.0], *words))

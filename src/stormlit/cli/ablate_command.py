@@ -9,17 +9,19 @@ from pathlib import Path
 
 import torch
 
-from stormlit.errors import ConfigError, TrainingError
+from stormlit.errors import ConfigError, StormlitError, TrainingError
 from stormlit.runs.ablation import launchers
 from stormlit.runs.ablation.cells import Cell, cells_of, check, last_lines, one_of_each, seconds_of
 from stormlit.runs.ablation.grid import Grid, read_grid
 from stormlit.runs.ablation.launch import Launcher
-from stormlit.runs.ablation.parent import parent_run
+from stormlit.runs.ablation.parent import REPORT, parent_run
 from stormlit.runs.ablation.record import Record
 from stormlit.runs.ablation.running import Board, run_all
 from stormlit.runs.ablation.table import Table, summary
+from stormlit.runs.comparison.write import write_report
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.signals import Stopped, StopSignals
+from stormlit.runs.threads import counted
 
 LAST_LINES = 6  # of a failed cell's log
 
@@ -55,9 +57,12 @@ def ablate(
             with parent_run(cells[0].config, record) as further:
                 board.waiting = [dataclasses.replace(cell, words=(*cell.words, *further)) for cell in board.waiting]
                 _run(cells, board, launcher, record, options.retries)
+                page = _report(record)
+                _tell_failed(cells, board)
         finally:
             launcher.close()
-    return f"{_head(grid, cells, folder)}: mean returns, +- standard error over seeds\n{summary(cells)}"
+    lines = [f"{_head(grid, cells, folder)}: mean returns, +- standard error over seeds", summary(cells)]
+    return "\n".join([*lines, *page])
 
 
 def _run(cells: Sequence[Cell], board: Board, launcher: Launcher, record: Record, retries: int) -> None:
@@ -71,6 +76,21 @@ def _run(cells: Sequence[Cell], board: Board, launcher: Launcher, record: Record
             signals.received,
             f"with {len(board.finished)} of {len(cells)} cells finished and the others saved; the same command goes on",
         )
+
+
+def _report(record: Record) -> list[str]:
+    """Write a report on what is finished; returns where its page is, nothing where there is none."""
+    try:
+        files = write_report(
+            [str(record.folder)], record.folder.parent, record.folder / REPORT, record.content["base"], []
+        )
+    except StormlitError as error:  # such as variants that are not comparable: the results are there all the same
+        print(f"stormlit: no report was written: {error}", file=sys.stderr)
+        return []
+    return [f"written to {file}" for file in files[:1]]
+
+
+def _tell_failed(cells: Sequence[Cell], board: Board) -> None:
     if board.failed:
         for cell, code in board.failed.values():
             print(f"\n{cell.name} failed with code {code}; the end of {cell.log}:", file=sys.stderr)
@@ -89,7 +109,7 @@ def _on_gpu(cell: Cell) -> bool:
 def _head(grid: Grid, cells: Sequence[Cell], folder: Path) -> str:
     environments = len({cell.environment for cell in cells})
     counts = [(len(grid.variants), "variant"), (environments, "environment"), (len(grid.seeds), "seed")]
-    told = " x ".join(f"{number} {what}{'s' * (number > 1)}" for number, what in counts)
+    told = " x ".join(counted(number, what) for number, what in counts)
     return f"{grid.name} in {folder}, {told}"
 
 

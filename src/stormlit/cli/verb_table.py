@@ -114,6 +114,28 @@ VERBS = {
             _argument("--steps", type=int, default=2048, help="environment steps to play for it (default 2048)"),
         ),
     ),
+    "runs": Verb(
+        "stormlit.cli.run_commands:list_runs",
+        "List runs: state, game, seed, steps, return, size.",
+        (
+            _argument(
+                "words",
+                nargs="*",
+                default=[],
+                metavar="FOLDER|GROUP|run.dir=DIR",
+                help="folders of runs, or groups; default: all in run.dir",
+            ),
+        ),
+    ),
+    "compare": Verb(
+        "stormlit.cli.run_commands:compare_runs",
+        "Print how two or more runs differ, in their configurations and in what came out.",
+        (
+            _argument(
+                "words", nargs="+", metavar="RUN|FOLDER|GROUP", help="runs, folders of runs or groups; also run.dir=DIR"
+            ),
+        ),
+    ),
     "report": Verb(
         "stormlit.cli.comparison_commands:report_runs",
         "Write a page on what runs show, and what they do not: statistics, curves, dreams, cost.",

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, BinaryIO
 
 import torch
@@ -82,7 +82,7 @@ class ProcessLauncher(Launcher):
 
     def start(self, cell: Cell) -> Job:
         slot = next(number for number in range(self.slots) if self._is_free(number))
-        environment = {**os.environ, **thread_variables(cell.threads)}
+        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(cell.threads))}
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot]
         with opened_log(cell) as log:
@@ -105,13 +105,11 @@ def opened_log(cell: Cell) -> Iterator[BinaryIO]:
     """A cell's log, at its end, below a line that says when this part of it began."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     with cell.log.open("ab") as log:
+        if log.tell():  # a bar that was killed ends within its line
+            log.write(b"\n")
         log.write(f"--- {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
         log.flush()
         yield log
-
-
-def thread_variables(threads: int) -> dict[str, str]:
-    return {variable: str(threads) for variable in THREAD_VARIABLES}
 
 
 def visible_gpus() -> list[str]:
@@ -131,8 +129,3 @@ def gpu_groups(gpus: Sequence[str], share: float) -> list[str]:
         return [*gpus] * int(1 / share + 1e-9)
     each = int(share)
     return [",".join(gpus[first : first + each]) for first in range(0, len(gpus) - each + 1, each)]
-
-
-def environment_of_cells(threads: int) -> Mapping[str, str]:
-    """For processes on other machines: threads, and where Python finds the modules that this process finds."""
-    return {**thread_variables(threads), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

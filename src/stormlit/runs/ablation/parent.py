@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from stormlit.config.schema import Config
 from stormlit.registry import build
@@ -13,6 +12,7 @@ from stormlit.runs.ablation.record import FILE, Record
 from stormlit.runs.housekeeping import warn_on_os_error
 from stormlit.tracking import RunStatus, Tracker
 
+REPORT = "report"  # the folder of the page in the grid's
 # What MLflow itself calls the tag.
 PARENT = "tracking.tags.mlflow.parentRunId"
 
@@ -38,21 +38,13 @@ def parent_run(config: Config, record: Record) -> Iterator[list[str]]:
     try:
         yield [f"{PARENT}={json.dumps(record.content['parent'])}"]
         status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    except Exception:
-        raise
-    except BaseException:  # a signal has ended it
-        status = "KILLED"
+    except BaseException as error:
+        if not isinstance(error, Exception):  # a signal has ended it
+            status = "KILLED"
         raise
     finally:
         with warn_on_os_error("the last words of the grid's run"):
-            keep(tracker, folder / FILE)
+            for kept in (folder / FILE, folder / REPORT):
+                if kept.exists():
+                    tracker.artifact(kept)
             tracker.finish(status)
-
-
-def keep(tracker: Tracker, file: Path) -> None:
-    """Keep a file of the grid with its run, if it is there."""
-    if file.exists():
-        tracker.artifact(file)

@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from stormlit.errors import CheckpointError, ConfigError, nearest
+from stormlit.files import read_json
 from stormlit.runs import result as results
+from stormlit.runs.ablation.record import FILE as GRID
 from stormlit.runs.checkpoint import list_checkpoints
 from stormlit.runs.directory import RunDirectory, find_run
 from stormlit.runs.result import Result
@@ -46,7 +48,7 @@ class Found:
 
 
 def gather(references: Sequence[str], root: Path) -> list[Found]:
-    """The runs of every reference, each once, in the order of the references and then of their names.
+    """The runs of every reference, each once, in the order of the references and then of a grid's cells or of names.
 
     references: a run's name, MLflow id or path; a folder of runs; a group (``tracking.group``), such as a grid's name;
     an experiment of MLflow (``tracking.experiment``).  root: where runs are looked for.
@@ -59,11 +61,23 @@ def gather(references: Sequence[str], root: Path) -> list[Found]:
     return list(found.values())
 
 
+def grid_base(references: Sequence[str], root: Path) -> str | None:
+    """The variant of the first grid among the references that changes nothing, None where there is none."""
+    for folder in (folder for reference in references for folder in (Path(reference), root / reference)):
+        with contextlib.suppress(OSError, ValueError):
+            if (folder / GRID).is_file():
+                base = read_json(folder / GRID).get("base")
+                return str(base) if base is not None else None
+    return None
+
+
 def _folders(reference: str, root: Path) -> list[Path]:
     for folder in (Path(reference), root / reference):
         with contextlib.suppress(OSError, ValueError):  # too long for a file name, or with a null byte
             if _is_run(folder):
                 return [folder]
+            if (folder / GRID).is_file():
+                return [folder / str(cell["name"]) for cell in read_json(folder / GRID).get("cells", [])]
             if folder.is_dir() and (inside := sorted(_runs_below(folder))):
                 return inside
     with contextlib.suppress(CheckpointError):

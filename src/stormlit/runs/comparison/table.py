@@ -108,10 +108,13 @@ class Comparison:
         return missing
 
 
-def compare(found: Sequence[Found], base: str | None = None, references: Sequence[str] = ()) -> Comparison:
+def compare(
+    found: Sequence[Found], base: str | None = None, references: Sequence[str] = (), usual_base: str | None = None
+) -> Comparison:
     """Sort runs into a table.
 
-    base: the variant that others are compared with; None: the one called "base", else the first.
+    base: the variant that others are compared with; None: usual_base, the one called "base", or the first,
+    whichever is there.
     references: ``VARIANT``, or ``ENVIRONMENT=SCORE``: what counts as 1 where there is no human score.
     Raises ``ConfigError`` when no run is finished, when runs of an environment were not measured alike, and when two
     runs have the same place in the table.
@@ -138,7 +141,7 @@ def compare(found: Sequence[Found], base: str | None = None, references: Sequenc
         group[cell.seed] = cell
     if not cells:
         raise ConfigError("every run that is finished has returns that are no numbers: there is nothing to compare")
-    names = _with_base_first(list(dict.fromkeys(variants)), base)
+    names = _with_base_first(list(dict.fromkeys(variants)), base, usual_base)
     tasks = list(dict.fromkeys(task for _, task in cells))
     unfinished = {run.name: run.env_steps for run in found if run.result is None}
     shared = [task for task in tasks if all((name, task) in cells for name in names)]
@@ -146,10 +149,10 @@ def compare(found: Sequence[Found], base: str | None = None, references: Sequenc
     return Comparison(names, tasks, cells, unfinished, not_finite, scales, scale)
 
 
-def _with_base_first(names: list[str], base: str | None) -> list[str]:
+def _with_base_first(names: list[str], base: str | None, usual: str | None) -> list[str]:
     if base is not None and base not in names:
         raise ConfigError(f"--base={base}: there is no variant of that name{nearest(base, names)}; {_listed(names)}")
-    base = base or (BASE if BASE in names else names[0])
+    base = base or next((name for name in (usual, BASE) if name in names), names[0])
     return [base, *(name for name in names if name != base)]
 
 

@@ -11,7 +11,7 @@ from stormlit.errors import ConfigError
 from stormlit.files import write_atomically
 from stormlit.runs.comparison import circumstances, sections
 from stormlit.runs.comparison.document import Document
-from stormlit.runs.comparison.gather import gather, one_of_each
+from stormlit.runs.comparison.gather import gather, grid_base, one_of_each
 from stormlit.runs.comparison.literature import aggregates
 from stormlit.runs.comparison.page import as_html, as_markdown
 from stormlit.runs.comparison.table import Comparison, compare
@@ -27,7 +27,7 @@ def write_report(
 
     base, scale: see ``compare``.  Raises ``ConfigError`` for what cannot be compared or written.
     """
-    comparison = compare(gather(references, root), base, scale)
+    comparison = compare(gather(references, root), base, scale, grid_base(references, root))
     page = document(comparison, one_of_each(references, shown=lambda reference: Path(reference).name))
     contents = {
         PAGE: as_html(page),

@@ -1,0 +1,140 @@
+"""The commands that list runs, and set a few of them side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stormlit.cli.columns import columns
+from stormlit.errors import ConfigError
+from stormlit.registry import leaves
+from stormlit.runs.checkpoint import list_checkpoints
+from stormlit.runs.comparison.gather import Found, gather
+from stormlit.runs.directory import RunDirectory, is_training
+from stormlit.runs.outcome import evaluations, step_of
+from stormlit.runs.result import Result
+
+NOT_COMPARED = ("run", "resume", "tracking")  # where a run is, and who watches it
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def list_runs(files: Sequence[str], overrides: Sequence[str], root: Path) -> str:
+    """A line for each run under the folders or groups that are named, or under ``run.dir``."""
+    _only_run_dir(overrides)
+    if not files and not any(root.glob("**/run.json")):
+        return f"no runs in {root} (another folder is chosen with run.dir=DIR)"
+    rows = [["run", "state", "game", "seed", "steps", "return", "size"]]
+    rows += [_row(run, root) for run in gather(files or [str(root)], root)]
+    return "\n".join(columns(rows, str.ljust))
+
+
+def compare_runs(files: Sequence[str], overrides: Sequence[str], root: Path) -> str:
+    """How runs differ in their configurations and in what came out."""
+    _only_run_dir(overrides)
+    runs = gather(files, root)
+    if len(runs) < 2:
+        raise ConfigError(f"{' '.join(files)}: one run alone cannot be compared, expected at least two")
+    header = ["", *(_name(run.folder, root) for run in runs)]
+    settings = [_settings(run.config) for run in runs]
+    keys = dict.fromkeys(key for values in settings for key in values)
+    rows = [[key, *(_shown(values.get(key, "-")) for values in settings)] for key in keys]
+    differing = [row for row in rows if len(set(row[1:])) > 1]
+    lines = columns([header, *differing], str.ljust) if differing else ["the configurations are the same"]
+    return "\n".join([*lines, "", *columns([header, *_outcomes(runs)], str.ljust)])
+
+
+def _only_run_dir(overrides: Sequence[str]) -> None:
+    for word in overrides:
+        if not word.startswith("run.dir="):
+            raise ConfigError(f"'{word}': no setting is changed here; expected runs, and run.dir=DIR")
+
+
+def _row(run: Found, root: Path) -> list[str]:
+    directory = RunDirectory(run.folder)
+    settings, result = _settings(run.config), run.result
+    wanted = settings.get("loop.env_steps")
+    steps = max([step_of(folder) for folder in list_checkpoints(directory)], default=0)
+    if is_training(directory):
+        state = "running"
+    elif directory.finished_at() is not None:
+        state = "finished"
+    else:
+        state = "stopped" if steps else "begun"
+    evaluated = [returns for _, returns in evaluations(directory, 10**9 - 1)]
+    returns = result.evaluation.get("agent", []) if result is not None else (evaluated or [[]])[-1]
+    return [
+        _name(run.folder, root),
+        state,
+        str(settings.get("env.game") or settings.get("env.id") or "?"),
+        str(settings.get("seed", "?")),
+        f"{steps:,}" if steps == wanted or not isinstance(wanted, int) else f"{steps:,}/{wanted:,}",
+        _mean(returns),
+        _size(sum(file.lstat().st_size for file in _files(run.folder))),
+    ]
+
+
+def _name(folder: Path, root: Path) -> str:
+    """As other commands take it."""
+    path, top = folder.resolve(), root.resolve()
+    return str(path.relative_to(top)) if path.is_relative_to(top) else str(folder)
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    return dict(leaves({name: value for name, value in config.items() if name not in NOT_COMPARED}))
+
+
+def _outcomes(runs: Sequence[Found]) -> list[list[str]]:
+    """Rows of results, with a dash for a run that has none."""
+    rows = {
+        "environment steps": lambda r: f"{r.env_steps:,}",
+        "return": lambda r: _with_error(r.evaluation.get("agent", [])),
+        "random play": lambda r: _mean(r.evaluation.get("random", [])),
+        "hours": lambda r: f"{r.cost['wall_seconds'] / 3600:.3g}",
+        "steps a second": lambda r: f"{r.cost['env_steps_per_second']:.3g}",
+        "peak memory": lambda r: _size(r.cost["peak_memory_bytes"]),
+        "device": lambda r: f"{r.provenance['device']}, {r.provenance['precision']}",
+        "threads": lambda r: str(r.provenance["threads"]),
+        "commit": _commit,
+    }
+    return [[name, *("-" if run.result is None else value(run.result) for run in runs)] for name, value in rows.items()]
+
+
+def _commit(result: Result) -> str:
+    commit = result.provenance["commit"]
+    return "-" if commit is None else commit[:9] + ", changed" * bool(result.provenance["dirty"])
+
+
+def _mean(returns: Sequence[float | None]) -> str:
+    finite = [value for value in returns if value is not None]
+    return f"{np.mean(finite):.4g}" if finite else "-"
+
+
+def _with_error(returns: Sequence[float | None]) -> str:
+    finite = [value for value in returns if value is not None]
+    if len(finite) < 2:
+        return _mean(returns)
+    return f"{np.mean(finite):.4g} +- {np.std(finite, ddof=1) / len(finite) ** 0.5:.2g} ({len(finite)} episodes)"
+
+
+def _shown(value: Any) -> str:
+    words = {None: "null", True: "true", False: "false"}
+    return words.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [Path(path, name) for path, _, names in os.walk(folder) for name in names]
+
+
+def _size(size: float) -> str:
+    """
+    >>> _size(900), _size(5 * 2**20)
+    ('900 B', '5.0 MiB')
+    """
+    power = 0
+    while size >= 1024 and power < len(UNITS) - 1:
+        size, power = size / 1024, power + 1
+    return f"{size:.0f} B" if power == 0 else f"{size:.1f} {UNITS[power]}"
