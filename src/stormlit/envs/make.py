@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import entry_points
 from typing import Any
 
 import ale_py
@@ -24,6 +25,8 @@ ALE_ARGUMENTS = {
     "full_action_space": "full_action_space",
     "max_num_frames_per_episode": "max_frames",
 }
+# Namespaces of environments that come with our optional dependencies.
+EXTRAS = {"MinAtar": ': it comes with `pip install "stormlit[minatar]"`'}
 
 
 def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, Any]:
@@ -97,17 +100,25 @@ def _make_registered(name: str, settings: EnvSettings, **options: Any) -> gymnas
     wants = "env.render_pixels=true: " if settings.render_pixels else ""
     given = "".join(f", env.kwargs.{key}={value}" for key, value in settings.kwargs.items())
     try:
+        _register_plugins(name)
         return gymnasium.make(name, disable_env_checker=True, **options)
     except gymnasium.error.UnregisteredEnv as error:
-        raise EnvironmentSetupError(
-            f"{env_key(settings)} is not a registered Gymnasium environment{nearest(name, gymnasium.registry)}"
-        ) from error
+        hint = EXTRAS.get(name.partition("/")[0]) or nearest(name, gymnasium.registry)
+        raise EnvironmentSetupError(f"{env_key(settings)} is not a registered Gymnasium environment{hint}") from error
     # A malformed id, a missing module or dependency, or a constructor that wants arguments.
     except (gymnasium.error.Error, ImportError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise EnvironmentSetupError(f"{wants}{env_key(settings)}{given} cannot be made: {reason}") from error
     except (Exception, SystemExit) as error:  # whatever it is: the environment's code is not ours
         raise EnvironmentSetupError(f"{wants}{env_key(settings)}{given} cannot be made: {describe(error)}") from error
+
+
+def _register_plugins(name: str) -> None:
+    """Let an installed package register the environments of its namespace, as Gymnasium before 1.0 did by itself."""
+    namespace = name.rpartition(":")[2].partition("/")[0]
+    if name not in gymnasium.registry:
+        for plugin in entry_points(group="gymnasium.envs", name=namespace):
+            plugin.load()()
 
 
 def _rendered(env: gymnasium.Env[Any, Any], settings: EnvSettings) -> gymnasium.Env[Any, Any]:
