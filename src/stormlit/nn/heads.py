@@ -18,6 +18,8 @@ class MLPHead(nn.Module):
     """``num_layers`` times Linear - LayerNorm - ReLU, then a linear output.
 
     in_dim, out_dim: widths.  hidden_dim: width of the hidden layers.
+
+    When to use: it is the only one bundled.
     """
 
     accepts_sparse = True
