@@ -18,6 +18,8 @@ class MLPEncoder(nn.Module):
     """``num_layers`` times Linear - LayerNorm - ReLU, then a linear layer to as many features (after DreamerV3).
 
     vector_dim: V.
+
+    When to use: it is the only one bundled.
     """
 
     def __init__(self, vector_dim: int, *, hidden_dim: HiddenDim = 256, num_layers: NumLayers = 2) -> None:
@@ -35,6 +37,8 @@ class MLPDecoder(nn.Module):
     """``num_layers`` times Linear - LayerNorm - ReLU, then a linear layer to the vector.
 
     latent_dim: Z.  vector_dim: V.
+
+    When to use: it is the only one bundled.
     """
 
     def __init__(
