@@ -24,7 +24,7 @@ EXAMPLES = {
     "cartpole": (None, 4, "discrete"),
     "pendulum": (None, 3, "box"),
     "catch_continuous": ((16, 16, 3), 0, "box"),
-    "catch_dict": ((16, 16, 3), 2, "discrete"),
+    "catch_dict": ((16, 16, 3), 16, "discrete"),
     "minatar_breakout": ((10, 10, 4), 0, "discrete"),
 }
 

@@ -26,7 +26,7 @@ class Catch(gymnasium.Env[Any, Any]):
 
     Observations: (8 * cell, 8 * cell, 3) uint8, the ball and the paddle as solid blocks on black (the ball drawn over
     the paddle). Actions: 0 left, 1 stay, 2 right.
-    With ``ball_as_numbers`` a dictionary, ``image`` without the ball, and ``ball``, its row and column as (2,) float32:
+    With ``ball_as_numbers`` a dictionary, ``image`` without the ball, and ``ball``, its row and column as (2,) int64:
     neither is enough to play.
     With ``continuous`` the action is a number, (1,) float32 in [-1, 1]: how many columns the paddle moves. It may then
     stand between two columns, and catches a ball that is half a column away or less.
@@ -39,7 +39,7 @@ class Catch(gymnasium.Env[Any, Any]):
             0, 255, (GRID * cell, GRID * cell, 3), np.uint8
         )
         if ball_as_numbers:
-            ball = gymnasium.spaces.Box(0, GRID - 1, (2,), np.float32)
+            ball = gymnasium.spaces.MultiDiscrete([GRID, GRID])
             self.observation_space = gymnasium.spaces.Dict({"ball": ball, "image": self.observation_space})
         self.action_space: gymnasium.Space[Any] = gymnasium.spaces.Discrete(len(MOVES))
         if continuous:
@@ -71,7 +71,7 @@ class Catch(gymnasium.Env[Any, Any]):
     def _seen(self) -> Any:
         if not self._ball_as_numbers:
             return self._image()
-        return {"ball": np.array([self._ball_row, self._ball_column], np.float32), "image": self._image()}
+        return {"ball": np.array([self._ball_row, self._ball_column]), "image": self._image()}
 
     def _image(self) -> np.ndarray:
         image = np.zeros((GRID * self._cell, GRID * self._cell, 3), np.uint8)
