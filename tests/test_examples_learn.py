@@ -69,7 +69,13 @@ def test_installed_packages_register_the_environments_of_their_namespace(monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "env_steps", "bar"), [("cartpole", 4000, 120.0)])  # random play: 22
+@pytest.mark.parametrize(
+    ("name", "env_steps", "bar"),
+    [
+        ("cartpole", 3000, 100.0),  # random play: 22
+        ("catch_dict", 2000, -0.2),  # random play: -0.75
+    ],
+)
 def test_an_example_learns_from_scratch(name: str, env_steps: int, bar: float, tmp_path: Path) -> None:
     """Shorter than the configuration says, and with a bar far above random play."""
     words = [name, f"loop.env_steps={env_steps}", "evaluation.episodes=20", "evaluation.baselines=[]"]
