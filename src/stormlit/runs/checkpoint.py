@@ -124,9 +124,12 @@ def set_aside(folder: Path) -> Path:
 
 def discard_later(run: RunDirectory, newest_kept: Path | None) -> list[str]:
     """Delete a run's checkpoints after ``newest_kept`` (all with None), and unfinished ones; returns their names."""
-    for unfinished in run.checkpoints.glob(".step-*.tmp"):
+    for unfinished in run.checkpoints.glob(".*-*.tmp"):
         shutil.rmtree(unfinished, ignore_errors=True)
     later = [f for f in run.checkpoints.glob("step-*") if newest_kept is None or f.name > newest_kept.name]
+    for best in run.checkpoints.glob("best-*"):
+        if newest_kept is None or best.name.partition("-")[2] > newest_kept.name.partition("-")[2]:
+            discard(best)
     for folder in later:
         discard(folder)
     return sorted(folder.name for folder in later)

@@ -26,9 +26,9 @@ class CheckpointWriter:
     and written to the disk by threads, while what comes next is put together.
     """
 
-    def __init__(self, run: RunDirectory, env_steps: int) -> None:
+    def __init__(self, run: RunDirectory, env_steps: int, folder: Path | None = None) -> None:
         self.run, self.env_steps = run, env_steps
-        self.final = checkpoint_folder(run, env_steps)
+        self.final = folder or checkpoint_folder(run, env_steps)
         self.temporary = self.final.with_name(f".{self.final.name}.tmp")
         self._threads = ThreadPoolExecutor(max_workers=4)
         self._written: list[Future[None]] = []

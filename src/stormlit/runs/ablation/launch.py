@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, BinaryIO
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from stormlit.errors import ConfigError
 from stormlit.registry import Option
 from stormlit.runs.ablation.cells import Cell
+from stormlit.runs.ablation.remote import opening
 from stormlit.runs.threads import cores
 
 Jobs = Annotated[int | None, Option("cells at once; null: as many as there is room for", 1, 10**4)]
@@ -42,6 +42,9 @@ class Launcher(ABC):
     """Starts cells.  slots: how many at once, None where the launcher's own queue decides."""
 
     slots: int | None
+
+    def open(self) -> None:  # noqa: B027 - optional
+        """Get ready to start cells; raises ``ConfigError`` where that cannot be."""
 
     @abstractmethod
     def start(self, cell: Cell) -> Job:
@@ -105,7 +108,7 @@ def opened_log(cell: Cell) -> Iterator[BinaryIO]:
     """A cell's log, at its end, below a line that says when this part of it began."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     with cell.log.open("ab") as log:
-        log.write(f"--- {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
+        log.write(opening())
         log.flush()
         yield log
 
@@ -131,8 +134,3 @@ def gpu_groups(gpus: Sequence[str], share: float) -> list[str]:
         return [*gpus] * int(1 / share + 1e-9)
     each = int(share)
     return [",".join(gpus[first : first + each]) for first in range(0, len(gpus) - each + 1, each)]
-
-
-def environment_of_cells(threads: int) -> Mapping[str, str]:
-    """For processes on other machines: threads, and where Python finds the modules that this process finds."""
-    return {**thread_variables(threads), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
