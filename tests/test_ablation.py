@@ -1,4 +1,4 @@
-"""A grid by one command: what fails is tried again, and two never run one grid."""
+"""A grid by one command: killed and continued it has the results of one that was not; what fails is tried again."""
 
 from __future__ import annotations
 
@@ -117,3 +117,30 @@ def test_a_cell_that_another_process_trains_is_waited_for(
     monkeypatch.setattr(Cell, "is_running", is_running)
     assert main([*command(tmp_path, "loop.env_steps=26", seeds="1"), "launcher=here"]) == 0
     assert here.started == ["num_layers_2-Catch-s0", "num_layers_1-Catch-s0"]
+
+
+@pytest.mark.slow
+def test_the_grid_is_a_run_of_mlflow_and_its_cells_are_the_children(here: type[HereLauncher], tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    words = [*command(tmp_path, "loop.env_steps=26", seeds="1"), "launcher=here", "tracking=mlflow"]
+    words += ["tracking.notes=a trial"]
+    assert main(words) == 0
+    grid = tmp_path / "grid"
+    client = MlflowClient(f"sqlite:///{grid / 'mlflow.db'}")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    parent = json.loads((grid / "grid.json").read_text())["parent"]
+    by_name = {run.info.run_name: run for run in runs}
+    assert set(by_name) == {"grid", "num_layers_1-Catch-s0", "num_layers_2-Catch-s0"}
+    assert by_name["grid"].info.run_id == parent and by_name["grid"].info.status == "FINISHED"
+    assert by_name["grid"].data.tags["mlflow.note.content"] == "a trial"
+    kept = {file.path for file in client.list_artifacts(parent)}
+    assert {"grid.json", "report"} <= kept
+    for variant in ("num_layers_1", "num_layers_2"):
+        tags = by_name[f"{variant}-Catch-s0"].data.tags
+        assert tags["mlflow.parentRunId"] == parent and tags["seed"] == "0" and tags["group"] == "grid"
+        assert (tags["variant"], tags["environment"]) == (variant, "Catch")
+    # More seeds are more children of the same parent.
+    assert main([*words[: words.index("--seeds")], "--seeds", "2", *words[words.index("--seeds") + 2 :]]) == 0
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert len(runs) == 5 and sum(run.data.tags.get("mlflow.parentRunId") == parent for run in runs) == 4

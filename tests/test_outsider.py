@@ -210,4 +210,4 @@ def test_parts_of_one_s_own_are_trained_killed_resumed_evaluated_and_dreamt_with
 
     (mine / "mine.py").rename(mine / "gone.py")
     sentence = output_of(mine, "eval", "mine", code=2)
-    assert sentence.count("\n") == 1 and "world_model.encoder=mine:PatchEncoder: there is no module 'mine'" in sentence
+    assert sentence.count("\n") == 1 and "replay.sampler=mine:NewestFirst: there is no module 'mine'" in sentence

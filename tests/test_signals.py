@@ -100,10 +100,10 @@ def test_a_second_interrupt_while_saving_harms_no_checkpoint(
 ) -> None:
     original: Callable[..., object] = getattr(stormlit.runs.snapshot.CheckpointWriter, moment)
 
-    def interrupted(writer: stormlit.runs.snapshot.CheckpointWriter, *arguments: object) -> object:
+    def interrupted(writer: stormlit.runs.snapshot.CheckpointWriter, *arguments: object, **facts: object) -> object:
         if writer.env_steps == 37:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(writer, *arguments)
+        return original(writer, *arguments, **facts)
 
     with monkeypatch.context() as patch:
         patch.setattr(stormlit.runs.snapshot.CheckpointWriter, moment, interrupted)

@@ -21,6 +21,7 @@ from stormlit.runs.ablation.table import Table, summary
 from stormlit.runs.comparison.write import write_report
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.signals import Stopped, StopSignals
+from stormlit.runs.threads import counted
 
 LAST_LINES = 6  # of a failed cell's log
 
@@ -109,7 +110,7 @@ def _on_gpu(cell: Cell) -> bool:
 def _head(grid: Grid, cells: Sequence[Cell], folder: Path) -> str:
     environments = len({cell.environment for cell in cells})
     counts = [(len(grid.variants), "variant"), (environments, "environment"), (len(grid.seeds), "seed")]
-    told = " x ".join(f"{number} {what}{'s' * (number > 1)}" for number, what in counts)
+    told = " x ".join(counted(number, what) for number, what in counts)
     return f"{grid.name} in {folder}, {told}"
 
 

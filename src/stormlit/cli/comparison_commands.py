@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from stormlit.cli.columns import columns
 from stormlit.envs import ATARI_100K_GAMES
 from stormlit.errors import ConfigError
 from stormlit.runs.comparison.literature import NOTES, Method, chosen, method_aggregates
@@ -34,11 +35,11 @@ def published_scores(methods: Sequence[str]) -> str:
     lines = [
         f"human-normalised scores of the {len(ATARI_100K_GAMES)} games of Atari 100k, with 95% bootstrap intervals",
         "",
-        *_table(rows),
+        *columns(rows),
     ]
     if methods:
         header = ["game", *(method.name for method in shown)]
-        lines += ["", *_table([header, *([game, *(_score(m, game) for m in shown)] for game in ATARI_100K_GAMES)]), ""]
+        lines += ["", *columns([header, *([game, *(_score(m, game) for m in shown)] for game in ATARI_100K_GAMES)]), ""]
         lines += [f"{method.name}: {source}" for method in shown for source in method.sources]
     lines += ["", *(NOTES[method.name] for method in shown if method.name in NOTES)]
     return "\n".join(lines).rstrip()
@@ -46,14 +47,3 @@ def published_scores(methods: Sequence[str]) -> str:
 
 def _score(method: Method, game: str) -> str:
     return f"{method.score(game):,.1f}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for row in rows
-    ]

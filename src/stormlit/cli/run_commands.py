@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from stormlit.cli.columns import columns
 from stormlit.errors import ConfigError
 from stormlit.registry import leaves
 from stormlit.runs.checkpoint import list_checkpoints
@@ -28,7 +29,7 @@ def list_runs(files: Sequence[str], overrides: Sequence[str], root: Path) -> str
         return f"no runs in {root} (another folder is chosen with run.dir=DIR)"
     rows = [["run", "state", "game", "seed", "steps", "return", "size"]]
     rows += [_row(run, root) for run in gather(files or [str(root)], root)]
-    return "\n".join(_table(rows))
+    return "\n".join(columns(rows, str.ljust))
 
 
 def compare_runs(files: Sequence[str], overrides: Sequence[str], root: Path) -> str:
@@ -42,8 +43,8 @@ def compare_runs(files: Sequence[str], overrides: Sequence[str], root: Path) -> 
     keys = dict.fromkeys(key for values in settings for key in values)
     rows = [[key, *(_shown(values.get(key, "-")) for values in settings)] for key in keys]
     differing = [row for row in rows if len(set(row[1:])) > 1]
-    lines = _table([header, *differing]) if differing else ["the configurations are the same"]
-    return "\n".join([*lines, "", *_table([header, *_outcomes(runs)])])
+    lines = columns([header, *differing], str.ljust) if differing else ["the configurations are the same"]
+    return "\n".join([*lines, "", *columns([header, *_outcomes(runs)], str.ljust)])
 
 
 def _only_run_dir(overrides: Sequence[str]) -> None:
@@ -97,7 +98,7 @@ def _outcomes(runs: Sequence[Found]) -> list[list[str]]:
         "peak memory": lambda r: _size(r.cost["peak_memory_bytes"]),
         "device": lambda r: f"{r.provenance['device']}, {r.provenance['precision']}",
         "threads": lambda r: str(r.provenance["threads"]),
-        "commit": lambda r: _commit(r),
+        "commit": _commit,
     }
     return [[name, *("-" if run.result is None else value(run.result) for run in runs)] for name, value in rows.items()]
 
@@ -137,8 +138,3 @@ def _size(size: float) -> str:
     while size >= 1024 and power < len(UNITS) - 1:
         size, power = size / 1024, power + 1
     return f"{size:.0f} B" if power == 0 else f"{size:.1f} {UNITS[power]}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -113,15 +113,16 @@ class ReplayBuffer:
         generator: of the draw, so that looking into the buffer does not change what training draws; None: its own.
         Raises ``ValueError`` when fewer rows than ``length`` are held.
         """
-        rows = self._starts(length)
-        choice = torch.randint(len(rows) * self.num_envs, (batch_size,), generator=generator or self.generator)
-        return self._windows(rows[choice // self.num_envs] * self.num_envs + choice % self.num_envs, length)
+        starts = self._count_starts(length) * self.num_envs
+        choice = torch.randint(starts, (batch_size,), generator=generator or self.generator)
+        return self._windows(self._row(choice // self.num_envs) * self.num_envs + choice % self.num_envs, length)
 
     def draw(self, batch_size: int, length: int) -> tuple[Batch, Tensor | None]:
         """``sample`` by the sampler's weights, and what ``learned`` has to be told; None if they are all the same."""
         if self.priorities is None:
             return self.sample(batch_size, length), None
-        drawn = self.priorities.draw(self._starts(length), batch_size, self.generator)
+        rows = self._row(torch.arange(self._count_starts(length)))
+        drawn = self.priorities.draw(rows, batch_size, self.generator)
         return self._windows(drawn, length), drawn
 
     def learned(self, drawn: Tensor, losses: Tensor) -> None:
@@ -129,12 +130,16 @@ class ReplayBuffer:
         if self.priorities is not None:
             self.priorities.learned(drawn, losses)
 
-    def _starts(self, length: int) -> Tensor:
-        """The rows with which windows of that length begin, oldest first; raises ``ValueError`` if there are none."""
+    def _count_starts(self, length: int) -> int:
+        """How many rows a window of that length can begin with; raises ``ValueError`` if there are none."""
         if length > self.rows:
             raise ValueError(f"a window of {length} steps is longer than the {self.rows} rows in the replay buffer")
+        return self.rows - length + 1
+
+    def _row(self, place: Tensor) -> Tensor:
+        """The rows at these places of the ring's order, its first row being 0."""
         first = self.total_rows - self.rows if self.order == "age" else 0
-        return (first + torch.arange(self.rows - length + 1)) % self.row_capacity
+        return (first + place) % self.row_capacity
 
     def _windows(self, drawn: Tensor, length: int) -> Batch:
         """The windows whose first steps are number ``drawn`` (B,) of the storage, row * num_envs + environment."""

@@ -11,6 +11,7 @@ import torch
 
 from stormlit.cli.bench.measure import WHOLE, Measured, Spread, peak_memory
 from stormlit.cli.bench.phases import PHASES
+from stormlit.cli.columns import columns
 from stormlit.config.compose import to_tree
 from stormlit.nn.fast.compilation import compile_report
 from stormlit.runs.threads import counted
@@ -29,12 +30,12 @@ def report(results: Sequence[Measured]) -> str:
         lines += [
             "",
             f"{result.name} ({result.precision}, {counted(result.threads, 'thread')})",
-            *_align([HEADER, *_rows(result)]),
+            *columns([HEADER, *_rows(result)]),
         ]
         lines.append(f"{result.steps_per_second:.3g} environment steps a second, with the updates they owe")
     if len(results) > 1:
         lines += ["", "ratios of medians, round by round: median (quartiles); above 1 the second is faster"]
-        lines += _align([("phase", *(_against(results[0], other) for other in results[1:])), *_ratio_rows(results)])
+        lines += columns([("phase", *(_against(results[0], other) for other in results[1:])), *_ratio_rows(results)])
     kind, peak = peak_memory(device)
     return "\n".join([*lines, "", f"peak memory ({kind}): {_mebibytes(peak)}"])
 
@@ -128,9 +129,3 @@ def _ratio(ratio: Spread) -> str:
 
 def _mebibytes(number: int) -> str:
     return f"{number / 2**20:,.0f} MiB"
-
-
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width; the first to the left, the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]

@@ -67,12 +67,14 @@ class Cell:
         return self.config.loop.env_steps
 
     def result(self) -> Result | None:
-        """What came out, None while it is not finished."""
+        """What came out, None while it is not finished: a run that was killed in its last words makes its end anew."""
         try:
             found = read(self.folder)
         except CheckpointError:  # damaged: going on with the run writes it again
             return None
-        return found if found is not None and found.env_steps >= self.wanted else None
+        if found is None or found.env_steps < self.wanted or self.directory.finished_at() is None:
+            return None
+        return found
 
     def is_running(self) -> bool:
         return is_training(self.directory)

@@ -16,7 +16,7 @@ import torch
 from stormlit.errors import ConfigError
 from stormlit.registry import Option
 from stormlit.runs.ablation.cells import Cell
-from stormlit.runs.ablation.remote import opening
+from stormlit.runs.ablation.remote import begin_part
 from stormlit.runs.threads import cores
 
 Jobs = Annotated[int | None, Option("cells at once; null: as many as there is room for", 1, 10**4)]
@@ -85,7 +85,7 @@ class ProcessLauncher(Launcher):
 
     def start(self, cell: Cell) -> Job:
         slot = next(number for number in range(self.slots) if self._is_free(number))
-        environment = {**os.environ, **thread_variables(cell.threads)}
+        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(cell.threads))}
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot]
         with opened_log(cell) as log:
@@ -108,13 +108,8 @@ def opened_log(cell: Cell) -> Iterator[BinaryIO]:
     """A cell's log, at its end, below a line that says when this part of it began."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     with cell.log.open("ab") as log:
-        log.write(opening())
-        log.flush()
+        begin_part(log)
         yield log
-
-
-def thread_variables(threads: int) -> dict[str, str]:
-    return {variable: str(threads) for variable in THREAD_VARIABLES}
 
 
 def visible_gpus() -> list[str]:

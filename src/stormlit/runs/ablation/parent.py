@@ -38,13 +38,9 @@ def parent_run(config: Config, record: Record) -> Iterator[list[str]]:
     try:
         yield [f"{PARENT}={json.dumps(record.content['parent'])}"]
         status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    except Exception:
-        raise
-    except BaseException:  # a signal has ended it
-        status = "KILLED"
+    except BaseException as error:
+        if not isinstance(error, Exception):  # a signal has ended it
+            status = "KILLED"
         raise
     finally:
         with warn_on_os_error("the last words of the grid's run"):

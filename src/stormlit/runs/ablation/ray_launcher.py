@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from stormlit.errors import ConfigError
 from stormlit.registry import Option
 from stormlit.runs.ablation.cells import Cell
-from stormlit.runs.ablation.launch import GpuShare, Job, Jobs, Launcher, thread_variables
+from stormlit.runs.ablation.launch import THREAD_VARIABLES, GpuShare, Job, Jobs, Launcher
 from stormlit.runs.ablation.remote import train_here
 
 LOST, CANCELLED = -9, 130
@@ -73,7 +73,7 @@ class RayLauncher(Launcher):
             max_retries=lost_workers,
             max_calls=1,  # a process of its own for each cell
         )(train_here)
-        self._variables = thread_variables(threads)
+        self._variables = dict.fromkeys(THREAD_VARIABLES, str(threads))
 
     def open(self) -> None:
         """Raises ``ConfigError`` where no Ray answers at the address."""

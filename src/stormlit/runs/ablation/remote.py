@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 
 def train_here(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
@@ -22,7 +23,7 @@ def train_here(words: Sequence[str], log: Path, environment: Mapping[str, str]) 
     signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab", buffering=0) as file:
-        file.write(opening())
+        begin_part(file)
         for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
             stream.flush()
             os.dup2(file.fileno(), number)
@@ -33,9 +34,12 @@ def train_here(words: Sequence[str], log: Path, environment: Mapping[str, str]) 
             return _code_of(words)
 
 
-def opening() -> bytes:
-    """The line above each part of a cell's log; the bar of a part that was killed has left an open line."""
-    return f"\n--- {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode()
+def begin_part(log: BinaryIO) -> None:
+    """Write the line above each part of a cell's log, which is open at its end."""
+    if log.tell():  # a bar that was killed ends within its line
+        log.write(b"\n")
+    log.write(f"--- {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
+    log.flush()
 
 
 def _code_of(words: Sequence[str]) -> int:

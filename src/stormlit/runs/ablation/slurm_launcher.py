@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from stormlit.errors import ConfigError
 from stormlit.registry import Option
 from stormlit.runs.ablation.cells import Cell
-from stormlit.runs.ablation.launch import GpuShare, Job, Jobs, Launcher, thread_variables
+from stormlit.runs.ablation.launch import THREAD_VARIABLES, GpuShare, Job, Jobs, Launcher
 from stormlit.runs.ablation.remote import train_here
 
 LOST = -9
@@ -70,7 +70,7 @@ class SlurmLauncher(Launcher):
                 "launcher=slurm: there is no Slurm here (no sbatch); use launcher=processes, or cluster=local to try it"
             )
         self._submitit, self._cluster, self.slots = submitit, cluster, jobs
-        self._variables = thread_variables(threads)
+        self._variables = dict.fromkeys(THREAD_VARIABLES, str(threads))
         self._parameters: dict[str, Any] = {
             "timeout_min": minutes,
             "cpus_per_task": threads,

@@ -11,6 +11,8 @@ import numpy as np
 
 from stormlit.runs.ablation.cells import Cell, progress
 from stormlit.runs.ablation.running import Board
+from stormlit.runs.result import Result
+from stormlit.runs.threads import counted
 
 REDRAW_SECONDS, LINES_SECONDS = 1.0, 60.0
 
@@ -23,11 +25,14 @@ class Table:
         self._on_terminal = sys.stderr.isatty()
         self._shown_at = time.monotonic()
         self._height = 0
+        self._results: dict[str, Result] = {}  # of finished cells, each read once
 
     def tell(self, what: str, cell: Cell) -> None:
         """A line where nothing can be redrawn."""
         if not self._on_terminal:
-            print(f"{cell.name}: {what}{_came_out(cell)}", file=sys.stderr, flush=True)
+            result = self._result(cell)
+            came_out = f", mean return {_mean_return(result):.4g}" if result else ""
+            print(f"{cell.name}: {what}{came_out}", file=sys.stderr, flush=True)
 
     def show(self) -> None:
         """Draw the table anew if it is time to."""
@@ -59,7 +64,7 @@ class Table:
 
     def _left(self) -> str:
         """The time to come, by what the finished ones took."""
-        took = [result.cost["wall_seconds"] for cell in self._board.finished if (result := cell.result())]
+        took = [result.cost["wall_seconds"] for cell in self._board.finished if (result := self._result(cell))]
         open_ones = len(self._board.running) + len(self._board.waiting)
         if not took or not open_ones:
             return ""
@@ -72,7 +77,7 @@ class Table:
         if not self._on_terminal:
             return rows
         rows += [_row(width, cell, f"failed ({code})", "", "", "") for cell, code in self._board.failed.values()]
-        rows += [_row(width, cell, "finished", *_finished(cell)) for cell in self._board.finished]
+        rows += [_row(width, cell, "finished", *self._finished(cell)) for cell in self._board.finished]
         return rows + [_row(width, cell, "waiting", "", "", "") for cell in self._board.waiting]
 
     def _running(self, cell: Cell) -> tuple[str, str, str]:
@@ -80,26 +85,23 @@ class Table:
         steps = "" if seen.env_steps is None else f"{seen.env_steps:,}/{cell.wanted:,}"
         return steps, seen.latest_return, seen.left and f"{seen.left} left"
 
+    def _finished(self, cell: Cell) -> tuple[str, str, str]:
+        result = self._result(cell)
+        return ("", "", "") if result is None else (f"{result.env_steps:,}", f"{_mean_return(result):.4g}", "")
+
+    def _result(self, cell: Cell) -> Result | None:
+        if cell.name not in self._results and (found := cell.result()) is not None:
+            self._results[cell.name] = found
+        return self._results.get(cell.name)
+
 
 def _row(width: int, cell: Cell, state: str, steps: str, latest: str, left: str) -> str:
     return f"  {cell.name:<{width}}  {state:<11} {steps:>17}  {latest and 'return ' + latest:<14} {left}".rstrip()
 
 
-def _finished(cell: Cell) -> tuple[str, str, str]:
-    result = cell.result()
-    if result is None:
-        return "", "", ""
-    return f"{result.env_steps:,}", f"{np.mean(returns(result.evaluation)):.4g}", ""
-
-
-def _came_out(cell: Cell) -> str:
-    result = cell.result()
-    return "" if result is None else f", mean return {np.mean(returns(result.evaluation)):.4g}"
-
-
-def returns(evaluation: dict[str, list[float | None]]) -> list[float]:
-    """The agent's, of episodes that have a finite one."""
-    return [value for value in evaluation.get("agent", []) if value is not None] or [float("nan")]
+def _mean_return(result: Result) -> float:
+    """Of the agent's episodes that have a finite one, else NaN."""
+    return float(np.mean([value for value in result.evaluation.get("agent", []) if value is not None] or [np.nan]))
 
 
 def summary(cells: Sequence[Cell]) -> str:
@@ -109,14 +111,14 @@ def summary(cells: Sequence[Cell]) -> str:
         scores = groups.setdefault((cell.environment, cell.variant), [])
         result = cell.result()
         if result is not None:
-            scores.append(float(np.mean(returns(result.evaluation))))
+            scores.append(_mean_return(result))
     width = max(len(variant) for _, variant in groups)
     lines = []
     for (environment, variant), scores in groups.items():
         told = "no seed finished"
         if scores:
             error = f" +- {np.std(scores, ddof=1) / len(scores) ** 0.5:.2f}" if len(scores) > 1 else ""
-            told = f"{np.mean(scores):10.2f}{error} ({len(scores)} seed{'s' * (len(scores) > 1)})"
+            told = f"{np.mean(scores):10.2f}{error} ({counted(len(scores), 'seed')})"
         lines.append(f"  {environment}  {variant:<{width}} {told}")
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ from stormlit.runs.comparison.gather import one_of_each
 from stormlit.runs.comparison.literature import Aggregate, aggregates
 from stormlit.runs.comparison.statistics import CONFIDENCE, probability_of_improvement, scalar_interval
 from stormlit.runs.comparison.table import Cell, Comparison
+from stormlit.runs.threads import counted
 
 FEW_SEEDS = 5  # a percentile bootstrap of fewer runs is clearly too narrow
 LISTED = 6  # names in a sentence
@@ -101,7 +102,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
     pairs = max((len(comparison.pairs(v, t)[0]) for v in comparison.others for t in comparison.tasks), default=0)
     if 0 < pairs < PAIRS_FOR_5_PERCENT:
         yield (
-            f"No environment has more than {pairs} pair{'s' * (pairs > 1)} of runs with the same seed: even if all "
+            f"No environment has more than {counted(pairs, 'pair')} of runs with the same seed: even if all "
             f"their differences had the same sign, chance alone would do that with probability {2 / 2**pairs:.2g}, so "
             "that no single environment can show a difference at 5%."
         )
