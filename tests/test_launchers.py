@@ -107,19 +107,30 @@ def test_a_signal_stops_all_cells_with_their_state_saved(tmp_path: Path, unbroke
 
 @pytest.mark.slow
 def test_ray_begins_a_lost_worker_s_cell_again(
-    tmp_path: Path, unbroken: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    unbroken: dict[str, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A head of its own, with a worker killed while it trains; and an address at which nothing answers."""
     ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or pytest.skip("Ray is not installed")
     grid = tmp_path / "grid"
+    (tmp_path / "own.yaml").write_text("checkpoint: {every: 6}")  # looked for in the folder of the command
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-    words = [*command(tmp_path, seeds="1"), "launcher=ray", f"address={address}"]
+        words = [*command(tmp_path, "own.yaml", seeds="1"), "launcher=ray", f"address={address}"]
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("stormlit.runs.ablation.ray_launcher.ANSWER_SECONDS", 0.1)
+        assert main(words) == 2  # somebody listens there, but not Ray
     assert main(words) == 2
-    assert f"address={address}: no Ray answers there" in capsys.readouterr().err and not grid.exists()
+    told = capsys.readouterr().err
+    assert f"address={address}: no Ray answers there within" in told
+    assert f"address={address}: no Ray answers there (Connection refused)" in told and not grid.exists()
     options = ["--num-cpus=2", "--include-dashboard=false", "--object-store-memory=100000000", "--disable-usage-stats"]
     head = subprocess.Popen(
-        [ray, "start", "--head", "--block", f"--port={address.rpartition(':')[2]}", *options], stdout=subprocess.DEVNULL
+        [ray, "start", "--head", "--block", f"--port={address.rpartition(':')[2]}", *options],
+        cwd="/",
+        stdout=subprocess.DEVNULL,
     )
     try:
         process = start_when_up(words, tmp_path, address)

@@ -1,31 +1,19 @@
 """The weights that were evaluated best, kept beside the newest checkpoints.
 
 ``checkpoints/best-000001000/`` has a manifest, the configuration and the weights: all that evaluating, dreaming and
-loading need. A run does not go on from it.
+loading need. A run does not go on from it. An outdone one is kept while there is a checkpoint from before the better
+one was found: a run that goes on from there may find it no more.
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from stormlit.config.compose import to_yaml
-from stormlit.errors import CheckpointError
-from stormlit.files import read_json
-from stormlit.runs.checkpoint import discard
+from stormlit.runs.checkpoint import best_checkpoint
 from stormlit.runs.checkpoint_writer import CheckpointWriter
-from stormlit.runs.directory import RunDirectory
+from stormlit.runs.directory import BEST
 from stormlit.runs.run import Run
-
-
-def best_checkpoint(directory: RunDirectory) -> tuple[Path, float] | None:
-    """Its folder and the mean return by which it was chosen, None where none was kept."""
-    for folder in sorted(directory.checkpoints.glob("best-*"), reverse=True):
-        try:
-            return folder, float(read_json(folder / "manifest.json")["mean_return"])
-        except (CheckpointError, KeyError, TypeError, ValueError):  # damaged: the next one takes its place
-            continue
-    return None
 
 
 def keep_if_best(run: Run, mean: float) -> None:
@@ -43,9 +31,6 @@ def keep_if_best(run: Run, mean: float) -> None:
         writer.commit(run.config.checkpoint.keep, run.run_id, mean_return=mean)
     finally:
         writer.close(abandon=True)
-    for other in run.directory.checkpoints.glob("best-*"):
-        if other != folder:
-            discard(other)
 
 
 def told_best(run: Run) -> list[str]:
@@ -54,6 +39,6 @@ def told_best(run: Run) -> list[str]:
     if known is None:
         return []
     return [
-        f"best        {known[0].resolve()}  (mean return {known[1]:.4g} where it was chosen; the highest of several "
-        "evaluations is optimistic: evaluate it again with another seed)"
+        f"best        {known[0].resolve()}  (mean return {known[1]:.4g}; the highest of several evaluations is "
+        f"optimistic: evaluate it anew, with `stormlit eval {run.directory.path.resolve()}{BEST} seed=N`)"
     ]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from stormlit.files import sha256, sync_folder, write_json
-from stormlit.runs.checkpoint import FORMAT, checkpoint_folder, discard, list_checkpoints, manifest_digest
+from stormlit.runs.checkpoint import FORMAT, checkpoint_folder, discard, list_checkpoints, manifest_digest, outdone
 from stormlit.runs.directory import RunDirectory
 
 
@@ -83,6 +83,8 @@ class CheckpointWriter:
         sync_folder(self.run.checkpoints)
         discard(replaced)
         for stale in list_checkpoints(self.run)[:-keep]:
+            discard(stale)
+        for stale in outdone(self.run):
             discard(stale)
         return self.final
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 from stormlit.errors import ConfigError
@@ -14,6 +17,8 @@ from stormlit.runs.ablation.remote import train_here
 
 LOST, CANCELLED = -9, 130
 CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 60.0
+PROBE = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)"
 OBJECT_STORE_BYTES = 100 * 2**20  # tasks are given words and return a number
 
 
@@ -77,12 +82,11 @@ class RayLauncher(Launcher):
 
     def open(self) -> None:
         """Raises ``ConfigError`` where no Ray answers at the address."""
-        options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "include_dashboard": False}
+        options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         address = self._address or "local"
         if self._address is None:
-            options["object_store_memory"] = OBJECT_STORE_BYTES
+            options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         else:
-            del options["include_dashboard"]
             _refuse_if_dead(self._address)
         try:
             self._ray.init(address=address, **options)
@@ -90,19 +94,22 @@ class RayLauncher(Launcher):
             raise ConfigError(f"address={address}: no Ray could be reached there ({_first(error)})") from error
 
     def start(self, cell: Cell) -> Job:
-        return RayJob(self._ray, self._task.remote(list(cell.words), cell.log, self._variables))
+        return RayJob(self._ray, self._task.remote(cell.words, cell.log, Path.cwd(), self._variables))
 
     def close(self) -> None:
         self._ray.shutdown()
 
 
 def _refuse_if_dead(address: str) -> None:
-    """Ray itself waits for minutes."""
+    """Ray itself waits for many minutes, in which nothing can be interrupted; so another process asks."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        return
     try:
-        socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        if host and port.isdecimal():
+            place = host.rpartition("/")[2].strip("[]"), int(port)
+            socket.create_connection(place, timeout=CONNECT_SECONDS).close()
+        subprocess.run([sys.executable, "-c", PROBE, address], capture_output=True, timeout=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"address={address}: no Ray answers there within {ANSWER_SECONDS:g} seconds") from None
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"address={address}: no Ray answers there ({reason})") from error

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def train_here(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
+def train_here(words: Sequence[str], log: Path, folder: Path, environment: Mapping[str, str]) -> int:
     """``python -m stormlit train`` in this process, its output appended to a file; returns its exit code.
 
+    folder: where relative paths of the words, and modules of the user's, are looked for.
     environment: variables that libraries read when they are loaded.
     """
     os.environ.update(environment)
+    os.chdir(folder)
     # What Slurm's jobs are warned with before their time is over; SIGUSR1 lets a training save and end.
     signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from stormlit.errors import ConfigError
@@ -84,4 +85,4 @@ class SlurmLauncher(Launcher):
         executor = self._submitit.AutoExecutor(folder=cell.folder / "slurm", cluster=self._cluster)
         given = {key: value for key, value in self._parameters.items() if value is not None}
         executor.update_parameters(name=cell.name, **given)
-        return SlurmJob(executor.submit(train_here, list(cell.words), cell.log, self._variables))
+        return SlurmJob(executor.submit(train_here, cell.words, cell.log, Path.cwd(), self._variables))
