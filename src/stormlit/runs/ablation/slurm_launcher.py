@@ -38,7 +38,7 @@ class SlurmLauncher(Launcher):
     """Jobs of Slurm; this command has to stay and watch them. The cells' folder must be one that every node has.
 
     on_gpu: whether cells train on a GPU.  threads: the cores that each takes.
-    Raises ``ConfigError`` where submitit is not installed or Slurm is not there.
+    Raises ``ConfigError`` where submitit is not installed, and for a part of a GPU.
     """
 
     def __init__(
@@ -66,10 +66,6 @@ class SlurmLauncher(Launcher):
             ) from error
         if on_gpu and gpus_per_cell != int(gpus_per_cell):
             raise ConfigError(f"gpus_per_cell={gpus_per_cell:g}: Slurm hands out whole GPUs")
-        if cluster == "slurm" and shutil.which("sbatch") is None:
-            raise ConfigError(
-                "launcher=slurm: there is no Slurm here (no sbatch); use launcher=processes, or cluster=local to try it"
-            )
         self._submitit, self._cluster, self.slots = submitit, cluster, jobs
         self._variables = dict.fromkeys(THREAD_VARIABLES, str(threads))
         self._parameters: dict[str, Any] = {
@@ -80,6 +76,13 @@ class SlurmLauncher(Launcher):
         }
         if cluster == "slurm":
             self._parameters |= {"slurm_partition": partition, "slurm_account": account}
+
+    def open(self) -> None:
+        """Raises ``ConfigError`` where there is no Slurm."""
+        if self._cluster == "slurm" and shutil.which("sbatch") is None:
+            raise ConfigError(
+                "launcher=slurm: there is no Slurm here (no sbatch); use launcher=processes, or cluster=local to try it"
+            )
 
     def start(self, cell: Cell) -> Job:
         executor = self._submitit.AutoExecutor(folder=cell.folder / "slurm", cluster=self._cluster)
