@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from small import ACTIONS, HIDDEN, dense_cross_entropy, random_batch, random_trajectory, small_agent, small_world_model
+from stormlit.nn.heads import READINGS
 from stormlit.runs.checkpoint import VerifiedCheckpoint, load_modules
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.imagine import imagine
@@ -111,6 +113,20 @@ def test_a_policy_that_starts_at_zero_is_uniform() -> None:
     losses = agent.training_step(_bandit())
     assert float(losses.terms["entropy"].detach()) == pytest.approx(-math.log(ACTIONS), rel=1e-5)
     assert float(losses.metrics["entropy"]) == pytest.approx(math.log(ACTIONS), rel=1e-5)
+
+
+@pytest.mark.parametrize("word", READINGS)
+def test_every_way_of_scoring_the_value_learns_the_mean_return_or_what_it_says_of_it(word: str) -> None:
+    # Returns of 3 in a third of the cases, 0 elsewhere: a mean of 1; the mean of their symlogs is ln(4) / 3.
+    agent, trajectory = small_agent(value_loss=word), _bandit()
+    trajectory = replace(trajectory, reward=torch.tensor([3.0, 0.0, 0.0])[trajectory.action])
+    optimizer = torch.optim.Adam(agent.critic.parameters(), lr=1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        agent.training_step(trajectory).terms["value"].backward()
+        optimizer.step()
+    value = float(agent.value(trajectory.latent[0, 0], trajectory.hidden[0, 0]).detach())
+    assert value == pytest.approx(1.0 if word == "symexp_twohot" else 4 ** (1 / 3) - 1, rel=0.05)
 
 
 def test_the_value_loss_moves_the_value_towards_the_return() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import operator
 import re
 import shlex
@@ -210,3 +211,17 @@ def test_what_random_play_makes_is_said_the_same_everywhere() -> None:
     notebook = (REPOSITORY / "notebooks" / "quickstart.ipynb").read_text()
     assert f"random play {RANDOM_RETURN} on average" in (REPOSITORY / "README.md").read_text()
     assert f"Random play gives {RANDOM_RETURN} on average" in notebook
+
+
+@pytest.mark.parametrize("kind", registry.kinds())
+def test_the_page_of_parts_says_of_each_what_it_computes_and_when_to_use_it(kind: str) -> None:
+    page = (REPOSITORY / "docs" / "parts.md").read_text()
+    section = page.partition(f"## {kind.replace('_', ' ')}\n")[2].partition("\n## ")[0]
+    rows = [re.split(r" +\| +", line.strip("| ")) for line in section.splitlines() if line.startswith("| `")]
+    assert [row[0] for row in rows] == [f"`{name}`" for name in registry.names(kind)]
+    for row in rows:
+        computes, _, when = (inspect.getdoc(registry.part_class(kind, row[0].strip("`"))) or "").partition(
+            "When to use: "
+        )
+        assert row[1] == computes.partition("\n")[0].replace("``", "`"), "run benchmarks/parts.py"
+        assert row[2] == " ".join(when.split()).replace("``", "`") and row[2], "run benchmarks/parts.py"

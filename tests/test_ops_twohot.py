@@ -10,8 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from small import dense_cross_entropy, dense_twohot
-from stormlit.nn.heads import TwoHot
-from stormlit.ops.twohot import symexp, symlog, symlog_bins, twohot_decode, twohot_loss, twohot_position
+from stormlit.nn.heads import READINGS, TwoHot
+from stormlit.ops.twohot import (
+    symexp,
+    symexp_bins,
+    symexp_twohot_decode,
+    symexp_twohot_loss,
+    symlog,
+    symlog_bins,
+    twohot_decode,
+    twohot_loss,
+    twohot_position,
+)
 
 BINS = symlog_bins(5, -2.0, 2.0)  # -2, -1, 0, 1, 2
 PAPER_BINS = symlog_bins(255, -20.0, 20.0)
@@ -122,3 +132,54 @@ def test_both_directions_stay_float32_in_mixed_precision() -> None:
     assert mixed_loss.dtype == mixed_decoded.dtype == torch.float32
     torch.testing.assert_close(mixed_loss, loss)
     torch.testing.assert_close(mixed_decoded, decoded)
+
+
+# Between bins of the numbers themselves
+
+
+SPREAD = symexp_bins(5, -2.0, 2.0)  # 1 - e^2, 1 - e, 0, e - 1, e^2 - 1
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.0, [0, 0, 1, 0, 0]),
+        (math.e - 1, [0, 0, 0, 1, 0]),
+        (1.0, [0, 0, 0.418023, 0.581977, 0]),  # 1 / (e - 1) of the way from 0 to e - 1
+        (4.0, [0, 0, 0, 0.511507, 0.488493]),  # (4 - (e - 1)) / (e^2 - e) of the way
+        (-1.0, [0, 0.581977, 0.418023, 0, 0]),
+        (1e9, [0, 0, 0, 0, 1]),
+        (-math.inf, [1, 0, 0, 0, 0]),
+    ],
+)
+def test_numbers_lie_linearly_between_their_bins(value: float, expected: list[float]) -> None:
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.5, 1.0])
+    loss = symexp_twohot_loss(logits, torch.tensor(value), SPREAD)
+    torch.testing.assert_close(loss, -(torch.tensor(expected) * logits.log_softmax(-1)).sum(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_mean_is_of_the_numbers_and_not_of_their_logarithms() -> None:
+    # 0 in nine of ten steps, e^2 - 1 in one: the mean is 0.6389, that of the symlogs 0.2, which is 0.2214.
+    logits = torch.tensor([-50.0, -50.0, math.log(0.9), -50.0, math.log(0.1)])
+    assert float(symexp_twohot_decode(logits, SPREAD)) == pytest.approx(0.1 * (math.e**2 - 1), abs=1e-5)
+    assert float(twohot_decode(logits, BINS)) == pytest.approx(math.exp(0.2) - 1, abs=1e-5)
+
+
+def test_fitting_rare_rewards_reads_their_mean() -> None:
+    rewards = torch.tensor([0.0] * 96 + [10.0] * 3 + [400.0])
+    reading = READINGS["symexp_twohot"](255, -20.0, 20.0)
+    logits = torch.zeros(255, requires_grad=True)  # as a head that starts at zero has them
+    assert abs(float(reading.decode(logits))) < 1e-6  # though the outermost bins are 5e8
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(1000):
+        optimizer.zero_grad()
+        reading.loss(logits.expand(100, 255), rewards).mean().backward()
+        optimizer.step()
+    assert float(reading.decode(logits)) == pytest.approx(4.3, rel=0.01)
+
+
+def test_a_target_that_is_no_number_gives_a_loss_that_is_none() -> None:
+    assert symexp_twohot_loss(torch.zeros(2, 5), torch.tensor([math.nan, 1.0]), SPREAD).isnan().tolist() == [
+        True,
+        False,
+    ]

@@ -261,7 +261,7 @@ WORDS: dict[str, list[Any]] = {
     "sequence_model": names("sequence_model"),
     "decoder_input": ["latent", "hidden", "both"],
     "tokens": ["merged", "separate"],
-    "reward_loss": ["twohot", "hl_gauss", "squared"],
+    "reward_loss": list(READINGS),
     "loss_balance": ["fixed", "harmony"],
     "objectives": [[], ["contrastive"]],
 }

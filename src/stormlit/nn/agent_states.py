@@ -14,7 +14,13 @@ from stormlit.types import OneHots
 
 @register("agent_state", "latent")
 class LatentState(nn.Module):
-    """The current frame's latent z alone.  latent_dim: Z.  hidden_dim: D."""
+    """The current frame's latent z alone.
+
+    latent_dim: Z.  hidden_dim: D.
+
+    When to use: where a single frame shows all that counts, or to ask what the memory adds. The sequence model then
+    only serves the dreams.
+    """
 
     accepts_sparse = True
 
@@ -29,7 +35,12 @@ class LatentState(nn.Module):
 
 @register("agent_state", "hidden")
 class HiddenState(nn.Module):
-    """The memory h of everything before the current frame, alone.  latent_dim: Z.  hidden_dim: D."""
+    """The memory h of everything before the current frame, alone.
+
+    latent_dim: Z.  hidden_dim: D.
+
+    When to use: to ask what the memory alone is worth. Such an agent acts before it has seen the frame.
+    """
 
     accepts_sparse = True
 
@@ -44,7 +55,12 @@ class HiddenState(nn.Module):
 
 @register("agent_state", "both")
 class LatentAndHiddenState(nn.Module):
-    """[z, h], as in the paper.  latent_dim: Z.  hidden_dim: D."""
+    """[z, h], as in the paper.
+
+    latent_dim: Z.  hidden_dim: D.
+
+    When to use: the default. The agent sees the current frame and what came before it.
+    """
 
     accepts_sparse = True
 

@@ -26,6 +26,8 @@ class ConvEncoder(nn.Module):
     Of an odd side the half is rounded down: no pixel is left out, as the kernels overlap.
 
     obs_shape: (C, Y, X).
+
+    When to use: the default. The cheapest encoder for frames with small details, as Atari's.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class ConvDecoder(nn.Module):
     """The encoder's mirror: a linear layer to the smallest map, then 4x4 stride-2 transposed convolutions.
 
     latent_dim: Z.  obs_shape: (C, Y, X).
+
+    When to use: the default, beside the ``cnn`` encoder.
     """
 
     def __init__(

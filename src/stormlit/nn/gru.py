@@ -29,6 +29,9 @@ class GRUSequence(nn.Module):
     """Token mixer, then gated recurrent layers.
 
     latent_dim: Z.  num_actions: A.  hidden_dim: D.
+
+    When to use: to ask what attention is worth, and with ``player.memory=carried`` for a memory without a longest
+    window. A full pass goes step by step.
     """
 
     accepts_sparse = True

@@ -8,7 +8,17 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from stormlit.nn.fast.sparse import InputLinear
-from stormlit.ops.twohot import hl_gauss_loss, symexp, symlog, symlog_bins, twohot_decode, twohot_loss
+from stormlit.ops.twohot import (
+    hl_gauss_loss,
+    symexp,
+    symexp_bins,
+    symexp_twohot_decode,
+    symexp_twohot_loss,
+    symlog,
+    symlog_bins,
+    twohot_decode,
+    twohot_loss,
+)
 from stormlit.registry import Option, register
 from stormlit.types import OneHots
 
@@ -18,6 +28,8 @@ class MLPHead(nn.Module):
     """``num_layers`` times Linear - LayerNorm - ReLU, then a linear output.
 
     in_dim, out_dim: widths.  hidden_dim: width of the hidden layers.
+
+    When to use: it is the only one bundled.
     """
 
     accepts_sparse = True
@@ -81,6 +93,22 @@ class HLGauss(TwoHot):
         return hl_gauss_loss(logits, target, self.bins)
 
 
+class SymexpTwoHot(TwoHot):
+    """Bins spread by symexp, between which numbers are encoded and averaged as they are (Hafner et al. 2025)."""
+
+    def __init__(self, count: int, low: float, high: float) -> None:
+        super().__init__(count, low, high)
+        self.register_buffer("bins", symexp_bins(count, low, high), persistent=False)
+
+    def decode(self, logits: Tensor) -> Tensor:
+        """logits: (..., K).  Returns (...,) float32."""
+        return symexp_twohot_decode(logits, self.bins)
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """logits: (..., K).  target: (...,).  Returns the cross-entropy (...,) float32."""
+        return symexp_twohot_loss(logits, target, self.bins)
+
+
 class SquaredSymlog(nn.Module):
     """Reads one output as a number's symlog, and scores it by half the squared error (DreamerV3, equation 1).
 
@@ -104,6 +132,7 @@ class SquaredSymlog(nn.Module):
 READINGS: dict[str, type[TwoHot] | type[SquaredSymlog]] = {
     "twohot": TwoHot,
     "hl_gauss": HLGauss,
+    "symexp_twohot": SymexpTwoHot,
     "squared": SquaredSymlog,
 }
 """How a head's outputs are read as a number, by the word for it."""

@@ -18,6 +18,8 @@ class CategoricalLatent(nn.Module):
     """``groups`` one-hot variables of ``classes`` classes each (STORM section 3.1).
 
     embed_dim: E.  hidden_dim: D.  Distributions are log-probabilities (..., G, K) in float32.
+
+    When to use: the default. Its prior can hold several different next frames at once, which one normal cannot.
     """
 
     accepts_sparse = True
@@ -86,6 +88,8 @@ class GaussianLatent(nn.Module):
     """Independent normals with a mean and a bounded standard deviation each (Dreamer, Hafner et al. 2020).
 
     embed_dim: E.  hidden_dim: D.  Distributions are (..., 2, Z): means, then standard deviations.
+
+    When to use: for what moves smoothly, as bodies and joints, and to compare with earlier Dreamers.
     """
 
     def __init__(
@@ -134,6 +138,8 @@ class DeterministicLatent(nn.Module):
 
     That is the KL divergence of normals with these means and standard deviation 1.
     embed_dim: E.  hidden_dim: D.  Distributions are the numbers themselves, (..., Z).
+
+    When to use: to ask what chance in the latent is worth. Of several possible next frames it dreams the average.
     """
 
     def __init__(

@@ -117,6 +117,8 @@ class Mamba2Sequence(nn.Module):
     these sizes.
 
     latent_dim: Z.  num_actions: A.  hidden_dim: D.
+
+    When to use: for long windows: its cost grows with their length, attention's with its square.
     """
 
     accepts_sparse = True

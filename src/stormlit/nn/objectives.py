@@ -20,6 +20,9 @@ class ContrastivePrediction(nn.Module):
     TWISTER (Burchi and Timofte 2025) has such a term in a world model of STORM's kind. The hidden state has read the
     action, so that it is the action's outcome that is predicted.
     latent_dim: Z.  embed_dim: E.  hidden_dim: D.  num_actions: A.
+
+    When to use: where the decoder spends itself on what does not matter: what tells one frame from another must be
+    predicted, however few pixels it has.
     """
 
     def __init__(

@@ -16,6 +16,9 @@ class PatchEncoder(nn.Module):
     """Patches of the image as tokens with learned positions, pre-norm attention between them (ViT, Dosovitskiy 2021).
 
     obs_shape: (C, Y, X).  The embedding is all the tokens, side by side.
+
+    When to use: to ask what attention within a frame is worth. Objects smaller than a patch are harder to tell apart
+    for it.
     """
 
     def __init__(

@@ -19,6 +19,8 @@ class CategoricalPolicy(nn.Module):
     """One of A actions, by softmax; the paper's.
 
     action_space: Discrete.  unimix: as in ``ops.categorical.unimix_log_probs``.
+
+    When to use: for Discrete actions. A ``unimix`` of 0.01 keeps every action possible, as DreamerV3 does.
     """
 
     fits: ClassVar[tuple[Kind, ...]] = ("discrete",)
@@ -58,6 +60,8 @@ class CategoricalsPolicy(nn.Module):
     """Several choices that do not depend on one another, each by softmax; a bit is a choice among two.
 
     action_space: MultiDiscrete or MultiBinary, with C = sum of its classes.  unimix: of each choice.
+
+    When to use: for MultiDiscrete and MultiBinary actions.
     """
 
     fits: ClassVar[tuple[Kind, ...]] = ("multi_discrete", "multi_binary")
@@ -108,6 +112,8 @@ class BoundedNormalPolicy(nn.Module):
     environment.
 
     action_space: Box.
+
+    When to use: for Box actions.
     """
 
     fits: ClassVar[tuple[Kind, ...]] = ("box",)
@@ -155,6 +161,8 @@ class FittingPolicy(nn.Module):
     """The policy that fits the action space, with its defaults.
 
     Discrete: ``categorical``.  MultiDiscrete and MultiBinary: ``categoricals``.  Box: ``bounded_normal``.
+
+    When to use: the default.
     """
 
     fits: ClassVar[tuple[Kind, ...]] = tuple(KINDS)

@@ -80,6 +80,9 @@ class VectorQuantisedLatent(CodeLatent):
 
     Points and codes have length 1, which keeps more codes in use (Yu et al. 2022, vector-quantized image modeling).
     embed_dim: E.  hidden_dim: D.
+
+    When to use: to compare with models over discrete tokens, as IRIS. Watch ``code use``: a codebook can fall out of
+    use.
     """
 
     def __init__(
@@ -125,6 +128,8 @@ class FiniteScalarLatent(CodeLatent):
     """Numbers from -1 to 1, each rounded to one of a few levels, straight-through (FSQ, Mentzer et al. 2023).
 
     The levels are evenly spaced, both ends among them.  embed_dim: E.  hidden_dim: D.
+
+    When to use: in place of ``vq``: no codebook, so that nothing has to be kept in use.
     """
 
     levels: Tensor

@@ -43,6 +43,9 @@ class ResidualEncoder(nn.Module):
     """At each scale a 3x3 stride-2 convolution, then residual blocks.
 
     obs_shape: (C, Y, X).
+
+    When to use: where the frames are the difficulty (many objects, real pictures) and a multiple of the cost is no
+    matter.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class ResidualDecoder(nn.Module):
     """At each scale residual blocks, then a doubling by nearest neighbour and a 3x3 convolution.
 
     latent_dim: Z.  obs_shape: (C, Y, X).
+
+    When to use: beside the ``resnet`` encoder. Doubling by nearest neighbour leaves no checkerboard.
     """
 
     def __init__(

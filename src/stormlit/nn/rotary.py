@@ -94,6 +94,9 @@ class RotaryTransformerSequence(nn.Module):
     Carried along, it remembers as many tokens as its memory has room for, and each layer what it saw of those before.
 
     latent_dim: Z.  num_actions: A.  hidden_dim: D.
+
+    When to use: for more layers, which pre-norm keeps trainable (Xiong et al. 2020), and for windows or memories longer
+    than those it was trained on.
     """
 
     accepts_sparse = True

@@ -12,7 +12,10 @@ from stormlit.registry import Option, register
 
 @register("sampler", "uniform")
 class UniformSampler(nn.Module):
-    """Every window with the same probability; the paper's."""
+    """Every window with the same probability; the paper's.
+
+    When to use: the default.
+    """
 
     needs_losses = False
 
@@ -23,7 +26,11 @@ class UniformSampler(nn.Module):
 
 @register("sampler", "least_used")
 class LeastUsedSampler(nn.Module):
-    """Windows that were drawn seldom, by 1 / (1 + uses) (Delta-IRIS) or exp(-uses / temperature) (Drama)."""
+    """Windows that were drawn seldom, by 1 / (1 + uses) (Delta-IRIS) or exp(-uses / temperature) (Drama).
+
+    When to use: where the buffer grows while it is drawn from: new steps would otherwise be seen far less often than
+    old ones.
+    """
 
     needs_losses = False
 
@@ -45,7 +52,10 @@ class LeastUsedSampler(nn.Module):
 
 @register("sampler", "curious")
 class CuriousSampler(nn.Module):
-    """Windows that were drawn seldom or are predicted badly: c beta^uses + (loss + eps)^alpha (Kauvar et al. 2023)."""
+    """Windows that were drawn seldom or are predicted badly: c beta^uses + (loss + eps)^alpha (Kauvar et al. 2023).
+
+    When to use: where what is rare matters, and a world model that is behind on it.
+    """
 
     needs_losses = True
 
@@ -69,7 +79,11 @@ class CuriousSampler(nn.Module):
 
 @register("sampler", "worst_predicted")
 class WorstPredictedSampler(nn.Module):
-    """A share of the windows by softmax of their last loss, the others uniformly (Simulus, Cohen et al. 2025)."""
+    """A share of the windows by softmax of their last loss, the others uniformly (Simulus, Cohen et al. 2025).
+
+    When to use: as ``curious``, with a part of the batch left as the paper draws it. Where frames are noise by nature,
+    noise is what it draws.
+    """
 
     needs_losses = True
 

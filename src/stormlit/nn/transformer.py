@@ -38,6 +38,8 @@ class TransformerSequence(nn.Module):
     """Token mixer, learned positions, LayerNorm, then post-norm causal blocks.
 
     latent_dim: Z.  num_actions: A.  hidden_dim: D.
+
+    When to use: the default.
     """
 
     accepts_sparse = True

@@ -66,3 +66,31 @@ def hl_gauss_loss(logits: Tensor, target: Tensor, bins: Tensor, deviation: float
     below = torch.special.ndtr((edges - centre) / (deviation * width))
     mass = below.diff(dim=-1) / (below[..., -1:] - below[..., :1])
     return -(mass * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+
+
+def symexp_bins(count: int, low: float, high: float) -> Tensor:
+    """Bin centres that are evenly spaced in symlog space, in the original space.  Returns (count,) float32."""
+    return symexp(symlog_bins(count, low, high))
+
+
+def symexp_twohot_loss(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
+    """Cross-entropy with the two-hot encoding of the target itself, between bins of ``symexp_bins`` (DreamerV3 as
+    published in Nature, Hafner et al. 2025, equation 10).
+
+    logits: (..., K) any float dtype.  target: (...,).  bins: (K,) rising.  Returns (...,) float32.
+    """
+    target = target.float().clamp(bins[0], bins[-1]).contiguous()
+    # A target that is not a number falls into the last pair, and makes the loss not a number.
+    lower = (torch.searchsorted(bins, target, right=True) - 1).clamp_(0, bins.shape[0] - 2)
+    below, above = bins[lower], bins[lower + 1]
+    pair = F.log_softmax(logits.float(), dim=-1).gather(-1, torch.stack([lower, lower + 1], dim=-1))
+    return -torch.lerp(pair[..., 0], pair[..., 1], (target - below) / (above - below))
+
+
+def symexp_twohot_decode(logits: Tensor, bins: Tensor) -> Tensor:
+    """The expected bin, in the original space: the mean of what was seen, where ``twohot_decode`` is below it for
+    rare large numbers.  logits: (..., K) any float dtype.  bins: (K,).  Returns (...,) float32.
+    """
+    product = F.softmax(logits.float(), dim=-1) * bins
+    # The outermost bins are huge; added to their opposites first, they cancel while nothing was learned of them.
+    return 0.5 * (product + product.flip(-1)).sum(dim=-1)

@@ -92,20 +92,33 @@ def gflop(config: Config, world_model: WorldModel, agent: ActorCritic) -> float:
 
     What trains is left as it is.
     """
+    with torch.random.fork_rng(devices=random_devices()):
+        parts = rehearsal(config, copied(world_model), copied(agent))
+        return sum(_counted(function) * rows for function, rows in parts) / 1e9
+
+
+def rehearsal(
+    config: Config, world_model: WorldModel, agent: ActorCritic
+) -> tuple[tuple[Callable[[], None], int], tuple[Callable[[], None], int]]:
+    """The gradients of the world model, and those of the agent with the imagination before them: each a function that
+    computes them for one row of noise, and the rows of an update.
+
+    world_model, agent: copies, whose modes, statistics and gradients change.
+    """
     extra = config.demonstrations if config.demonstrations.path is not None else None
     batch = Windows(config.loop.batch_size, extra.batch_size if extra else 0, config.loop.batch_length)
     imagined = config.imagination
     contexts = Windows(imagined.batch_size, extra.imagination_batch_size if extra else 0, imagined.context_length)
-    world_model, agent = copied(world_model).train(), copied(agent).train()
-    rollouts = Imagination(copied(world_model).eval(), copied(agent).eval(), **dataclasses.asdict(imagined))
+
+    def fit() -> None:
+        world_model.train().training_step(noise(world_model, batch, 1)).total.backward()
 
     def improve() -> None:
-        agent.training_step(rollouts(noise(world_model, contexts, 1))).total.backward()
+        rollouts = Imagination(world_model.eval(), agent.eval(), **dataclasses.asdict(imagined))
+        trajectory = rollouts(noise(world_model, contexts, 1))
+        agent.train().training_step(trajectory).total.backward()
 
-    with torch.random.fork_rng(devices=random_devices()):
-        fitting = _counted(lambda: world_model.training_step(noise(world_model, batch, 1)).total.backward())
-        improving = _counted(improve)
-    return (fitting * batch.total + improving * contexts.total) / 1e9
+    return (fit, batch.total), (improve, contexts.total)
 
 
 def _chosen(config: Config, most: int, world_model: WorldModel, agent: ActorCritic, processes: int) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stormlit.nn.building import build_part, build_policy
-from stormlit.nn.heads import TwoHot
+from stormlit.nn.heads import READINGS
 from stormlit.nn.optimizers import OptimizerSettings, adam
 from stormlit.nn.return_normalizer import ReturnNormalizer
 from stormlit.ops.returns import lambda_returns
@@ -67,6 +67,10 @@ class ActorCritic(L.LightningModule):
             Option("what the slow critic's term pulls the critic towards"),
         ] = "value",
         return_normalizer: Annotated[Mapping[str, Any], Option(group=ReturnNormalizer)] = DEFAULTS,
+        value_loss: Annotated[
+            Literal["twohot", "hl_gauss", "symexp_twohot", "squared"],
+            Option("as world_model.reward_loss, of the value"),
+        ] = "twohot",
         value_bins: Annotated[int, Option("symlog two-hot bins of the value", 3, 10**5)] = 255,
         value_low: Annotated[float, Option("symlog of the lowest bin", below="value_high")] = -20.0,
         value_high: Annotated[float, Option("symlog of the highest bin")] = 20.0,
@@ -81,9 +85,10 @@ class ActorCritic(L.LightningModule):
         self.distribution = build_policy(policy, self.action_space, key="agent.policy")
         widths = self.agent_state.state_dim, self.distribution.out_dim, hidden_dim
         self.actor = build_part("head", actor, *widths, key="agent.actor")
-        self.critic = build_part("head", critic, self.agent_state.state_dim, value_bins, hidden_dim, key="agent.critic")
+        self.value_encoding = READINGS[value_loss](value_bins, value_low, value_high)
+        outputs = self.value_encoding.outputs
+        self.critic = build_part("head", critic, self.agent_state.state_dim, outputs, hidden_dim, key="agent.critic")
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.value_encoding = TwoHot(value_bins, value_low, value_high)
         self.return_normalizer = ReturnNormalizer(**return_normalizer)
 
     def policy(self, latent: Tensor | OneHots, hidden: Tensor) -> Tensor:

@@ -26,6 +26,6 @@ FreeBitsClip = Annotated[
     Literal["step", "mean"], Option("whether they are granted to each step or to the mean over the batch")
 ]
 RewardLoss = Annotated[
-    Literal["twohot", "hl_gauss", "squared"],
-    Option("cross-entropy with two symlog bins or with a normal over them, or squared error in symlog"),
+    Literal["twohot", "hl_gauss", "symexp_twohot", "squared"],
+    Option("two symlog bins or a normal over them, two bins of the numbers themselves, or squared error in symlog"),
 ]

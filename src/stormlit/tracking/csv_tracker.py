@@ -22,6 +22,8 @@ class CsvTracker(Tracker):
     ``tags.json`` also holds the run's ``run_id``, ``name`` and ``status``. A run that is continued appends its rows,
     after rows of later steps, and torn ones, are removed: the file becomes that of an unbroken run. ``log`` and
     ``flush`` raise ``OSError`` for a full disk, and write what it has refused in a later call.
+
+    When to use: where nothing but files is wanted.
     """
 
     def __init__(

@@ -46,6 +46,8 @@ class MlflowTracker(Tracker):
     The tracking URI is that of the option, of MLFLOW_TRACKING_URI, or ``sqlite:///<root>/mlflow.db``, whichever is set
     first; a run goes on in the one in which it began. MLFLOW_EXPERIMENT_NAME takes the place of the default experiment.
     A database keeps its artifacts in ``<root>/artifacts``.
+
+    When to use: the default.
     """
 
     def __init__(
