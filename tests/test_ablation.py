@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from stormlit.cli import main
 from stormlit.runs.ablation import launchers
-from stormlit.runs.ablation.cells import Cell, cells_of
-from stormlit.runs.ablation.grid import read_grid
+from stormlit.runs.ablation.cells import Cell
 from stormlit.runs.ablation.launch import Job, Launcher, opened_log
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.result import Result, read
-from test_result import measured
 from test_training_run import SMALL
 
 VARY = "world_model.sequence_model.num_layers=1,2"
 WORDS = (*SMALL, "loop.env_steps=72", "checkpoint.every=6", "evaluation.every_env_steps=30")
-
-
-def files_and_words(*words: str) -> tuple[list[str], list[str]]:
-    return [word for word in words if "=" not in word], [word for word in words if "=" in word]
 
 
 def command(root: Path, *words: str, seeds: str = "2") -> list[str]:
@@ -40,83 +28,6 @@ def result_of(folder: Path) -> Result:
     found = read(folder)
     assert found is not None, folder
     return found
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What every cell of the grid comes to when nothing happens to it."""
-    root = tmp_path_factory.mktemp("unbroken")
-    files, words = files_and_words(*WORDS, f"run.dir={root}")
-    cells = cells_of(read_grid(files, words, [VARY], "2", "grid"))
-    for cell in cells:
-        assert main(["train", *cell.words]) == 0
-    return {cell.name: measured(result_of(cell.folder)) for cell in cells}
-
-
-def assert_each_once(grid: Path, expected: dict[str, dict[str, Any]]) -> None:
-    """Every cell has the result it should have, and came to its end in one of its parts only."""
-    attempts = json.loads((grid / "grid.json").read_text())["attempts"]
-    for name, result in expected.items():
-        assert measured(result_of(grid / name)) == result, name
-        log = (grid / name / "cell.log").read_text()
-        assert log.count("look first") == 1 and log.count("\n--- ") + 1 == attempts[name], log
-
-
-def kill_when(condition: Callable[[], bool], words: list[str], cwd: Path) -> None:
-    """Start the command in a process group of its own, and kill all of that once the condition holds."""
-    with (cwd / "log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "stormlit", *words], cwd=cwd, stdout=log, stderr=log, start_new_session=True
-        )
-    while not condition():
-        assert process.poll() is None, (cwd / "log").read_text()
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-
-
-@pytest.mark.slow
-def test_a_grid_killed_three_times_is_as_never_killed(tmp_path: Path, unbroken: dict[str, dict[str, Any]]) -> None:
-    grid, words = tmp_path / "grid", command(tmp_path, "jobs=2")
-
-    def checkpoints(least: int) -> int:
-        found = grid.glob("*/checkpoints/step-*/manifest.json")
-        return len({file.parents[2] for file in found if int(file.parent.name[-9:]) >= least})
-
-    def finished() -> int:
-        return len(list(grid.glob("*/result.json")))
-
-    kill_when(lambda: checkpoints(30) >= 1, words, tmp_path)
-    kill_when(lambda: finished() >= 1, words, tmp_path)
-    kill_when(lambda: checkpoints(6) >= 3, words, tmp_path)
-    assert finished() < 4
-    again = subprocess.run([sys.executable, "-m", "stormlit", *words], cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert_each_once(grid, unbroken)
-    assert "num_layers_2" in again.stdout and "(2 seeds)" in again.stdout
-    assert (grid / "report" / "report.html").exists()
-    # Given once more, nothing is left to do.
-    before = {file: file.stat().st_mtime_ns for file in grid.glob("*/result.json")}
-    assert main(words) == 0
-    assert before == {file: file.stat().st_mtime_ns for file in grid.glob("*/result.json")}
-
-
-@pytest.mark.slow
-def test_a_signal_stops_all_cells_with_their_state_saved(tmp_path: Path, unbroken: dict[str, dict[str, Any]]) -> None:
-    grid, words = tmp_path / "grid", command(tmp_path, "jobs=2", seeds="1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stormlit", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
-    while len({file.parents[2] for file in grid.glob("*/checkpoints/step-*/manifest.json")}) < 2:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=120)[1]
-    assert process.returncode == 128 + signal.SIGINT and "the same command goes on" in told, told
-    for log in grid.glob("*/cell.log"):
-        assert "stopped by SIGTERM after step" in log.read_text() or (log.parent / "result.json").exists()
-    assert main(words) == 0
-    assert_each_once(grid, {name: result for name, result in unbroken.items() if name.endswith("s0")})
 
 
 class Done(Job):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from stormlit.cli import main
 from stormlit.config.compose import compose
 from stormlit.errors import CheckpointError
+from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.result import config_hash, differences, protocol, read
 from test_training_run import logged, train
 
@@ -122,3 +125,34 @@ def test_labels_reach_the_tracker(finished: Path) -> None:
     tags = json.loads((finished / "tags.json").read_text())
     assert tags.items() >= {"group": "first tries", "variant": "base", "lab.shelf": "3", "notes": "hm"}.items()
     assert tags["seed"] == "3"
+
+
+def test_runs_are_listed_and_compared(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = finished.parent
+    halfway = root / "grid" / "halfway"  # as a grid's cell that was stopped
+    shutil.copytree(finished, halfway)
+    for name in ("result.json", "finished.json", "evaluation", "checkpoints/step-000000048"):
+        (shutil.rmtree if (halfway / name).is_dir() else Path.unlink)(halfway / name)
+    config = halfway / "config.yaml"
+    config.write_text(config.read_text().replace("gamma: 0.985", "gamma: 0.9"))
+    with exclusive(RunDirectory(halfway)):
+        assert main(["runs", f"run.dir={root}"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["run", "state", "game", "seed", "steps", "return", "size"]
+    listed = {row[0]: row[1:] for row in rows[1:]}
+    assert listed["finished"][:4] == ["finished", "stormlit/Catch-v0", "3", "48"]
+    assert listed["grid/halfway"][:5] == ["running", "stormlit/Catch-v0", "3", "24/48", "-"]
+    assert main(["runs", "grid", f"run.dir={root}"]) == 0
+    assert "stopped" in capsys.readouterr().out
+    assert main(["compare", "finished", "grid/halfway", f"run.dir={root}"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in told if line.startswith("agent.")] == [["agent.gamma", "0.985", "0.9"]]
+    assert re.search(r"^return +-?[\d.]+ \+- [\d.]+ \(2 episodes\) +-$", "\n".join(told), re.MULTILINE)
+    for words, sentence in (
+        (["compare", "finished"], "one run alone cannot be compared"),
+        (["compare", "finished", "agent.gamma=1"], "'agent.gamma=1': no setting is changed here"),
+        (["compare", "finished", "finshed"], "(did you mean 'finished'?)"),
+    ):
+        assert main([*words, f"run.dir={root}"]) == 2
+        assert sentence in capsys.readouterr().err
+    assert main(["runs", f"run.dir={tmp_path}"]) == 0 and "no runs in" in capsys.readouterr().out

@@ -51,16 +51,17 @@ def ablate(
         return _plan(grid, cells, record, launcher)
     board = Board.of(cells)
     check(board.waiting)
-    with exclusive(RunDirectory(folder), "a grid of that name is running"):
-        record.write()
-        try:
+    launcher.open()
+    try:
+        with exclusive(RunDirectory(folder), "a grid of that name is running"):
+            record.write()
             with parent_run(cells[0].config, record) as further:
                 board.waiting = [dataclasses.replace(cell, words=(*cell.words, *further)) for cell in board.waiting]
                 _run(cells, board, launcher, record, options.retries)
                 page = _report(record)
                 _tell_failed(cells, board)
-        finally:
-            launcher.close()
+    finally:
+        launcher.close()
     lines = [f"{_head(grid, cells, folder)}: mean returns, +- standard error over seeds", summary(cells)]
     return "\n".join([*lines, *page])
 

@@ -116,6 +116,9 @@ class CheckpointSettings:
     ] = 2500
     every_minutes: Annotated[float, Option("minutes after which one is written besides; 0: never", 0, 10**9)] = 0.0
     keep: Annotated[int, Option("how many to keep", 1, 10**6)] = 2
+    keep_best: Annotated[
+        bool, Option("also keep the weights that were evaluated best; choosing by that is optimistic")
+    ] = False
 
 
 @dataclass

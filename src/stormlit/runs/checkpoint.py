@@ -101,6 +101,21 @@ def find_checkpoint(
     return (directory, *newest_valid(directory, check)) if named is None else (directory, check(named), [])
 
 
+def best_checkpoint(run: RunDirectory) -> tuple[Path, float] | None:
+    """The weights that were evaluated best, and the mean return by which; None where none were kept."""
+    for folder in sorted(run.checkpoints.glob("best-*"), reverse=True):  # a later one is a better one
+        with contextlib.suppress(CheckpointError, KeyError, TypeError, ValueError):  # damaged: the one before it counts
+            return folder, float(read_manifest(folder)["mean_return"])
+    return None
+
+
+def outdone(run: RunDirectory) -> list[Path]:
+    """Best checkpoints for which a better one has come that every checkpoint of the run knows of."""
+    found, kept = sorted(run.checkpoints.glob("best-*")), list_checkpoints(run)
+    known = [best for best in found if kept and best.name.partition("-")[2] <= kept[0].name.partition("-")[2]]
+    return known[:-1]
+
+
 def _none_yet(run: RunDirectory) -> CheckpointError:
     return CheckpointError(f"run '{run.name}' in {run.root} has no checkpoint yet")
 
@@ -124,9 +139,12 @@ def set_aside(folder: Path) -> Path:
 
 def discard_later(run: RunDirectory, newest_kept: Path | None) -> list[str]:
     """Delete a run's checkpoints after ``newest_kept`` (all with None), and unfinished ones; returns their names."""
-    for unfinished in run.checkpoints.glob(".step-*.tmp"):
+    for unfinished in run.checkpoints.glob(".*-*.tmp"):
         shutil.rmtree(unfinished, ignore_errors=True)
     later = [f for f in run.checkpoints.glob("step-*") if newest_kept is None or f.name > newest_kept.name]
+    for best in run.checkpoints.glob("best-*"):
+        if newest_kept is None or best.name.partition("-")[2] > newest_kept.name.partition("-")[2]:
+            discard(best)
     for folder in later:
         discard(folder)
     return sorted(folder.name for folder in later)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from stormlit.files import sha256, sync_folder, write_json
-from stormlit.runs.checkpoint import FORMAT, checkpoint_folder, discard, list_checkpoints, manifest_digest
+from stormlit.runs.checkpoint import FORMAT, checkpoint_folder, discard, list_checkpoints, manifest_digest, outdone
 from stormlit.runs.directory import RunDirectory
 
 
@@ -26,9 +26,9 @@ class CheckpointWriter:
     and written to the disk by threads, while what comes next is put together.
     """
 
-    def __init__(self, run: RunDirectory, env_steps: int) -> None:
+    def __init__(self, run: RunDirectory, env_steps: int, folder: Path | None = None) -> None:
         self.run, self.env_steps = run, env_steps
-        self.final = checkpoint_folder(run, env_steps)
+        self.final = folder or checkpoint_folder(run, env_steps)
         self.temporary = self.final.with_name(f".{self.final.name}.tmp")
         self._threads = ThreadPoolExecutor(max_workers=4)
         self._written: list[Future[None]] = []
@@ -83,6 +83,8 @@ class CheckpointWriter:
         sync_folder(self.run.checkpoints)
         discard(replaced)
         for stale in list_checkpoints(self.run)[:-keep]:
+            discard(stale)
+        for stale in outdone(self.run):
             discard(stale)
         return self.final
 

@@ -5,7 +5,7 @@
 <run.dir>/<run.name>/config.yaml  the resolved configuration
 <run.dir>/<run.name>/finished.json  at how many steps the run was done to its last evaluation; only while that holds
 <run.dir>/<run.name>/result.json  what came out, as data (see ``result``)
-<run.dir>/<run.name>/checkpoints/ step-000002500/ ...
+<run.dir>/<run.name>/checkpoints/ step-000002500/ ... (and best-000001000/, see ``best``)
 <run.dir>/<run.name>/replay/      the replay buffer, in segments
 <run.dir>/<run.name>/media/       the plot of the returns, dreams and reconstruction grids
 <run.dir>/<run.name>/evaluation/  every episode's return
@@ -24,6 +24,8 @@ from pathlib import Path
 
 from stormlit.errors import CheckpointError, ConfigError, nearest
 from stormlit.files import read_json, write_json
+
+BEST = ":best"  # behind what names a run: the weights that were evaluated best
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +149,15 @@ def _busy(run: RunDirectory, otherwise: str = "choose another name") -> ConfigEr
 def find_run(reference: str, root: Path) -> tuple[RunDirectory, Path | None]:
     """Find a run by name, MLflow run id, or the path of the run or of one of its checkpoints.
 
-    root: the folder that holds all runs.  Returns the run's folder, and the checkpoint where one was named.
-    Raises ``CheckpointError`` when there is none.
+    root: the folder that holds all runs.  Returns the run's folder, and the checkpoint where one was named, by its
+    path or with ``BEST`` behind the run's.  Raises ``CheckpointError`` when there is none.
     """
+    if reference.endswith(BEST):
+        run, _ = find_run(reference.removesuffix(BEST), root)
+        found = sorted(run.checkpoints.glob("best-*/manifest.json"))  # a later one is a better one
+        if not found:
+            raise CheckpointError(f"{reference}: that run has kept no best weights, as checkpoint.keep_best=true does")
+        return run, found[-1].parent
     path = Path(reference)
     if _exists(path) and (os.sep in reference or not _exists(root / reference)):
         return _run_of_path(path)

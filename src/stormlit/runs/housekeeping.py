@@ -14,6 +14,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from stormlit.errors import CrashElsewhereError, EnvironmentContractError, EnvironmentCrashError, SaveError, describe
 from stormlit.files import write_json
 from stormlit.runs.assembly import run_evaluation
+from stormlit.runs.best import keep_if_best
 from stormlit.runs.curves import write_curves
 from stormlit.runs.pictures import write_dream_picture, write_dream_video, write_reconstruction_grid
 from stormlit.runs.run import Run
@@ -161,6 +162,9 @@ def evaluate_agent(run: Run) -> None:
         metrics["eval/human_normalized"] = result.human_normalized
     record(run, metrics, "returns")
     run.latest_evaluation = result
+    if run.config.checkpoint.keep_best:
+        with warn_on_os_error(f"the best checkpoint, of step {env_steps:,},"):
+            keep_if_best(run, result.mean)
     file = run.directory.evaluation / f"step-{env_steps:09d}.json"
     with warn_on_os_error(f"the evaluation of step {env_steps:,}"):
         write_json(file, result.as_dict())

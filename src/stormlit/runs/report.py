@@ -11,6 +11,7 @@ import torch
 
 from stormlit.envs import env_name
 from stormlit.errors import describe
+from stormlit.runs.best import told_best
 from stormlit.runs.checkpoint import latest_checkpoint
 from stormlit.runs.housekeeping import warn_on_os_error
 from stormlit.runs.plot import plot_returns
@@ -86,6 +87,7 @@ def report(run: Run, results: Sequence[Evaluation]) -> str:
         *([] if video is None else [f"dream video {video.resolve()}"]),
         f"run         {directory.path.resolve()}  (what `stormlit eval`, `dream` and `resume` take)",
         f"checkpoint  {latest_checkpoint(directory).resolve()}",
+        *told_best(run),
         *run.tracker.where_to_look(),
     ]
     return "\n".join(lines)

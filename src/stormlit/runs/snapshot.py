@@ -148,6 +148,10 @@ def restore_snapshot(run: Run, snapshot: VerifiedSnapshot) -> None:
     training, process = run.training, run.training.fabric.global_rank
     name, rows = f"training-{process}.pt", f"replay-{process}.json"
     processes = sum(file.startswith("training-") for file in files)
+    if processes == 0:
+        raise CheckpointError(
+            f"{folder} holds weights only: it can be evaluated and loaded, a run cannot go on from it"
+        )
     if processes != training.fabric.world_size:
         raise CheckpointError(
             f"{folder} was written by {processes} processes and cannot go on with {training.fabric.world_size}"

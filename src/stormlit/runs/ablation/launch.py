@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import torch
 from stormlit.errors import ConfigError
 from stormlit.registry import Option
 from stormlit.runs.ablation.cells import Cell
+from stormlit.runs.ablation.remote import begin_part
 from stormlit.runs.threads import cores
 
 Jobs = Annotated[int | None, Option("cells at once; null: as many as there is room for", 1, 10**4)]
@@ -42,6 +42,9 @@ class Launcher(ABC):
     """Starts cells.  slots: how many at once, None where the launcher's own queue decides."""
 
     slots: int | None
+
+    def open(self) -> None:  # noqa: B027 - optional
+        """Get ready to start cells; raises ``ConfigError`` where that cannot be."""
 
     @abstractmethod
     def start(self, cell: Cell) -> Job:
@@ -105,10 +108,7 @@ def opened_log(cell: Cell) -> Iterator[BinaryIO]:
     """A cell's log, at its end, below a line that says when this part of it began."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     with cell.log.open("ab") as log:
-        if log.tell():  # a bar that was killed ends within its line
-            log.write(b"\n")
-        log.write(f"--- {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
-        log.flush()
+        begin_part(log)
         yield log
 
 

@@ -16,6 +16,8 @@ from stormlit.runs.ablation.launch import Launcher
 
 LAUNCHERS = {
     "processes": "stormlit.runs.ablation.launch:ProcessLauncher",
+    "ray": "stormlit.runs.ablation.ray_launcher:RayLauncher",
+    "slurm": "stormlit.runs.ablation.slurm_launcher:SlurmLauncher",
 }
 
 

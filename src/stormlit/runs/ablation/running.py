@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from stormlit.runs.ablation.cells import Cell
 from stormlit.runs.ablation.launch import Job, Launcher
 from stormlit.runs.ablation.record import Record
-from stormlit.runs.signals import StopSignals
+from stormlit.runs.signals import STOPPING, StopSignals
 
 POLL_SECONDS = 0.2
 BAD_INPUT = 2  # an exit code that comes again however often a cell is started
+STOPPED = tuple(128 + number for number in STOPPING)  # from outside, with its state saved: no failure
 
 
 @dataclass
@@ -93,7 +94,8 @@ def _collect(board: Board, retries: int, tell: Tell) -> None:
         if cell.result() is not None:
             board.finished.append(cell)
             tell("finished", cell)
-        elif cell.is_running():
+        elif code in STOPPED or cell.is_running():
+            board.attempts[name] -= 1
             board.waiting.append(cell)
         elif code != BAD_INPUT and board.attempts[name] <= retries:
             board.waiting.append(cell)

@@ -177,19 +177,24 @@ def _refuse_mixed_protocols(results: Sequence[Result]) -> None:
 
 def _variants(results: Sequence[Result]) -> list[str]:
     """The variant of each run: its name in a grid, else what its configuration changes against that of the first."""
-    settings = [learned(result) for result in results]
-    first = next((each for each, result in zip(settings, results, strict=True) if not result.run["variant"]), {})
-    return [result.run["variant"] or _named(first, each) for result, each in zip(results, settings, strict=True)]
+    first = next((learned(result) for result in results if not result.run["variant"]), {})
+    return [result.run["variant"] or changes_in_words(first, learned(result)) for result in results]
 
 
 def learned(result: Result) -> dict[str, Any]:
     """What decides how a run learns, but for its environment, seed and budget."""
-    task = [f"env.{key}" for key in result.task["protocol"]["env"]]
-    flat = leaves({name: node for name, node in result.config.items() if name not in NOT_WHAT_WAS_ASKED})
+    return settings(result.config, result.task["protocol"])
+
+
+def settings(config: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a configuration as a tree.  measured: its protocol."""
+    task = [f"env.{key}" for key in measured["env"]]
+    flat = leaves({name: node for name, node in config.items() if name not in NOT_WHAT_WAS_ASKED})
     return {key: value for key, value in flat if not key.startswith((*MAY_CHANGE, *task))}
 
 
-def _named(first: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def changes_in_words(first: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What is set otherwise in the second settings than in the first, ``BASE`` where nothing is."""
     changed = {key: value for key, value in now.items() if first.get(key) != value or key not in first}
     names = {key: value for key, value in changed.items() if key.endswith(".name")}
     # Where another part stands, its own options only say how.
