@@ -112,6 +112,7 @@ def test_ray_begins_a_lost_worker_s_cell_again(
 ) -> None:
     """A head of its own, with a worker killed while it trains; and an address at which nothing answers."""
     ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or pytest.skip("Ray is not installed")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray leaves a token in the home folder
     grid = tmp_path / "grid"
     (tmp_path / "own.yaml").write_text("checkpoint: {every: 6}")  # looked for in the folder of the command
     with socket.create_server(("127.0.0.1", 0)) as server:

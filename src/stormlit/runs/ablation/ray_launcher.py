@@ -95,7 +95,10 @@ class RayLauncher(Launcher):
         try:
             self._ray.init(address=address, **options)
         except (OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"address={address}: no Ray could be reached there ({_first(error)})") from error
+            raise ConfigError(
+                f"address={address}: no Ray could be reached there ({_first(error)}); one that wants a token is given "
+                "it with RAY_AUTH_MODE=token"
+            ) from error
         room = self._ray.cluster_resources()
         if self._address is None and any(room.get(kind, 0) < needed for kind, needed in self._needs.items()):
             self.close()
