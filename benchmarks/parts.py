@@ -22,10 +22,12 @@ from stormlit.runs.assembly import build_modules
 from stormlit.runs.threads import rehearsal
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel
+from stormlit.types.observation_space import ObservationSpace
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "parts.md"
 WHEN = "When to use:"
 FRAMES, ACTIONS = (64, 64, 3), 18
+NUMBERS = ObservationSpace(None, (("numbers", 17),))  # for parts of vectors
 INTRODUCTION = """\
 # The parts
 
@@ -33,10 +35,11 @@ Each part is a word: `stormlit train storm world_model.sequence_model=gru`. [ext
 write one; `stormlit components KIND NAME` lists a part's options. This page is made by `python benchmarks/parts.py`.
 
 Parameters are counted at the paper's sizes (`storm`, all 18 Atari actions), with the one part in the place of the
-paper's and its options as they come. *Share* is the part's share of the arithmetic of a training step (an update of the
-world model, an imagination and an update of the agent), *step* the whole step's arithmetic over the paper's:
-operations of matrix products, convolutions and attention, as PyTorch counts them. That is not time: a recurrence of 64
-small steps takes longer than its arithmetic says. `stormlit bench storm --compare` measures time.
+paper's and its options as they come; those of vectors with 17 numbers in place of the image. *Share* is the part's
+share of the arithmetic of a training step (an update of the world model, an imagination and an update of the agent),
+*step* the whole step's arithmetic over the paper's: operations of matrix products, convolutions and attention, as
+PyTorch counts them. That is not time: a recurrence of 64 small steps takes longer than its arithmetic says.
+`stormlit bench storm --compare` measures time.
 """
 
 
@@ -75,7 +78,7 @@ def numbers(key: str, name: str, paper: int) -> list[str]:
 def measured(key: str, name: str) -> tuple[int, int, int]:
     """The parameters of the part that ``key`` chooses, and the operations of that part and of a step."""
     config = compose(["storm"], [f"{key}=[{name}]" if key in PART_LISTS else f"{key}={name}"] if key else [])
-    world_model, agent = build_modules(config, FRAMES, ACTIONS)
+    world_model, agent = build_modules(config, NUMBERS if "vector" in key else FRAMES, ACTIONS)
     holder, _, attribute = key.partition(".")
     part = getattr(agent if holder == "agent" else world_model, attribute) if key else None
     parameters = sum(p.numel() for p in part.parameters()) if isinstance(part, nn.Module) else 0

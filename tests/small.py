@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from stormlit.config import parts
+from stormlit.ops.observations import channels_first
 from stormlit.registry import schema
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel
 from stormlit.types import Batch, OneHots, Trajectory
+from stormlit.types.observation_space import ObservationSpace
 
 IMAGE = (3, 16, 16)  # C, Y, X
+VECTORS = ObservationSpace(None, (("place", 2), ("speed", 1)))
+BOTH = ObservationSpace((16, 16, 3), VECTORS.vectors)
 ACTIONS = 3
 HIDDEN = 16
 LATENT = 16  # Z of tokens that come from no latent
@@ -50,7 +54,9 @@ def small_world_model(sequence_model: str = "transformer", seed: int = 0, **chan
         "reward_high": 5.0,
         "optimizer": {"learning_rate": 1e-3, "eps": 1e-8, "clip_norm": 1000.0},
     }
-    return WorldModel(IMAGE, changes.pop("actions", ACTIONS), **{**settings, **changes}).eval()
+    return WorldModel(
+        changes.pop("observations", IMAGE), changes.pop("actions", ACTIONS), **{**settings, **changes}
+    ).eval()
 
 
 def small_agent(world_model: WorldModel | None = None, seed: int = 0, **changes: Any) -> ActorCritic:
@@ -78,11 +84,26 @@ def small_agent(world_model: WorldModel | None = None, seed: int = 0, **changes:
     return ActorCritic(latent_dim, HIDDEN, changes.pop("actions", actions), **{**settings, **changes}).eval()
 
 
-def random_batch(rows: int = 2, length: int = 6, seed: int = 0, starts: tuple[tuple[int, int], ...] = ()) -> Batch:
-    """Random experience; ``starts`` are the (row, step) pairs at which an episode begins, after one that terminated."""
+def random_batch(
+    rows: int = 2,
+    length: int = 6,
+    seed: int = 0,
+    starts: tuple[tuple[int, int], ...] = (),
+    observations: ObservationSpace | None = None,
+) -> Batch:
+    """Random experience; ``starts`` are the (row, step) pairs at which an episode begins, after one that terminated.
+
+    observations: what is seen, None for an ``IMAGE``.
+    """
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = IMAGE
-    frames = torch.randint(256, (rows, length, height, width, channels), generator=generator, dtype=torch.uint8)
+    space = observations or ObservationSpace((height, width, channels))
+    image = () if space.image is None else space.image
+    frames = torch.randint(256, (rows, length, *image), generator=generator, dtype=torch.uint8)
+    vectors = torch.randn(rows, length, space.width, generator=generator) if space.vectors else None
+    if vectors is not None:
+        numbers = vectors.view(torch.uint8)
+        frames = vectors if space.image is None else torch.cat([numbers, frames.flatten(2)], dim=-1)
     terminated = torch.zeros(rows, length, dtype=torch.bool)
     is_first = torch.zeros(rows, length, dtype=torch.bool)
     for row, step in starts:
@@ -91,7 +112,7 @@ def random_batch(rows: int = 2, length: int = 6, seed: int = 0, starts: tuple[tu
             terminated[row, step - 1] = True
     action = torch.randint(ACTIONS, (rows, length), generator=generator)
     reward = torch.randn(rows, length, generator=generator)
-    return Batch(frames.permute(0, 1, 4, 2, 3), action, reward, terminated, is_first)
+    return Batch(channels_first(space, frames), action, reward, terminated, is_first)
 
 
 def random_trajectory(rows: int = 4, horizon: int = 5, latent_dim: int = 16, seed: int = 0) -> Trajectory:

@@ -8,7 +8,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from stormlit.envs import EnvSettings, env_name, make_env
-from stormlit.envs.catch import BALL_COLOUR, BEST_RETURN, GRID, PADDLE_COLOUR, RANDOM_RETURN
+from stormlit.envs.catch import BALL_COLOUR, BEST_RETURN, GRID, PADDLE_COLOUR, RANDOM_RETURN, Catch
 
 LEFT, STAY, RIGHT = 0, 1, 2
 
@@ -72,6 +72,7 @@ def test_picture_is_two_solid_blocks() -> None:
 
 def test_gymnasium_accepts_it() -> None:
     check_env(gymnasium.make("stormlit/Catch-v0").unwrapped, skip_render_check=True)
+    check_env(gymnasium.make("stormlit/Catch-v0", continuous=True).unwrapped, skip_render_check=True)
 
 
 def test_all_starting_columns_occur() -> None:
@@ -86,3 +87,43 @@ def test_made_from_settings_it_keeps_its_pixels() -> None:
     np.testing.assert_array_equal(image, gymnasium.make("stormlit/Catch-v0").reset(seed=5)[0])
     assert info["life_lost"] is False
     assert env_name(settings) == "Catch"
+
+
+def test_the_ball_can_be_two_numbers_beside_a_picture_without_it() -> None:
+    whole, apart = Catch(cell=1), Catch(cell=1, ball_as_numbers=True)
+    image, _ = whole.reset(seed=3)
+    seen, _ = apart.reset(seed=3)
+    for _ in range(6):
+        assert apart.observation_space.contains(seen)
+        row, column = seen["ball"].astype(int)
+        assert image[row, column].tolist() == list(BALL_COLOUR) and not seen["image"][row, column].any()
+        image[row, column] = 0
+        assert np.array_equal(image, seen["image"])
+        (image, *_), (seen, *_) = whole.step(0), apart.step(0)
+
+
+def test_a_continuous_paddle_catches_from_half_a_column_away_and_is_drawn_where_it_stands() -> None:
+    env = Catch(cell=4, continuous=True)
+    rewards = {}
+    for beside in (0.0, 0.5, 0.52, -0.48, -1.0):
+        for seed in range(20):
+            env.reset(seed=seed)
+            for _ in range(GRID - 1):
+                distance = env._ball_column + beside - env._paddle_column
+                reward = env.step(np.array([np.clip(distance, -1.0, 1.0)], np.float32))[1]
+            if abs(env._paddle_column - env._ball_column - beside) < 1e-3:  # no wall in the way
+                rewards.setdefault(beside, set()).add(reward)
+    assert rewards == {0.0: {1.0}, 0.5: {1.0}, 0.52: {-1.0}, -0.48: {1.0}, -1.0: {-1.0}}
+    env._ball_row, env._paddle_column = 0, 2.375  # nine and a half pixels from the left
+    row = env._image()[-1, :, 2].astype(int)
+    assert row[8:15].tolist() == [0, 128, 255, 255, 255, 128, 0] and row.sum() == 4 * 255 + 1
+
+
+def test_random_continuous_actions_catch_one_ball_in_eight_or_so() -> None:
+    env = Catch(cell=1, continuous=True)
+    env.action_space.seed(0)
+    returns = []
+    for seed in range(500):
+        env.reset(seed=seed)
+        returns.append(sum(env.step(env.action_space.sample())[1] for _ in range(GRID - 1)))
+    assert np.mean(returns) == pytest.approx(RANDOM_RETURN, abs=0.1)

@@ -131,7 +131,8 @@ def refused_training(capsys: pytest.CaptureFixture[str], root: Path, *words: str
         ("env.game=Pongg", ["env.game=Pongg", "did you mean 'Pong'"]),
         ("env.game=pong", ["env.game=pong", "did you mean 'Pong'"]),
         ("env.id=stormlit/Cach-v0", ["env.id=stormlit/Cach-v0", "did you mean 'stormlit/Catch-v0'"]),
-        ("env.id=CartPole-v1", ["env.id=CartPole-v1", "float32", "uint8 images"]),
+        ("env.observations=[pole]", ["env.observations", "a Dict or a Tuple"]),
+        ("world_model.encoder=mlp", ["world_model.encoder=mlp", "world_model.vector_encoder"]),
         # hardware
         ("precision=16-mixed", ["precision=16-mixed", "GPU", "bf16-mixed", "32-true"]),
         ("accelerator=mps", ["accelerator", "mps", "Apple's GPUs are not supported", "choose cpu"]),

@@ -25,7 +25,7 @@ from stormlit.storm.diagnosis import (
     value_quality,
     windows,
 )
-from stormlit.storm.dream import Dream
+from stormlit.storm.dream import Dream, Views
 from stormlit.storm.replay import ReplayRows
 from test_training_run import SMALL
 
@@ -51,11 +51,24 @@ def film(*values: float) -> np.ndarray:
 
 
 def test_open_loop_errors_by_hand() -> None:
+    found = open_loop_errors([dream_of(frames=Views(film(0.0, 1.0, 0.0), film(0.0, 1.0, 0.0), film(0.0, 1.0, 1.0)))])
+    assert found["horizon"] == [1, 2] and found["windows"] == [1, 1]
+    assert found["imagined"] == pytest.approx([0.0, 0.25]) and found["repeated"] == pytest.approx([0.25, 0.0])
+    assert found["imagined_moving"] == pytest.approx([0.0, 1.0]) and found["reconstructed"] == pytest.approx([0, 0])
+
+
+def test_without_an_image_vectors_are_compared_in_symlog() -> None:
+    real, imagined = (np.array([[0.0, 0.0], [x, 0.0], [0.0, 0.0]], np.float32) for x in (np.e - 1, 0.0))
+    found = open_loop_errors([dream_of(vector=Views(real, real, imagined))])
+    assert found["imagined"] == pytest.approx([0.5, 0.0]) and found["imagined_moving"] == pytest.approx([1.0, 0.0])
+    assert found["reconstructed"] == [0.0, 0.0]
+
+
+def dream_of(frames: Views | None = None, vector: Views | None = None) -> Dream:
     nothing = np.zeros(3, np.float32)
-    seen = Dream(
-        real=film(0.0, 1.0, 0.0),
-        reconstructed=film(0.0, 1.0, 0.0),
-        imagined=film(0.0, 1.0, 1.0),
+    return Dream(
+        frames=frames,
+        vector=vector,
         action=np.zeros(3, np.int64),
         reward=nothing,
         terminated=nothing,
@@ -63,10 +76,6 @@ def test_open_loop_errors_by_hand() -> None:
         end_probability=nothing,
         context_length=1,
     )
-    found = open_loop_errors([seen])
-    assert found["horizon"] == [1, 2] and found["windows"] == [1, 1]
-    assert found["imagined"] == pytest.approx([0.0, 0.25]) and found["repeated"] == pytest.approx([0.25, 0.0])
-    assert found["imagined_moving"] == pytest.approx([0.0, 1.0]) and found["reconstructed"] == pytest.approx([0, 0])
 
 
 def test_rewards_and_ends_are_told_by_hand() -> None:

@@ -12,11 +12,16 @@ import torch
 from small import random_batch, small_world_model
 from stormlit import registry
 from stormlit.cli import main
-from stormlit.storm.dream import dream, dream_length, dream_window
+from stormlit.storm.dream import Dream, Views, dream, dream_length, dream_window
 from stormlit.storm.replay import ReplayBuffer
 from test_training_run import train
 
 SEQUENCE_MODELS = registry.names("sequence_model")
+
+
+def frames_of(seen: Dream) -> Views:
+    assert seen.frames is not None
+    return seen.frames
 
 
 @pytest.mark.parametrize("sequence_model", SEQUENCE_MODELS)
@@ -29,20 +34,21 @@ def test_a_dream_has_the_windows_length_and_begins_as_the_reconstruction(
     torch.manual_seed(0)
     seen = dream(small_world_model(sequence_model), window, context_length)
     assert seen.context_length == context_length
-    for frames in (seen.real, seen.reconstructed, seen.imagined):
+    assert seen.vector is None
+    for frames in (frames_of(seen).real, frames_of(seen).reconstructed, frames_of(seen).imagined):
         assert frames.shape == (10, 16, 16, 3) and frames.dtype == np.uint8
     for numbers in (seen.action, seen.reward, seen.terminated, seen.predicted_reward, seen.end_probability):
         assert numbers.shape == (10,)
-    assert np.array_equal(seen.imagined[:context_length], seen.reconstructed[:context_length])
-    assert (seen.imagined[context_length:] != seen.reconstructed[context_length:]).any()
-    assert np.array_equal(seen.real, window.obs[0].permute(0, 2, 3, 1).numpy())
+    assert np.array_equal(frames_of(seen).imagined[:context_length], frames_of(seen).reconstructed[:context_length])
+    assert (frames_of(seen).imagined[context_length:] != frames_of(seen).reconstructed[context_length:]).any()
+    assert np.array_equal(frames_of(seen).real, window.obs[0].permute(0, 2, 3, 1).numpy())
     assert np.isfinite(seen.predicted_reward).all()
     assert ((seen.end_probability >= 0) & (seen.end_probability <= 1)).all()
 
 
 def test_at_least_one_frame_is_imagined() -> None:
     seen = dream(small_world_model(), random_batch(rows=1, length=4), context_length=8)
-    assert seen.context_length == 3 and len(seen.imagined) == 4
+    assert seen.context_length == 3 and len(frames_of(seen).imagined) == 4
 
 
 @pytest.mark.parametrize("sequence_model", SEQUENCE_MODELS)
@@ -59,8 +65,8 @@ def test_what_was_before_an_episodes_start_does_not_matter(sequence_model: str) 
     for experience in (window, other):
         torch.manual_seed(0)
         seen.append(dream(world_model, experience, context_length=6))
-    assert not np.array_equal(seen[0].reconstructed[:3], seen[1].reconstructed[:3])
-    assert np.array_equal(seen[0].imagined[3:], seen[1].imagined[3:])
+    assert not np.array_equal(frames_of(seen[0]).reconstructed[:3], frames_of(seen[1]).reconstructed[:3])
+    assert np.array_equal(frames_of(seen[0]).imagined[3:], frames_of(seen[1]).imagined[3:])
     np.testing.assert_allclose(seen[0].predicted_reward[3:], seen[1].predicted_reward[3:], rtol=1e-4, atol=1e-6)
 
 
@@ -75,9 +81,9 @@ def test_a_dream_obeys_the_actions_really_taken_and_nothing_later(sequence_model
     for experience in (window, later_frames, other_action):
         torch.manual_seed(0)
         seen.append(dream(world_model, experience, context_length=4))
-    assert np.array_equal(seen[0].imagined, seen[1].imagined)
+    assert np.array_equal(frames_of(seen[0]).imagined, frames_of(seen[1]).imagined)
     assert np.array_equal(seen[0].predicted_reward, seen[1].predicted_reward)
-    assert np.array_equal(seen[0].imagined[:7], seen[2].imagined[:7])
+    assert np.array_equal(frames_of(seen[0]).imagined[:7], frames_of(seen[2]).imagined[:7])
     assert seen[0].predicted_reward[6] != seen[2].predicted_reward[6]
 
 

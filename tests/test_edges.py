@@ -21,6 +21,7 @@ from stormlit.files import write_json
 from stormlit.storm.demonstrations import record
 from stormlit.storm.evaluate import ConstantPolicy, evaluate, evaluate_baselines
 from stormlit.types.action_space import ActionSpace
+from stormlit.types.observation_space import ObservationSpace
 from test_training_run import SMALL, newest, read, status
 
 FIRST_SEED = episode_seed(0, 0, 0)
@@ -186,7 +187,7 @@ def test_files_of_json_hold_json(tmp_path: Path) -> None:
 def test_actions_have_their_names_or_their_numbers(name: str) -> None:
     expected = {"Arrows": ["\u2190", "\u2191", "\u2192"], "Named": ["LEFT", "NOOP", "RIGHT"]}
     facts = env_facts(edge(name))
-    assert facts == ((16, 16, 3), ActionSpace.of(3), expected.get(name, ["0", "1", "2"]), True)
+    assert facts == (ObservationSpace.of((16, 16, 3)), ActionSpace.of(3), expected.get(name, ["0", "1", "2"]), True)
 
 
 @pytest.mark.parametrize(

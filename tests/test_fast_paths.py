@@ -15,7 +15,8 @@ from stormlit.nn.fast.norm import BatchNorm, training_memory_format
 from stormlit.nn.fast.sparse import InputLinear
 from stormlit.nn.resnet import ResidualEncoder
 from stormlit.ops.categorical import sample, sample_unimix, unimix_log_probs
-from stormlit.storm.world_model import FRAMES_AT_ONCE, WorldModel, normalize_pixels
+from stormlit.ops.observations import normalize_pixels
+from stormlit.storm.world_model import FRAMES_AT_ONCE, WorldModel
 from stormlit.types import OneHots, Trajectory
 
 
@@ -164,7 +165,7 @@ def trained_encoder(dtype: torch.dtype) -> tuple[list[torch.Tensor], list[torch.
     world_model = small_world_model().train().to(dtype)
     obs = torch.randint(256, (32, 64, 16, 16, 3), dtype=torch.uint8).permute(0, 1, 4, 2, 3)
     if dtype == torch.float32:
-        posterior = world_model._posterior(normalize_pixels(obs)).flatten(0, 1)
+        posterior = world_model.posterior(obs).flatten(0, 1)
     else:
         embed = world_model.encoder(normalize_pixels(obs).to(dtype).flatten(0, 1).contiguous())
         posterior = torch.log_softmax(world_model.latent.posterior_head(embed).unflatten(-1, (4, 4)), dim=-1)

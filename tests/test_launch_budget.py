@@ -10,7 +10,7 @@ import torch
 from stormlit.cli.bench.phases import AGENT, IMAGINATION, WORLD_MODEL, Phases, prepared
 from stormlit.config.compose import compose
 from stormlit.nn import cnn
-from stormlit.storm import learner, world_model
+from stormlit.storm import learner, modalities
 
 # The number of operations does not depend on how many rows there are, nor on the size of the buffer.
 FEW_ROWS = ("imagination.batch_size=8", "loop.batch_size=2", "loop.warmup_steps=64", "replay.capacity=200")
@@ -20,7 +20,7 @@ BUDGETS = {IMAGINATION: 1300, WORLD_MODEL: 400, AGENT: 350}
 @pytest.fixture(scope="module")
 def phases() -> Iterator[Phases]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (cnn, learner, world_model):  # feature maps lie as on a GPU
+        for module in (cnn, learner, modalities):  # feature maps lie as on a GPU
             patch.setattr(module, "training_memory_format", lambda device: torch.channels_last)
         with prepared(compose(["storm"], ["precision=32-true", "accelerator=cpu", *FEW_ROWS])) as prepared_phases:
             for phase in BUDGETS:  # an optimiser's first step also sets its state up

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import stormlit
-from small import random_batch, small_agent, small_world_model
+from small import BOTH, IMAGE, random_batch, small_agent, small_world_model
 from stormlit.cli import main
 from stormlit.config.compose import compose, to_yaml
 from stormlit.config.parts import PART_KEYS, PART_LISTS
@@ -28,6 +28,8 @@ DOCS = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 EXAMPLES = {
     "world_model.encoder": "mine:PatchEncoder",
     "world_model.decoder": "mine:PatchDecoder",
+    "world_model.vector_encoder": "mine:FourierEncoder",
+    "world_model.vector_decoder": "mine:LinearDecoder",
     "world_model.latent": "mine:LaplaceLatent",
     "world_model.sequence_model": "mine:SmallGRU",
     "world_model.reward_head": "mine:OneLayerHead",
@@ -46,7 +48,7 @@ EXAMPLES = {
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with the examples in ``mine.py``."""
     blocks = re.findall(r"```python\n# mine\.py\n(.*?)```", DOCS, re.DOTALL)
-    assert len(blocks) == 11
+    assert len(blocks) == 12
     (tmp_path / "mine.py").write_text("\n\n".join(blocks))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -71,10 +73,12 @@ def test_each_example_keeps_the_laws_and_works_beside_the_bundled_parts(key: str
     part = {argument: EXAMPLES[key] if argument == "sequence_model" else {"name": EXAMPLES[key]}}
     if key in PART_LISTS:
         part = {argument: [EXAMPLES[key]]}
-    world_model = small_world_model(**part if owner == "world_model" else {})
+    seen = BOTH if "vector" in key else None
+    world_model = small_world_model(observations=seen or IMAGE, **part if owner == "world_model" else {})
     agent = small_agent(world_model, **part if owner == "agent" else {})
-    world_model.training_step(random_batch()).total.backward()
-    trajectory = imagine(world_model, agent, random_batch(), horizon=3, from_posterior=True)
+    batch = random_batch(observations=seen)
+    world_model.training_step(batch).total.backward()
+    trajectory = imagine(world_model, agent, batch, horizon=3, from_posterior=True)
     reads_no_latent = argument not in ("latent", "sequence_model", "agent_state", "actor", "critic")
     assert isinstance(trajectory.latent, torch.Tensor) is not reads_no_latent
     agent.training_step(trajectory).total.backward()

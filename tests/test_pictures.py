@@ -12,7 +12,7 @@ import pytest
 
 from stormlit.errors import ConfigError
 from stormlit.runs import pictures
-from stormlit.storm.dream import Dream
+from stormlit.storm.dream import Dream, Views
 
 
 def gradient(steps: int, rows: int, columns: int) -> np.ndarray:
@@ -26,7 +26,9 @@ def dream(frames: np.ndarray, ends: list[bool], action: str = "DOWNRIGHTFIRE", c
     steps = len(frames)
     reward, probability = np.full(steps, 1.0), np.full(steps, 0.25)
     actions = np.zeros(steps, int)
-    seen = Dream(frames, frames, frames, actions, reward, np.array(ends), -reward / 2, probability, context)
+    seen = Dream(
+        Views(frames, frames, frames), None, actions, reward, np.array(ends), -reward / 2, probability, context
+    )
     return pictures.dream_frames(seen, [action])
 
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from stormlit.cli import main
 from stormlit.runs.pictures import dream_picture
 from stormlit.runs.plot import plot_returns, running_mean
-from stormlit.storm.dream import Dream
+from stormlit.storm.dream import Dream, Views
 from stormlit.storm.evaluate import Evaluation
 from stormlit.types import Episode
 from test_training_run import SMALL
@@ -73,7 +73,9 @@ def test_a_run_without_an_episode_or_a_baseline_is_drawn(tmp_path: Path, drawn: 
 def test_a_dream_shows_its_context_and_steps_up_to_its_last() -> None:
     brightness = np.arange(1, 7, dtype=np.uint8)[:, None, None, None] * np.ones((4, 4, 3), np.uint8)
     zeros = np.zeros(6, np.float32)
-    dream = Dream(brightness, 8 * brightness, 40 * brightness, zeros.astype(int), zeros, zeros > 0, zeros, zeros, 3)
+    dream = Dream(
+        Views(brightness, 8 * brightness, 40 * brightness), None, zeros.astype(int), zeros, zeros > 0, zeros, zeros, 3
+    )
     picture = dream_picture(dream)
     tile = (picture.shape[1] - 124) // 4
     rows = [28 + 60, 28 + tile + 60, 28 + 2 * tile + 60]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from small import dense_cross_entropy, gradientless, random_batch, small_part, small_world_model
-from stormlit.storm.world_model import normalize_pixels, pixels
+from stormlit.ops.observations import normalize_pixels, pixels
 from stormlit.types import Batch, Losses
 
 STARTS = ((0, 0), (0, 3), (1, 5))

@@ -40,7 +40,7 @@ def _every_use(world_model: Any, trainable: bool = True) -> None:
         trajectory = imagine(world_model, agent, batch, horizon=3, from_posterior=from_posterior)
         agent.training_step(trajectory).total.backward()
     dreamt = dream(world_model, batch.map(lambda x: x[1:, :5]), 3)
-    assert dreamt.imagined.shape == dreamt.real.shape
+    assert dreamt.frames is not None and dreamt.frames.imagined.shape == dreamt.frames.real.shape
     player = Player(world_model, agent, 2, context_length=4)
     frames = batch.obs[:, 0].permute(0, 2, 3, 1).numpy()
     for first in (True, False, False):

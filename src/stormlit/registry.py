@@ -206,9 +206,8 @@ def kinds() -> list[str]:
 def names(kind: str) -> list[str]:
     """Names of the registered parts of one kind; raises ``ConfigError`` for an unknown kind."""
     if kind not in _parts:
-        raise ConfigError(
-            f"there is no kind of part called '{kind}'{nearest(kind, _parts)}; kinds are {', '.join(kinds())}"
-        )
+        guess = nearest(kind, _parts)
+        raise ConfigError(f"there is no kind of part called '{kind}'{guess}; kinds are {', '.join(kinds())}")
     return sorted(_parts[kind])
 
 
@@ -223,10 +222,11 @@ def part_class(kind: str, name: str, key: str = "") -> type:
         except ConfigError as error:
             raise ConfigError(f"{where}{error}") from error
     if name not in known:
-        raise ConfigError(
-            f"{where}no {kind.replace('_', ' ')} is called '{name}'{nearest(name, known)}; "
-            f"choose one of {', '.join(known)}"
-        )
+        # An encoder of vectors, named for images, or the other way round.
+        akin = [k for k in _parts if name in _parts[k] and (k.endswith(f"_{kind}") or kind.endswith(f"_{k}"))]
+        where += "".join(f"{key.replace(kind, other)}={name} exists, but " for other in akin)
+        what, guess = kind.replace("_", " "), nearest(name, known)
+        raise ConfigError(f"{where}no {what} is called '{name}'{guess}; choose one of {', '.join(known)}")
     return _parts[kind][name]
 
 

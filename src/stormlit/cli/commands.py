@@ -19,6 +19,7 @@ from stormlit.errors import ConfigError
 from stormlit.files import write_json
 from stormlit.nn.laws import LAWS
 from stormlit.runs.assembly import make_fabric, player_factory, run_baselines, run_evaluation
+from stormlit.runs.curves import write_curves
 from stormlit.runs.load import load
 from stormlit.runs.pictures import write_dream_video
 from stormlit.runs.progress import evaluation_bar
@@ -57,11 +58,11 @@ def evaluate_run(reference: str, root: Path, overrides: Sequence[str]) -> str:
 
 
 def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path | None, dreams: int) -> str:
-    """Let the agent play, dream along, and write the video; returns where it is."""
+    """Let the agent play, dream along, and write the video, or curves of vectors; returns where they are."""
     if dreams < 1:
         raise ConfigError(f"--dreams={dreams}: expected at least 1")
-    if output is not None and output.suffix not in (".mp4", ".gif"):
-        raise ConfigError(f"--output={output}: expected a file ending in .mp4 or .gif")
+    if output is not None and output.suffix not in (".mp4", ".gif", ".png"):
+        raise ConfigError(f"--output={output}: expected a file ending in .mp4 or .gif, or in .png for curves")
     trained = load(reference, run_dir=str(root), overrides=tuple(overrides))
     config = trained.config
     settle_threads(config, torch.device("cpu"), trained.world_model, trained.agent)
@@ -69,11 +70,10 @@ def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path
     length = dream_length(trained.world_model, config.loop.batch_length)
     envs = VectorEnv(config.env, seed=config.seed, env_index_offset=EVALUATION_ROW)
     steps = max(4 * dreams * length, 512)
-    rows, columns, channels = envs.obs_shape
     replay = ReplayBuffer(
         steps * envs.num_envs,
         envs.num_envs,
-        (rows, columns, channels),
+        envs.observation_space,
         torch.device("cpu"),
         config.seed,
         envs.action_space,
@@ -91,8 +91,21 @@ def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path
         )
         for index in range(dreams)
     ]
-    path = output or trained.directory.media / f"dream-{trained.checkpoint.name}.mp4"
-    return f"dream video {write_dream_video(path, seen, envs.action_meanings)}"
+    media, names = trained.directory.media, envs.observation_space.names
+    lines = []
+    if names and (output is None or output.suffix == ".png"):
+        for index, dreamt in enumerate(seen, start=1):
+            path = output or media / f"curves-{trained.checkpoint.name}.png"
+            path = path.with_stem(f"{path.stem}-{index}") if dreams > 1 else path
+            assert dreamt.vector is not None  # it has names
+            lines.append(f"curves      {write_curves(path, dreamt.vector, names, dreamt.context_length)}")
+    if envs.observation_space.image and (output is None or output.suffix != ".png"):
+        path = output or media / f"dream-{trained.checkpoint.name}.mp4"
+        lines.append(f"dream video {write_dream_video(path, seen, envs.action_meanings)}")
+    if not lines:
+        wanted = ".png: it shows no image" if names else ".mp4 or .gif: it shows no vectors"
+        raise ConfigError(f"--output={output}: expected a file ending in {wanted}")
+    return "\n".join(lines)
 
 
 def components(kind: str | None, name: str | None, check: bool) -> str:

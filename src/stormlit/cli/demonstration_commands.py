@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,7 +79,7 @@ def record_run(reference: str, root: Path, overrides: Sequence[str], output: Pat
         settle_threads(trained.config, torch.device("cpu"), trained.world_model, trained.agent)
         config, player, policy = trained.config, trained.player, f"{trained.directory.name}, {trained.checkpoint.name}"
     facts = env_facts(config.env)
-    most = LARGEST_BYTES // math.prod(facts.obs_shape)
+    most = LARGEST_BYTES // facts.observation_space.nbytes
     if not 1 <= steps <= most:
         raise ConfigError(f"--steps={steps} is out of range: expected 1 to {most} steps of this size")
     if output.suffix != ".npz":

@@ -14,6 +14,7 @@ from stormlit.envs.make import make_env
 from stormlit.envs.settings import EnvSettings
 from stormlit.errors import EnvironmentContractError, describe
 from stormlit.types.action_space import ActionSpace
+from stormlit.types.observation_space import ObservationSpace
 
 Command = Literal["reset", "step"]
 
@@ -21,19 +22,19 @@ Command = Literal["reset", "step"]
 class EnvFacts(NamedTuple):
     """What an environment is like.
 
-    obs_shape: (Y, X, C).  action_meanings: its own words, one for each discrete action, else the numbers; of other
+    action_meanings: its own words, one for each discrete action, else the numbers; of other
     actions none.
     has_time_limit: whether something ends every episode, however it is played.
     """
 
-    obs_shape: tuple[int, ...]
+    observation_space: ObservationSpace
     action_space: ActionSpace
     action_meanings: list[str]
     has_time_limit: bool
 
 
 class StepResult(NamedTuple):
-    """What followed a reset or a step.  obs: (Y, X, C) uint8.  reward: raw.  After a reset only obs has a meaning."""
+    """What followed a reset or a step.  obs: as stored.  reward: raw.  After a reset only obs has a meaning."""
 
     obs: np.ndarray
     reward: float = 0.0
@@ -60,16 +61,16 @@ class LocalEnv:
         """To be called once, before the first reset."""
         env = self._env
         actions = action_space_of(env.action_space)
-        assert actions is not None and env.observation_space.shape is not None
+        assert actions is not None
         meanings = _action_meanings(env, actions.num_actions) if actions.is_discrete else []
-        return EnvFacts(env.observation_space.shape, actions, meanings, _has_time_limit(env))
+        return EnvFacts(env.get_wrapper_attr("stored_observations"), actions, meanings, _has_time_limit(env))
 
     def call_async(self, command: Command, value: int | np.ndarray) -> None:
         """Begin to reset with a seed, or to step with an action of the action space; never fails."""
         self._called = (command, value)
 
     def call_wait(self) -> StepResult:
-        """Wait for what was called last.  Raises ``Crash``, or ``EnvironmentContractError`` as ``SquareImage`` does."""
+        """Wait for what was called last.  Raises ``Crash``, or ``EnvironmentContractError`` as ``CheckedEnv`` does."""
         assert self._called is not None
         command, value = self._called
         try:

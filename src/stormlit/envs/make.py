@@ -1,19 +1,20 @@
-"""From settings to one Gymnasium environment that shows square images and takes actions as they are stored."""
+"""From settings to one Gymnasium environment that shows observations and takes actions as they are stored."""
 
 from __future__ import annotations
 
 import re
+from importlib.metadata import entry_points
 from typing import Any
 
 import ale_py
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 
 import stormlit.envs.catch  # noqa: F401  registers stormlit/Catch-v0
 from stormlit.envs.actions import SUPPORTED, StoredActions, action_space_of, described, is_stored_form
 from stormlit.envs.atari import NOOP, AtariProtocol, ale_games
-from stormlit.envs.image import SquareImage, image_problem
+from stormlit.envs.contract import CheckedEnv
+from stormlit.envs.observations import View, view_of
 from stormlit.envs.settings import EnvSettings, check_settings, env_id, env_key
 from stormlit.errors import ConfigError, EnvironmentSetupError, describe, nearest
 from stormlit.files import class_in_module
@@ -24,17 +25,20 @@ ALE_ARGUMENTS = {
     "full_action_space": "full_action_space",
     "max_num_frames_per_episode": "max_frames",
 }
+# Namespaces of environments that come with our optional dependencies.
+EXTRAS = {"MinAtar": ': it comes with `pip install "stormlit[minatar]"`'}
 
 
 def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, Any]:
     """Make one environment.
 
-    Observations are (size, size, C) uint8, actions as ``ActionSpace`` says they are stored, ``info["life_lost"]`` is
-    always there: an environment's own entry, or False. What it returns is checked as ``SquareImage`` says. Environments
+    Observations are as ``ObservationSpace`` says they are stored, images (size, size, C) uint8, actions as
+    ``ActionSpace`` says. ``info["life_lost"]`` is always there: an environment's own entry, or False. What the
+    environment returns is checked as ``CheckedEnv`` says. Environments
     other than ALE games keep their own time limit, if they have one; ``max_episode_steps`` comes on top.
 
     Raises ``EnvironmentSetupError`` for an unknown environment, a value out of range, an environment whose observations
-    are not images or whose actions are of no supported kind, an Atari game by an id that goes past ``env.atari``, a
+    or actions are of no supported kind, an Atari game by an id that goes past ``env.atari``, a
     wrapper that is none, and pixels of an environment that does not render them.
     """
     check_settings(settings)
@@ -51,13 +55,11 @@ def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, Any]:
             env = _rendered(env, settings)
         for wrapper in settings.wrappers:
             env = _wrapped(env, wrapper, settings)
-        _check_spaces(env, settings)
+        view = _check_spaces(env, settings)
     except EnvironmentSetupError:
         env.close()
         raise
-    wrapped: gymnasium.Env[np.ndarray, Any] = SquareImage(
-        env, settings.size, env_key(settings), settings.channels, settings.values
-    )
+    wrapped: gymnasium.Env[np.ndarray, Any] = CheckedEnv(env, view, env_key(settings))
     if not is_stored_form(env.action_space):
         wrapped = StoredActions(wrapped)
     if settings.max_episode_steps is None:
@@ -98,17 +100,25 @@ def _make_registered(name: str, settings: EnvSettings, **options: Any) -> gymnas
     wants = "env.render_pixels=true: " if settings.render_pixels else ""
     given = "".join(f", env.kwargs.{key}={value}" for key, value in settings.kwargs.items())
     try:
+        _register_plugins(name)
         return gymnasium.make(name, disable_env_checker=True, **options)
     except gymnasium.error.UnregisteredEnv as error:
-        raise EnvironmentSetupError(
-            f"{env_key(settings)} is not a registered Gymnasium environment{nearest(name, gymnasium.registry)}"
-        ) from error
+        hint = EXTRAS.get(name.partition("/")[0]) or nearest(name, gymnasium.registry)
+        raise EnvironmentSetupError(f"{env_key(settings)} is not a registered Gymnasium environment{hint}") from error
     # A malformed id, a missing module or dependency, or a constructor that wants arguments.
     except (gymnasium.error.Error, ImportError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise EnvironmentSetupError(f"{wants}{env_key(settings)}{given} cannot be made: {reason}") from error
     except (Exception, SystemExit) as error:  # whatever it is: the environment's code is not ours
         raise EnvironmentSetupError(f"{wants}{env_key(settings)}{given} cannot be made: {describe(error)}") from error
+
+
+def _register_plugins(name: str) -> None:
+    """Let an installed package register the environments of its namespace, as Gymnasium before 1.0 did by itself."""
+    namespace = name.rpartition(":")[2].partition("/")[0]
+    if name not in gymnasium.registry:
+        for plugin in entry_points(group="gymnasium.envs", name=namespace):
+            plugin.load()()
 
 
 def _rendered(env: gymnasium.Env[Any, Any], settings: EnvSettings) -> gymnasium.Env[Any, Any]:
@@ -159,16 +169,13 @@ def _check_protocol(env: gymnasium.Env[Any, Any], settings: EnvSettings) -> None
         )
 
 
-def _check_spaces(env: gymnasium.Env[Any, Any], settings: EnvSettings) -> None:
-    observations, actions = getattr(env, "observation_space", None), getattr(env, "action_space", None)
-    if problem := image_problem(observations, settings.channels, settings.values):
-        raise EnvironmentSetupError(f"{env_key(settings)} has {_describe(observations)} observations; {problem}")
+def _check_spaces(env: gymnasium.Env[Any, Any], settings: EnvSettings) -> View:
+    """Refuse observations and actions of kinds that are not supported; returns what stores the observations."""
+    actions = getattr(env, "action_space", None)
+    try:
+        view = view_of(getattr(env, "observation_space", None), settings)
+    except ValueError as error:
+        raise EnvironmentSetupError(f"{env_key(settings)} {error}") from error
     if action_space_of(actions) is None:
         raise EnvironmentSetupError(f"{env_key(settings)} has {described(actions)} actions; supported are {SUPPORTED}")
-
-
-def _describe(space: spaces.Space[Any] | None) -> str:
-    """Type, dtype and shape on one line; the representation of a large Box spans several."""
-    if isinstance(space, spaces.Box):
-        return f"Box {space.dtype} {space.shape}"
-    return "no" if space is None else type(space).__name__
+    return view

@@ -39,7 +39,7 @@ class EnvSettings:
     """One environment, by Atari game or by Gymnasium id: exactly one of ``game`` and ``id`` is set."""
 
     game: Annotated[str | None, Option("an Atari game, in CamelCase as in MsPacman")] = "MsPacman"
-    id: Annotated[str | None, Option("any Gymnasium id with image observations, in place of env.game")] = None
+    id: Annotated[str | None, Option("any Gymnasium id, in place of env.game")] = None
     size: Annotated[int, Option("side of the square image, in pixels", 8, LARGEST)] = 64
     num_envs: Annotated[int, Option("environments stepped together", 1, LARGEST)] = 1
     max_episode_steps: Annotated[
@@ -76,6 +76,9 @@ class EnvSettings:
     render_pixels: Annotated[
         bool, Option("learn from what it renders (rgb_array) in place of its observations; games of env.game always do")
     ] = False
+    observations: Annotated[
+        list[str], Option("which entries of a Dict or Tuple of observations are shown, such as [image]; []: all")
+    ] = field(default_factory=list)
     channels: Annotated[
         Literal["rgb", "as_is"],
         Option("rgb: a grey image gets three equal channels; as_is: images keep their channels, of any number"),

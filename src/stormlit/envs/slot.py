@@ -123,7 +123,7 @@ class EnvSlot:
         env_index: int | None,
     ) -> None:
         self.env: HostedEnv | None = env  # None: crashed
-        self.obs: np.ndarray  # (Y, X, C) uint8; there is none before the first episode
+        self.obs: np.ndarray  # as stored; there is none before the first episode
         self._settings, self._index, self._restarts = settings, index, restarts
         self._base_seed, self._env_index = seed, env_index
         self._episode_index = -1

@@ -30,7 +30,7 @@ class VectorEnv:
     new environment goes on with the next one. After ``max_restarts`` of them, or when an environment breaks Gymnasium's
     interface, ``failure`` is set.
 
-    Attributes: ``num_envs``, ``obs_shape`` (Y, X, C), ``action_space``, ``action_meanings`` (of discrete actions, the
+    Attributes: ``num_envs``, ``observation_space``, ``action_space``, ``action_meanings`` (of discrete actions, the
     environment's own words, else the numbers).  Raises what ``make_env`` raises.
     """
 
@@ -48,7 +48,7 @@ class VectorEnv:
             for index, env in enumerate(envs)
         ]
         self.num_envs: int = settings.num_envs
-        self.obs_shape, self.action_space, self.action_meanings, _ = facts
+        self.observation_space, self.action_space, self.action_meanings, _ = facts
         _warn(settings, facts)
 
     @property
@@ -57,8 +57,13 @@ class VectorEnv:
         return self.action_space.num_actions
 
     @property
+    def obs_shape(self) -> tuple[int, ...]:
+        """Of one stored observation, (Y, X, C) of an image."""
+        return self.observation_space.shape
+
+    @property
     def current_obs(self) -> np.ndarray:
-        """(N, Y, X, C) uint8, a copy of the frames to act on next."""
+        """(N, *shape) as stored, a copy of the frames to act on next."""
         return np.stack([slot.obs for slot in self._slots])
 
     @property
@@ -72,7 +77,7 @@ class VectorEnv:
         return self._restarts.failure
 
     def reset(self) -> np.ndarray:
-        """Begin the next episode in every environment; returns the first frames, (N, Y, X, C) uint8.
+        """Begin the next episode in every environment; returns the first frames, (N, *shape) as stored.
 
         Raises ``failure``.
         """

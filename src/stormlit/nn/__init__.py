@@ -14,6 +14,7 @@ from stormlit.nn import (
     rotary,
     samplers,
     transformer,
+    vectors,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "rotary",
     "samplers",
     "transformer",
+    "vectors",
 ]

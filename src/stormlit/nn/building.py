@@ -20,6 +20,8 @@ from stormlit.types.action_space import KINDS, ActionSpace
 INTERFACES: dict[str, type] = {
     "encoder": interfaces.Encoder,
     "decoder": interfaces.Decoder,
+    "vector_encoder": interfaces.VectorEncoder,
+    "vector_decoder": interfaces.VectorDecoder,
     "latent": interfaces.Latent,
     "sequence_model": interfaces.SequenceModel,
     "head": interfaces.Head,
@@ -128,6 +130,15 @@ def _try_encoder(who: str, part: Any, obs_shape: tuple[int, int, int]) -> None:
 def _try_decoder(who: str, part: Any, latent_dim: int, obs_shape: tuple[int, int, int]) -> None:
     frames = (1, *obs_shape)
     expect(who, ask(who, part, torch.randn(1, latent_dim)), frames, f"the frames are {frames}")
+
+
+def _try_vector_encoder(who: str, part: Any, vector_dim: int) -> None:
+    expect(who, ask(who, part, torch.randn(1, vector_dim)), (1, part.embed_dim), f"its embed_dim says {part.embed_dim}")
+
+
+def _try_vector_decoder(who: str, part: Any, latent_dim: int, vector_dim: int) -> None:
+    vectors = (1, vector_dim)
+    expect(who, ask(who, part, torch.randn(1, latent_dim)), vectors, f"the vectors are {vectors}")
 
 
 def _try_latent(who: str, part: Any, embed_dim: int, hidden_dim: int) -> None:
@@ -251,6 +262,8 @@ def _try_sampler(who: str, part: Any) -> None:
 _TRIALS: dict[str, Callable[..., None]] = {
     "encoder": _try_encoder,
     "decoder": _try_decoder,
+    "vector_encoder": _try_vector_encoder,
+    "vector_decoder": _try_vector_decoder,
     "latent": _try_latent,
     "sequence_model": _try_sequence_model,
     "head": _try_head,

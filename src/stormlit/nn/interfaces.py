@@ -33,6 +33,24 @@ class Decoder(Protocol):
         ...
 
 
+class VectorEncoder(Protocol):
+    """Built as ``VectorEncoder(vector_dim, **options)``: reads what is not an image, all of it as one vector."""
+
+    embed_dim: int
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """vector: (M, V) float32, in symlog.  Returns (M, E)."""
+        ...
+
+
+class VectorDecoder(Protocol):
+    """Built as ``VectorDecoder(latent_dim, vector_dim, **options)``."""
+
+    def __call__(self, latent: Tensor) -> Tensor:
+        """latent: (M, Z).  Returns (M, V), in symlog."""
+        ...
+
+
 class Latent(Protocol):
     """Built as ``Latent(embed_dim, hidden_dim, **options)``.
 

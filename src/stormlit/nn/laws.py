@@ -20,7 +20,7 @@ from stormlit.nn.objective_laws import OBJECTIVE_LAWS
 from stormlit.nn.sampler_laws import SAMPLER_LAWS
 from stormlit.nn.sparse_law import sparse_form
 
-LATENT, ACTIONS, HIDDEN, OUT, EMBED = 16, 3, 32, 5, 24
+LATENT, ACTIONS, HIDDEN, OUT, EMBED, VECTOR = 16, 3, 32, 5, 24, 6
 LENGTH = 7
 Pass = tuple[str, Callable[..., Any], tuple[Any, ...]]
 
@@ -30,6 +30,8 @@ def surroundings(kind: str, obs_shape: tuple[int, int, int] = (3, 64, 64)) -> tu
     return {
         "encoder": (obs_shape,),
         "decoder": (LATENT, obs_shape),
+        "vector_encoder": (VECTOR,),
+        "vector_decoder": (LATENT, VECTOR),
         "latent": (EMBED, HIDDEN),
         "sequence_model": (LATENT, ACTIONS, HIDDEN),
         "head": (HIDDEN, OUT, HIDDEN),
@@ -64,6 +66,8 @@ class Case:
         given: dict[str, Callable[[], tuple[Any, ...]]] = {
             "encoder": lambda: (torch.rand(4, *self.given[0]),),
             "decoder": lambda: (torch.randn(4, LATENT),),
+            "vector_encoder": lambda: (torch.randn(4, VECTOR),),
+            "vector_decoder": lambda: (torch.randn(4, LATENT),),
             "sequence_model": lambda: tokens(part),
             "head": lambda: (torch.randn(4, 3, HIDDEN),),
             "agent_state": lambda: (torch.randn(4, 3, LATENT), torch.randn(4, 3, HIDDEN)),
@@ -264,6 +268,7 @@ def carried(case: Case) -> None:
 _SHARED = (promised_shapes, rows_apart, trains, mixed_precision)
 LAWS: dict[str, tuple[Callable[[Case], None], ...]] = {
     **dict.fromkeys(("encoder", "decoder"), (*_SHARED, any_memory_order)),
+    **dict.fromkeys(("vector_encoder", "vector_decoder"), _SHARED),
     "latent": (*_SHARED, *LATENT_LAWS, sparse_form),
     "sequence_model": (*_SHARED, causal, remembers, carried, sparse_form, action_vectors),
     **dict.fromkeys(("head", "agent_state"), (*_SHARED, sparse_form)),

@@ -34,6 +34,7 @@ from stormlit.storm.training import Training
 from stormlit.storm.world_model import WorldModel
 from stormlit.types import Batch, Trajectory
 from stormlit.types.action_space import ActionSpace
+from stormlit.types.observation_space import ObservationSpace
 
 
 def build_training(config: Config, fabric: Fabric) -> Training:
@@ -46,7 +47,7 @@ def build_training(config: Config, fabric: Fabric) -> Training:
     np.random.seed(config.seed % 2**32)  # nothing here draws from it, but environments and parts of others may
     # Each process has environments of its own, with seeds of their own.
     envs = VectorEnv(config.env, seed=config.seed, env_index_offset=fabric.global_rank * config.env.num_envs)
-    world_model, agent = build_modules(config, envs.obs_shape, envs.action_space)
+    world_model, agent = build_modules(config, envs.observation_space, envs.action_space)
     loop, compile = config.loop, should_compile(config.compile, fabric)
     learners = [
         Learner(
@@ -64,7 +65,7 @@ def build_training(config: Config, fabric: Fabric) -> Training:
     ]
     world_model.eval()
     agent.eval()
-    replay = build_replay(config, fabric, envs.obs_shape, envs.action_space)
+    replay = build_replay(config, fabric, envs.observation_space, envs.action_space)
     world_model.reports_windows = replay.needs_losses
     player = player_factory(config, world_model, agent, compile=compile)(envs.num_envs)
     torch.manual_seed(config.seed + fabric.global_rank)
@@ -142,11 +143,13 @@ def launched_by_fabric() -> bool:
 
 
 def build_modules(
-    config: Config, obs_shape: tuple[int, ...], actions: ActionSpace | int
+    config: Config, observations: ObservationSpace | tuple[int, ...], actions: ActionSpace | int
 ) -> tuple[WorldModel, ActorCritic]:
-    """World model and agent for an environment.  obs_shape: (Y, X, C).  actions: what they are, or how many."""
-    rows, columns, channels = obs_shape
-    world_model = WorldModel((channels, rows, columns), actions, **dataclasses.asdict(config.world_model))
+    """World model and agent for an environment.
+
+    observations: what they are; (Y, X, C) is short for images.  actions: what they are, or how many.
+    """
+    world_model = WorldModel(ObservationSpace.of(observations), actions, **dataclasses.asdict(config.world_model))
     check_windows_fit(config, world_model.sequence_model.max_length)
     widths = world_model.latent_dim, world_model.hidden_dim
     agent = ActorCritic(*widths, actions, **dataclasses.asdict(config.agent))
@@ -195,25 +198,27 @@ def imagination(
 
 
 def build_replay(
-    config: Config, fabric: Fabric, obs_shape: tuple[int, ...], actions: ActionSpace | None = None
+    config: Config,
+    fabric: Fabric,
+    observations: ObservationSpace | tuple[int, ...],
+    actions: ActionSpace | None = None,
 ) -> ReplayBuffer:
     """One process's share of the buffer; ``auto`` puts it on the GPU when it takes under half of its free memory."""
+    space = ObservationSpace.of(observations)
     capacity = per_process(config.replay.capacity, fabric.world_size, "replay.capacity")
     device = fabric.device if config.replay.device == "cuda" else torch.device("cpu")
     if config.replay.device == "cuda" and fabric.device.type != "cuda":
         raise ConfigError("replay.device=cuda needs training on a GPU; choose auto or cpu")
     if config.replay.device == "auto" and fabric.device.type == "cuda":
-        rows, columns, channels = obs_shape
         free, _ = torch.cuda.mem_get_info(fabric.device)
-        if capacity * rows * columns * channels < free / 2:
+        if capacity * space.nbytes < free / 2:
             device = fabric.device
     seed = config.seed + 1_000_003 * fabric.global_rank
-    rows, columns, channels = obs_shape
     try:
         return ReplayBuffer(
             capacity,
             config.env.num_envs,
-            (rows, columns, channels),
+            space,
             device,
             seed,
             actions,
@@ -222,10 +227,10 @@ def build_replay(
             sampler=config.replay.sampler,
         )
     except RuntimeError as error:  # what PyTorch's allocators raise
-        size = capacity * rows * columns * channels / 2**30
+        size = capacity * space.nbytes / 2**30
+        seen = f"frames of {space.image[0]}x{space.image[1]}" if space.image else str(space)
         raise ConfigError(
-            f"replay.capacity={config.replay.capacity} needs {size:,.1f} GiB for frames of {rows}x{columns}, which "
-            f"{device} does not have"
+            f"replay.capacity={config.replay.capacity} needs {size:,.1f} GiB for {seen}, which {device} does not have"
         ) from error
 
 

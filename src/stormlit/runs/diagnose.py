@@ -117,9 +117,8 @@ def _played(trained: Trained, steps: int) -> ReplayBuffer:
     config = trained.config
     envs = VectorEnv(config.env, seed=config.seed, env_index_offset=EVALUATION_ROW)
     with contextlib.closing(envs):
-        rows, columns, channels = envs.obs_shape
-        shape, device = (rows, columns, channels), torch.device("cpu")
-        replay = ReplayBuffer(steps, envs.num_envs, shape, device, config.seed, envs.action_space)
+        space, device = envs.observation_space, torch.device("cpu")
+        replay = ReplayBuffer(steps, envs.num_envs, space, device, config.seed, envs.action_space)
         player = player_factory(config, trained.world_model, trained.agent)(envs.num_envs)
         collector = Collector(envs, player, replay, seed=config.seed)
         for _ in range(replay.row_capacity):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import os
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from lightning import LightningModule
 
 from stormlit.config.schema import Config
 from stormlit.errors import ConfigError
+from stormlit.ops.observations import channels_first
 from stormlit.storm.evaluate import random_devices
 from stormlit.storm.experience import Windows
 from stormlit.storm.training import Training
@@ -35,7 +35,7 @@ def check_memory(config: Config, training: Training) -> None:
     """
     device = training.fabric.device
     available = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else physical_memory()
-    pixels = math.prod(training.world_model.obs_shape)
+    pixels = training.world_model.observation_space.nbytes
     batch, contexts = training.experience.batch, training.experience.contexts
     steps = contexts.length + config.imagination.horizon
     for key, needed in (
@@ -103,15 +103,20 @@ def copied(module: Module) -> Module:
 
 
 def noise(world_model: WorldModel, windows: Windows, rows: int) -> Batch:
-    """At most ``rows`` windows of noise in the shape of real ones; drawn apart from everything that training draws."""
+    """At most ``rows`` windows of noise, or of zeros where vectors are seen, in the shape of real ones.
+
+    Drawn apart from everything that training draws.
+    """
     length = windows.length
     rows = min(windows.total, rows)
     generator = torch.Generator().manual_seed(0)
-    channels, height, width = world_model.obs_shape
-    frames = torch.randint(256, (rows, length, height, width, channels), dtype=torch.uint8, generator=generator)
+    space = world_model.observation_space
+    frames = torch.from_numpy(space.zeros(rows, length))
+    if not space.vectors:
+        frames.random_(256, generator=generator)
     flags = torch.zeros(rows, length, dtype=torch.bool)
     action = torch.from_numpy(world_model.action_space.zeros(rows, length))
-    return Batch(frames.permute(0, 1, 4, 2, 3), action, flags.float(), flags, flags.clone())
+    return Batch(channels_first(space, frames), action, flags.float(), flags, flags.clone())
 
 
 def _timed(function: Callable[[], object]) -> float:

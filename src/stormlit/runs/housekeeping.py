@@ -15,6 +15,7 @@ from stormlit.errors import CrashElsewhereError, EnvironmentContractError, Envir
 from stormlit.files import write_json
 from stormlit.runs.assembly import run_evaluation
 from stormlit.runs.best import keep_if_best
+from stormlit.runs.curves import write_curves
 from stormlit.runs.pictures import write_dream_picture, write_dream_video, write_reconstruction_grid
 from stormlit.runs.run import Run
 from stormlit.runs.signals import Stopped
@@ -111,10 +112,11 @@ def log_metrics(run: Run) -> None:
 
 
 def make_media(run: Run) -> None:
-    """Draw a stretch of the replay buffer: a reconstruction grid, and a dream as a picture and as a video; log how true
-    they are.
+    """Draw a stretch of the replay buffer: of images a reconstruction grid, and a dream as a picture and as a video; of
+    vectors curves; log how true they are.
     """
     training, env_steps, media = run.training, run.env_steps, run.directory.media
+    names = training.envs.observation_space.names
     if not training.is_main:
         return
     with torch.random.fork_rng(devices=random_devices()), training.fabric.autocast():
@@ -122,18 +124,24 @@ def make_media(run: Run) -> None:
         window = dream_window(training.replay, length, training.fabric.device, seed=env_steps)
         seen = dream(training.world_model, window, run.config.imagination.context_length)
     with warn_on_os_error(f"the pictures of step {env_steps:,}"):
-        files = (
-            write_dream_video(media / f"dream-{env_steps:09d}.mp4", [seen], training.envs.action_meanings),
-            write_dream_picture(media / f"dream-{env_steps:09d}.png", seen),
-            write_reconstruction_grid(media / f"reconstruction-{env_steps:09d}.png", seen),
-        )
+        files = []
+        if seen.frames is not None:
+            files += [
+                write_dream_video(media / f"dream-{env_steps:09d}.mp4", [seen], training.envs.action_meanings),
+                write_dream_picture(media / f"dream-{env_steps:09d}.png", seen),
+                write_reconstruction_grid(media / f"reconstruction-{env_steps:09d}.png", seen),
+            ]
+        if seen.vector is not None:
+            curves = media / f"curves-{env_steps:09d}.png"
+            files.append(write_curves(curves, seen.vector, names, seen.context_length))
         for file in files:
             run.tracker.artifact(file, "media")
-    metrics = {"dream/psnr_reconstructed": _psnr(seen.reconstructed, seen.real)}
-    metrics.update({f"dream/{name}": error for name, error in dream_errors(seen).items()})
-    if len(seen.real) > seen.context_length:
+    metrics = {f"dream/{name}": error for name, error in dream_errors(seen).items()}
+    if seen.frames is not None:
+        metrics["dream/psnr_reconstructed"] = _psnr(seen.frames.reconstructed, seen.frames.real)
         dreamt = slice(seen.context_length, None)
-        metrics["dream/psnr_imagined"] = _psnr(seen.imagined[dreamt], seen.real[dreamt])
+        if len(seen.frames.real[dreamt]):
+            metrics["dream/psnr_imagined"] = _psnr(seen.frames.imagined[dreamt], seen.frames.real[dreamt])
     record(run, metrics, "metrics of the dream")
 
 

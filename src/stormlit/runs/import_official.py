@@ -33,7 +33,7 @@ def import_official(world_model_file: Path, agent_file: Path, overrides: Sequenc
             f"{world_model_file} is for {sizes.num_actions} actions, but {env_name(config.env)} has "
             f"{space.num_actions if space.is_discrete else space}: choose the game it was trained on with env.game=NAME"
         )
-    world_model, agent = build_modules(config, facts.obs_shape, facts.action_space)
+    world_model, agent = build_modules(config, facts.observation_space, facts.action_space)
     load_weights(world_model, world_model_state(world_model_weights), "world_model")
     load_weights(agent, agent_state(agent_weights, agent.state_dict()), "agent")
 

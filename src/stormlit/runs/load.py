@@ -50,7 +50,7 @@ def load(
     folder = checkpoint.folder
     with changed_configuration(folder, directory, overrides) as config:
         facts = env_facts(config.env)
-        world_model, agent = build_modules(config, facts.obs_shape, facts.action_space)
+        world_model, agent = build_modules(config, facts.observation_space, facts.action_space)
         load_modules(checkpoint, world_model, agent)
     world_model.to(device).eval()
     agent.to(device).eval()
@@ -61,7 +61,8 @@ def load(
 def make_env(settings: Config | EnvSettings | str) -> gymnasium.Env:
     """The environment of a configuration, of ``env`` settings, or of an Atari game's name such as "Pong".
 
-    Observations are (Y, X, 3) uint8, actions as ``ActionSpace`` says they are stored. Raises ``EnvironmentSetupError``
+    Observations are as ``ObservationSpace`` says they are stored, (Y, X, 3) uint8 of a game, actions as ``ActionSpace``
+    says. Raises ``EnvironmentSetupError``
     for anything else.
     """
     if isinstance(settings, str):

@@ -5,6 +5,7 @@ All images are (Y, X, 3) uint8 in RGB order; files appear complete or not at all
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ import numpy as np
 
 from stormlit.errors import ConfigError
 from stormlit.files import replacing, write_atomically
-from stormlit.storm.dream import Dream, dream_errors
+from stormlit.storm.dream import Dream, Views, dream_errors
 from stormlit.types.action_space import action_text
 
 DREAM_FRAMES_PER_SECOND = 8  # an agent acts 15 times a second; half of that lets a person read along
@@ -75,8 +76,9 @@ def write_dream_video(path: Path, dreams: Sequence[Dream], action_meanings: Sequ
 
 def write_reconstruction_grid(path: Path, dream: Dream) -> Path:
     """Up to eight frames of a dream's window, spread evenly, above their reconstructions; the errors below them."""
-    chosen = np.linspace(0, len(dream.real) - 1, num=min(GRID_COLUMNS, len(dream.real))).round().astype(int)
-    grid = reconstruction_grid(dream.real[chosen], dream.reconstructed[chosen])
+    frames = shown_frames(dream)
+    chosen = np.linspace(0, len(frames.real) - 1, num=min(GRID_COLUMNS, len(frames.real))).round().astype(int)
+    grid = reconstruction_grid(frames.real[chosen], frames.reconstructed[chosen])
     footer = np.full((FOOTER_LINE_PIXELS, grid.shape[1], 3), BACKGROUND, np.uint8)
     errors = dream_errors(dream)
     line = f"squared error: all pixels {errors['error_reconstructed']:.5f}"
@@ -96,9 +98,9 @@ def dream_picture(dream: Dream) -> np.ndarray:
 
     The first is the last step of the context, the others are spread evenly over the dream.  Returns (Y', X', 3) uint8.
     """
-    dreamt = len(dream.real) - dream.context_length
+    dreamt = len(dream.action) - dream.context_length
     steps = dream.context_length - 1 + np.linspace(0, dreamt, num=min(GRID_COLUMNS, dreamt + 1)).round().astype(int)
-    films = {"real": dream.real, "reconstructed": dream.reconstructed, "imagined": dream.imagined}
+    films = dataclasses.asdict(shown_frames(dream))
     tiles = _sheet([film[steps] for film in films.values()])
     tile_height, tile_width = (
         extent // count for extent, count in zip(tiles.shape[:2], (len(films), len(steps)), strict=True)
@@ -118,7 +120,7 @@ def dream_frames(dream: Dream, action_meanings: Sequence[str]) -> np.ndarray:
     Frames are enlarged by a whole factor to panels about 256 pixels wide. The first ``context_length`` steps are marked
     "context", the others "dream"; a red frame marks the steps that really ended the episode.
     """
-    films = {"real": dream.real, "reconstructed": dream.reconstructed, "imagined": dream.imagined}
+    films = dataclasses.asdict(shown_frames(dream))
     panels = [_with_border(_enlarged(film, PANEL_PIXELS), left=GAP) for film in films.values()]
     footer_pixels = GAP + FOOTER_LINES * FOOTER_LINE_PIXELS + GAP
     canvases = _with_border(np.concatenate(panels, axis=2), top=HEADER_PIXELS, right=GAP, bottom=footer_pixels)
@@ -136,6 +138,13 @@ def reconstruction_grid(real: np.ndarray, reconstructed: np.ndarray) -> np.ndarr
     real, reconstructed: (N, Y, X, C) uint8, enlarged by a whole factor to tiles about 128 pixels wide.
     """
     return _sheet([real[:GRID_COLUMNS], reconstructed[:GRID_COLUMNS]])[:-GAP, :-GAP]
+
+
+def shown_frames(dream: Dream) -> Views:
+    """The dream's frames; raises ``ValueError`` where no image is seen, which ``runs.curves`` is for."""
+    if dream.frames is None:
+        raise ValueError("the dream has no frames")
+    return dream.frames
 
 
 def _footer(canvas: np.ndarray, dream: Dream, step: int, action: str) -> None:

@@ -26,12 +26,11 @@ def headline(run: Run) -> str:
     fabric, replay, demonstrations = training.fabric, training.replay, training.experience.demonstrations
     parameters = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (training.world_model, training.agent)]
     processes, threads = counted(fabric.world_size, "process"), counted(torch.get_num_threads(), "thread")
-    shape = "x".join(str(n) for n in training.envs.obs_shape)
     lines = [
         f"{run.directory.name}: {env_name(config.env)} on {fabric.device} ({fabric._precision.precision}, "
         f"{processes}, {threads} on {counted(cores(), 'core')})",
         f"world model {parameters[0]:.2f} M parameters, agent {parameters[1]:.2f} M",
-        f"replay buffer {replay.row_capacity * replay.num_envs:,} steps of {shape} uint8: at most "
+        f"replay buffer {replay.row_capacity * replay.num_envs:,} steps of {training.envs.observation_space}: at most "
         f"{replay.nbytes / 2**20:,.0f} MiB on {replay.device}",
         *run.tracker.where_to_look()[:1],
         *told_threads(config),
@@ -76,9 +75,9 @@ def report(run: Run, results: Sequence[Evaluation]) -> str:
     """What came out and where it is, for a person."""
     directory = run.directory
     width = max(len(result.policy) for result in results)
-    dream = _newest_dream(run, ".png")
-    pictures = [file for file in (directory.returns_plot, dream) if file is not None and file.is_file()]
-    video = _newest_dream(run, ".mp4") or _newest_dream(run, ".gif")
+    drawn = (_newest(run, "dream", ".png"), _newest(run, "curves", ".png"))
+    pictures = [file for file in (directory.returns_plot, *drawn) if file is not None and file.is_file()]
+    video = _newest(run, "dream", ".mp4") or _newest(run, "dream", ".gif")
     lines = [
         "",
         f"{results[0].game}, {run.env_steps:,} environment steps: returns",
@@ -94,8 +93,8 @@ def report(run: Run, results: Sequence[Evaluation]) -> str:
     return "\n".join(lines)
 
 
-def _newest_dream(run: Run, suffix: str) -> Path | None:
-    """The newest of the training's own dreams, leaving out those of a future that the run has gone back from."""
-    last = f"dream-{run.env_steps:09d}"
-    files = sorted(run.directory.media.glob(f"dream-[0-9]*{suffix}"))
+def _newest(run: Run, name: str, suffix: str) -> Path | None:
+    """The newest of the training's own pictures of that name, without those of a future that the run went back from."""
+    last = f"{name}-{run.env_steps:09d}"
+    files = sorted(run.directory.media.glob(f"{name}-[0-9]*{suffix}"))
     return max((file for file in files if file.stem <= last), default=None)

@@ -34,6 +34,7 @@ NOT_PROTOCOL = (
     "size",
     "channels",
     "values",
+    "observations",
     "render_pixels",
     "life_loss_terminates",
     "reward_transform",

@@ -12,7 +12,7 @@ from torch import Tensor
 from stormlit.nn.quantised import CodeLatent, code_use
 from stormlit.ops.moving import MOVES
 from stormlit.storm.agent import ActorCritic
-from stormlit.storm.dream import Dream
+from stormlit.storm.dream import Dream, Views
 from stormlit.storm.imagine import imagine
 from stormlit.storm.replay import ReplayRows
 from stormlit.storm.world_model import WorldModel, hidden_before
@@ -27,17 +27,18 @@ def open_loop_errors(dreams: Sequence[Dream]) -> Found:
     """Mean squared error of imagined frames in [0, 1], by how many steps ago a real one was last seen.
 
     Beside it those of repeating that last frame, and of the reconstruction, which sees each frame. All pixels, and
-    with the ending ``_moving`` those that move in a window (``ops.moving``). Windows end with their episode, so that
-    fewer of them reach far: ``windows`` counts them.
+    with the ending ``_moving`` those that move in a window (``ops.moving``); where no image is seen, the numbers of the
+    vectors in symlog take the place of pixels. Windows end with their episode, so that fewer of them reach far:
+    ``windows`` counts them.
     """
     errors: dict[str, list[list[float]]] = {}
     for seen in dreams:
         first = seen.context_length
-        real = seen.real.astype(np.float32) / 255.0
+        views = _measured(seen)
+        real = views.real
         moves = (np.abs(real - real.mean(axis=0)) > MOVES).any(axis=-1)
         last = np.broadcast_to(real[first - 1], real[first:].shape)
-        predicted = {"imagined": seen.imagined[first:] / 255.0, "repeated": last,
-                     "reconstructed": seen.reconstructed[first:] / 255.0}  # fmt: skip
+        predicted = {"imagined": views.imagined[first:], "repeated": last, "reconstructed": views.reconstructed[first:]}
         for name, frames in predicted.items():
             squared = np.square(frames - real[first:]).mean(axis=-1)
             for step, (error, where) in enumerate(zip(squared, moves[first:], strict=True)):
@@ -49,6 +50,14 @@ def open_loop_errors(dreams: Sequence[Dream]) -> Found:
         "windows": [len(values) for values in errors["imagined"]],
         **{name: [float(np.mean(values)) if values else None for values in steps] for name, steps in errors.items()},
     }
+
+
+def _measured(seen: Dream) -> Views:
+    """Frames in [0, 1], (T, Y, X, C), or where there are none the vectors in symlog, (T, V, 1)."""
+    if seen.frames is not None:
+        return seen.frames.map(lambda film: film.astype(np.float32) / np.float32(255.0))
+    assert seen.vector is not None
+    return seen.vector.map(lambda numbers: (np.sign(numbers) * np.log1p(np.abs(numbers)))[..., np.newaxis])
 
 
 def _at(steps: list[list[float]], step: int) -> list[float]:

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from stormlit.ops.moving import frame_errors
+from stormlit.ops.observations import pixels, split
+from stormlit.ops.twohot import symexp, symlog
 from stormlit.storm.replay import ReplayBuffer
-from stormlit.storm.world_model import WorldModel, hidden_before, pixels
+from stormlit.storm.world_model import WorldModel, hidden_before
 from stormlit.types import Batch, WorldState
+from stormlit.types.observation_space import Seen
 
 
 @dataclass(slots=True)
-class Dream:
-    """One window of T real steps, and what the model made of it; frames are (T, Y, X, C) uint8, numbers (T,) float32.
+class Views:
+    """T steps of what was seen, and what the model made of them: frames (T, Y, X, C) uint8, or numbers (T, V) float32.
 
-    ``action`` is (T, *shape) as stored.
-    From step ``context_length`` on, ``imagined`` is a free run of the model under the actions really taken.
-    ``predicted_reward`` and ``end_probability`` are read along that run, for the action at each step.
+    From step ``context_length`` of the dream on, ``imagined`` is a free run of the model.
     """
 
     real: np.ndarray
     reconstructed: np.ndarray
     imagined: np.ndarray
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Views:
+        """What ``function`` makes of each."""
+        return Views(function(self.real), function(self.reconstructed), function(self.imagined))
+
+
+@dataclass(slots=True)
+class Dream:
+    """One window of T real steps, and what the model made of it; numbers are (T,) float32.
+
+    frames, vector: of the image and of the vectors, None for what is not seen; vectors in the environment's own units.
+    ``action`` is (T, *shape) as stored.
+    From step ``context_length`` on, the model runs freely under the actions really taken.
+    ``predicted_reward`` and ``end_probability`` are read along that run, for the action at each step.
+    """
+
+    frames: Views | None
+    vector: Views | None
     action: np.ndarray
     reward: np.ndarray
     terminated: np.ndarray
@@ -46,18 +66,21 @@ def dream_length(world_model: WorldModel, batch_length: int) -> int:
 
 def dream_errors(seen: Dream) -> dict[str, float]:
     """Mean squared errors of a dream's frames in [0, 1]: ``error_reconstructed`` of all pixels, and with the ending
-    ``_moving`` of those that move; ``error_imagined`` alike, over the steps that were imagined.
+    ``_moving`` of those that move; of its vectors in symlog with the ending ``_vector``. ``error_imagined`` alike, over
+    the steps that were imagined.
     """
-    found = {}
-    dreamt = slice(seen.context_length, None)
-    for name, predicted, real in (
-        ("reconstructed", seen.reconstructed, seen.real),
-        ("imagined", seen.imagined[dreamt], seen.real[dreamt]),
-    ):
-        if len(real):
-            frames = (torch.from_numpy(film).permute(0, 3, 1, 2) / 255.0 for film in (predicted, real))
-            errors = frame_errors(*frames)
+    found: dict[str, float] = {}
+    for name, steps in (("reconstructed", slice(None)), ("imagined", slice(seen.context_length, None))):
+        if not len(seen.action[steps]):
+            continue
+        if seen.frames is not None:
+            films = (getattr(seen.frames, name)[steps], seen.frames.real[steps])
+            errors = frame_errors(*(torch.from_numpy(film).permute(0, 3, 1, 2) / 255.0 for film in films))
             found.update({f"error_{name}{'_moving' if over == 'moving' else ''}": errors[over] for over in errors})
+        if seen.vector is not None:
+            curves = (getattr(seen.vector, name)[steps], seen.vector.real[steps])
+            predicted, real = (symlog(torch.from_numpy(numbers)) for numbers in curves)
+            found[f"error_{name}_vector"] = float((predicted - real).square().mean())
     return found
 
 
@@ -72,7 +95,7 @@ def dream(world_model: WorldModel, window: Batch, context_length: int) -> Dream:
     context_length = max(min(context_length, length - 1), 1)
     latent, action = world_model.sample_posterior(window.obs), world_model.encode_action(window.action)
     seen = world_model.sequence_model(latent, action, window.is_first)
-    reconstructed = world_model.decode(latent, hidden_before(seen, window.is_first))
+    reconstructed = world_model.decode_all(latent, hidden_before(seen, window.is_first))
     hidden, memory = world_model.sequence_model.prefill(
         latent[:, :context_length], action[:, :context_length], window.is_first[:, :context_length], length
     )
@@ -85,12 +108,11 @@ def dream(world_model: WorldModel, window: Batch, context_length: int) -> Dream:
         state = world_model.step(state, window.action[:, t])
         hiddens.append(state.hidden.unsqueeze(1))
     hidden = torch.cat(hiddens, dim=1)
-    imagined = world_model.decode(torch.cat(latents, dim=1), hidden_before(hidden, window.is_first))
-    frames = [pixels(x)[0].permute(0, 2, 3, 1).cpu().numpy() for x in (reconstructed, imagined)]
+    imagined = world_model.decode_all(torch.cat(latents, dim=1), hidden_before(hidden, window.is_first))
+    frames, vector = _views(split(world_model.observation_space, window.obs), reconstructed, imagined)
     return Dream(
-        real=window.obs[0].permute(0, 2, 3, 1).cpu().numpy(),
-        reconstructed=frames[0],
-        imagined=frames[1],
+        frames=frames,
+        vector=vector,
         action=window.action[0].cpu().numpy(),
         reward=window.reward[0].cpu().numpy(),
         terminated=window.terminated[0].cpu().numpy(),
@@ -98,6 +120,18 @@ def dream(world_model: WorldModel, window: Batch, context_length: int) -> Dream:
         end_probability=(1.0 - world_model.continuation(hidden))[0].cpu().numpy(),
         context_length=context_length,
     )
+
+
+def _views(real: Seen, reconstructed: Seen, imagined: Seen) -> tuple[Views | None, Views | None]:
+    """Frames and vectors of a window (1, T, ...), real ones as they were stored and others as they were decoded."""
+    frames = vector = None
+    if real.image is not None and reconstructed.image is not None and imagined.image is not None:
+        films = (real.image, pixels(reconstructed.image), pixels(imagined.image))
+        frames = Views(*(film[0].permute(0, 2, 3, 1).cpu().numpy() for film in films))
+    if real.vector is not None and reconstructed.vector is not None and imagined.vector is not None:
+        curves = (real.vector, symexp(reconstructed.vector.float()), symexp(imagined.vector.float()))
+        vector = Views(*(numbers[0].cpu().numpy() for numbers in curves))
+    return frames, vector
 
 
 def dream_window(replay: ReplayBuffer, length: int, device: torch.device, seed: int) -> Batch:

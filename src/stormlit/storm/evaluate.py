@@ -29,7 +29,7 @@ class Policy(Protocol):
     """Anything that chooses actions for N environments."""
 
     def act(self, obs: np.ndarray, is_first: np.ndarray, *, greedy: bool = False) -> np.ndarray:
-        """obs: (N, Y, X, C) uint8.  is_first: (N,) bool.  Returns actions (N, *shape)."""
+        """obs: (N, *shape) as stored.  is_first: (N,) bool.  Returns actions (N, *shape)."""
         ...
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from stormlit.types import Losses
 
 HARMONISED: dict[str, tuple[str, ...]] = {
-    "reconstruction": ("reconstruction",),
+    "reconstruction": ("reconstruction", "vector_reconstruction"),
     "reward": ("reward",),
     "kl": ("dyn", "rep"),
 }
@@ -20,7 +20,8 @@ class Harmony(nn.Module):
 
         sum_i L_i / exp(s_i) + ln(1 + exp(s_i)),
 
-    with one s for each, 0 at the start; ``dyn`` and ``rep`` share theirs. The fixed scales of the terms hold besides,
+    with one s for each, 0 at the start; ``dyn`` and ``rep`` share theirs, as do the
+    reconstructions of images and of vectors. The fixed scales of the terms hold besides,
     and other terms keep theirs.
     """
 
@@ -33,7 +34,7 @@ class Harmony(nn.Module):
         weights = torch.exp(-self.log_scale)
         scales: dict[str, float | Tensor] = dict(losses.scales)
         for weight, names in zip(weights.unbind(), HARMONISED.values(), strict=True):
-            scales.update({name: weight * losses.scales[name] for name in names})
+            scales.update({name: weight * losses.scales[name] for name in names if name in losses.scales})
         metrics = {
             f"harmony/{name}": weight for name, weight in zip(HARMONISED, weights.detach().unbind(), strict=True)
         }

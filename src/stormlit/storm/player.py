@@ -11,6 +11,7 @@ from torch import Tensor
 from stormlit.errors import MisfitError
 from stormlit.nn.fast.compilation import Compiled
 from stormlit.ops.actions import clip, random_like
+from stormlit.ops.observations import channels_first
 from stormlit.registry import Option
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.carried import CarriedMemory
@@ -58,8 +59,11 @@ class Player:
         self.keeps_frames = context == "frames"
         self.context_length = context_length
         device = next(world_model.parameters()).device
-        shape, dtype = (world_model.obs_shape, torch.uint8) if self.keeps_frames else ((world_model.latent_dim,), None)
-        self.past = torch.zeros(num_envs, context_length, *shape, dtype=dtype, device=device)
+        if self.keeps_frames:
+            frames = torch.from_numpy(world_model.observation_space.zeros(num_envs, context_length)).to(device)
+            self.past = channels_first(world_model.observation_space, frames).contiguous()
+        else:
+            self.past = torch.zeros(num_envs, context_length, world_model.latent_dim, device=device)
         self.action = torch.from_numpy(agent.action_space.zeros(num_envs, context_length)).to(device)
         self.length = torch.zeros(num_envs, dtype=torch.long, device=device)
         self.carried: CarriedMemory | None = None
@@ -73,17 +77,17 @@ class Player:
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, is_first: np.ndarray, *, greedy: bool = False) -> np.ndarray:
-        """obs: (N, Y, X, C) uint8.  is_first: (N,) bool.  Returns actions (N, *shape)."""
+        """obs: (N, *shape) as stored.  is_first: (N,) bool.  Returns actions (N, *shape)."""
         device = self.past.device
-        frame = to_device(torch.from_numpy(obs), device).permute(0, 3, 1, 2)
+        frame = channels_first(self.world_model.observation_space, to_device(torch.from_numpy(obs), device))
         chosen, *moved_on = self._step(frame, to_device(torch.from_numpy(is_first), device), greedy)
         kept = [self.past, self.action] if self.carried is None else self.carried.tensors
         torch._foreach_copy_([*kept, self.length], moved_on)
         return chosen.cpu().numpy()
 
     def _act(self, frame: Tensor, is_first: Tensor, greedy: bool) -> tuple[Tensor, ...]:
-        """The actions for frames (N, C, Y, X), and what ``act`` keeps, as it is after them: past and actions, or the
-        carried memory, and length.
+        """The actions for frames as batches hold them, (N, ...), and what ``act`` keeps, as it is after them: past and
+        actions, or the carried memory, and length.
 
         Changes nothing and waits for nothing, and all shapes are the same at every step, so that it can be compiled.
         """

@@ -10,18 +10,20 @@ from torch import Tensor
 
 from stormlit.nn.building import build_part
 from stormlit.nn.samplers import UniformSampler
+from stormlit.ops.observations import channels_first
 from stormlit.registry import Option
 from stormlit.storm.priorities import Priorities
 from stormlit.types import Batch, PartNode, TensorRecord, to_device
 from stormlit.types.action_space import ActionSpace
+from stormlit.types.observation_space import ObservationSpace
 
 
 @dataclass(slots=True)
 class ReplayRows(TensorRecord):
     """A stretch of consecutive rows of the ring, oldest first; what a checkpoint stores.
 
-    obs: (R, N, Y, X, C) uint8.  action: (R, N, *shape) int64 or float32.  reward: (R, N) float32.
-    terminated, is_first: (R, N) bool.
+    obs: (R, N, *shape), (R, N, Y, X, C) uint8 of images.  action: (R, N, *shape) int64 or float32.
+    reward: (R, N) float32.  terminated, is_first: (R, N) bool.
     """
 
     obs: Tensor
@@ -37,7 +39,8 @@ class ReplayBuffer:
     Row r holds one step of every environment; once the ring is full the oldest row is overwritten. Windows are taken in
     order of age, so none contains both the newest and the oldest row; ``is_first`` tells where episodes begin inside.
 
-    capacity: environment steps in all.  obs_shape: (Y, X, C).  device: where frames are kept.
+    capacity: environment steps in all.  observations: what they are; (Y, X, C) is short for images.
+    device: where frames are kept.
     seed: of the generator that draws windows.  actions: what they are, None: discrete.
     The released code has episode_starts="ignored" and order="storage" (weipu-zhang/STORM, replay_buffer.py).
     """
@@ -46,7 +49,7 @@ class ReplayBuffer:
         self,
         capacity: int,
         num_envs: int,
-        obs_shape: tuple[int, int, int],
+        observations: ObservationSpace | tuple[int, ...],
         device: torch.device,
         seed: int,
         actions: ActionSpace | None = None,
@@ -67,9 +70,11 @@ class ReplayBuffer:
         self.episode_starts, self.order = episode_starts, order
         self.row_capacity = max(capacity // num_envs, 1)
         shape = (self.row_capacity, num_envs)
-        action = torch.from_numpy((actions or ActionSpace.of(1)).zeros())  # one of them, for shape and dtype
+        self.observation_space = ObservationSpace.of(observations)
+        obs = torch.from_numpy(self.observation_space.zeros())  # one of them, for shape and dtype
+        action = torch.from_numpy((actions or ActionSpace.of(1)).zeros())
         self.storage = ReplayRows(
-            obs=torch.empty(*shape, *obs_shape, dtype=torch.uint8, device=device),
+            obs=torch.empty(*shape, *obs.shape, dtype=obs.dtype, device=device),
             action=torch.empty(*shape, *action.shape, dtype=action.dtype, device=device),
             reward=torch.empty(shape, dtype=torch.float32, device=device),
             terminated=torch.empty(shape, dtype=torch.bool, device=device),
@@ -99,7 +104,7 @@ class ReplayBuffer:
         return sum(t.nbytes for t in self.storage.tensors())
 
     def append(self, obs: Any, action: Any, reward: Any, terminated: Any, is_first: Any) -> None:
-        """Store one step of every environment: arrays (N, Y, X, C) uint8, (N, *shape) and (N,) each."""
+        """Store one step of every environment: arrays as stored, (N, *shape) or (N,) each."""
         row = self.total_rows % self.row_capacity
         for stored, value in zip(self.storage.tensors(), (obs, action, reward, terminated, is_first), strict=True):
             stored[row] = to_device(torch.as_tensor(value), self.device)
@@ -152,7 +157,7 @@ class ReplayBuffer:
         )
         if self.episode_starts == "ignored":
             is_first = torch.zeros_like(is_first)
-        return Batch(obs.permute(0, 1, 4, 2, 3), action, reward, terminated, is_first)
+        return Batch(channels_first(self.observation_space, obs), action, reward, terminated, is_first)
 
     def read(self, start: int, end: int) -> ReplayRows:
         """Rows number ``start`` to ``end`` (counted over all rows ever written), on the CPU.

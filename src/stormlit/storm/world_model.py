@@ -14,16 +14,16 @@ from torch.nn import functional as F
 from stormlit.nn.agent_states import HiddenState, LatentAndHiddenState, LatentState
 from stormlit.nn.building import build_part, build_sequence_model
 from stormlit.nn.fast.frozen import frozen
-from stormlit.nn.fast.norm import training_memory_format
 from stormlit.nn.fast.sparse import draw
 from stormlit.nn.heads import READINGS
 from stormlit.nn.optimizers import OptimizerSettings, adam
 from stormlit.nn.tokens import build_separate
 from stormlit.ops.actions import encode
 from stormlit.ops.kl import kl_balance
-from stormlit.ops.moving import reconstruction_error
+from stormlit.ops.observations import read
 from stormlit.registry import DEFAULTS, Option
 from stormlit.storm.loss_balance import Harmony
+from stormlit.storm.modalities import build_decoders, build_encoders, embed, features, reconstruction_errors
 from stormlit.storm.world_model_words import (
     DecoderInput,
     FreeBitsClip,
@@ -32,9 +32,12 @@ from stormlit.storm.world_model_words import (
     ReconstructionFocus,
     RewardLoss,
     Tokens,
+    VectorDecoder,
+    VectorEncoder,
 )
 from stormlit.types import Batch, Losses, OneHots, PartNode, Reading, WorldState
 from stormlit.types.action_space import ActionSpace
+from stormlit.types.observation_space import ObservationSpace, Seen
 
 FRAMES_AT_ONCE = 128
 TOKENS: Mapping[str, Callable[..., Any]] = {"merged": build_sequence_model, "separate": build_separate}
@@ -45,7 +48,10 @@ DECODER_INPUTS = {"latent": LatentState, "hidden": HiddenState, "both": LatentAn
 class WorldModelLossScales:
     """Weights of the terms of equation 3."""
 
-    reconstruction: Annotated[float, Option("weight of the reconstruction error")] = 1.0
+    reconstruction: Annotated[float, Option("weight of the image's reconstruction error")] = 1.0
+    vector_reconstruction: Annotated[
+        float, Option("weight of the vectors' reconstruction error, squared in symlog and summed")
+    ] = 1.0
     reward: Annotated[float, Option("weight of the reward's cross-entropy")] = 1.0
     continuation: Annotated[float, Option("weight of the continuation's cross-entropy")] = 1.0
     dyn: Annotated[float, Option("weight of the KL that moves the prior (beta_1)")] = 0.5
@@ -55,18 +61,23 @@ class WorldModelLossScales:
 class WorldModel(L.LightningModule):
     """Learns to compress frames and to predict what follows an action (STORM section 3.1, equations 1 to 5).
 
-    obs_shape: (C, Y, X).  actions: what can be done; a number is short for as many discrete actions.  hidden_dim: D.
+    observations: what is seen; (C, Y, X) is short for an image.  actions: what can be done; a number is short for as
+    many discrete actions.  hidden_dim: D.
+    A frame is one observation, of an image, vectors or both: as batches hold it, (..., C, Y, X) uint8 of an image,
+    (..., *shape) of any other ``ObservationSpace``. What it lacks has no encoder and no decoder, which are None.
     The defaults are the paper's.
     """
 
     def __init__(
         self,
-        obs_shape: tuple[int, int, int],
+        observations: ObservationSpace | tuple[int, int, int],
         actions: ActionSpace | int,
         *,
         hidden_dim: Annotated[int, Option("width of the sequence model and of the heads", 1, 10**5)] = 512,
-        encoder: Annotated[PartNode, Option("what turns a frame into features", part="encoder")] = "cnn",
-        decoder: Annotated[PartNode, Option("what turns a latent into a frame", part="decoder")] = "cnn",
+        encoder: Annotated[PartNode, Option("what turns an image into features", part="encoder")] = "cnn",
+        decoder: Annotated[PartNode, Option("what turns a latent into an image", part="decoder")] = "cnn",
+        vector_encoder: VectorEncoder = "mlp",
+        vector_decoder: VectorDecoder = "mlp",
         latent: Annotated[PartNode, Option("what a frame is compressed into", part="latent")] = "categorical",
         sequence_model: Annotated[
             PartNode, Option("what reads latents and actions in order", part="sequence_model")
@@ -90,23 +101,25 @@ class WorldModel(L.LightningModule):
         optimizer: Annotated[Mapping[str, float], Option(group=OptimizerSettings)] = DEFAULTS,
     ) -> None:
         super().__init__()
-        self.obs_shape, self.action_space, self.hidden_dim = obs_shape, ActionSpace.of(actions), hidden_dim
+        if not isinstance(observations, ObservationSpace):
+            observations = ObservationSpace.of((*observations[1:], observations[0]))
+        self.observation_space, self.action_space = observations, ActionSpace.of(actions)
+        self.hidden_dim = hidden_dim
         self.loss_scales = asdict(WorldModelLossScales(**loss_scales))
         self.reconstruction_focus = reconstruction_focus
         self.optimizer_settings = OptimizerSettings(**optimizer)
         self.free_bits, self.free_bits_clip = free_bits, free_bits_clip
         self.reports_windows = False  # whether the loss of each window is told too, see ``Losses``
-        self.encoder = build_part("encoder", encoder, obs_shape, key="world_model.encoder")
-        self.latent = build_part("latent", latent, self.encoder.embed_dim, hidden_dim, key="world_model.latent")
+        self.encoder, self.vector_encoder, self.embed_dim = build_encoders(observations, encoder, vector_encoder)
+        self.latent = build_part("latent", latent, self.embed_dim, hidden_dim, key="world_model.latent")
         self.latent_dim: int = self.latent.latent_dim
         self.sequence_model = TOKENS[tokens](
             sequence_model, self.latent_dim, self.action_space, hidden_dim, key="world_model.sequence_model"
         )
         self.decoder_reads_hidden = decoder_input != "latent"
         self.decoder_input = DECODER_INPUTS[decoder_input](self.latent_dim, hidden_dim)
-        self.decoder = build_part(
-            "decoder", decoder, self.decoder_input.state_dim, obs_shape, key="world_model.decoder"
-        )
+        width: int = self.decoder_input.state_dim  # type: ignore[assignment]
+        self.decoder, self.vector_decoder = build_decoders(observations, width, decoder, vector_decoder)
         self.reward_encoding = READINGS[reward_loss](reward_bins, reward_low, reward_high)
         outputs = self.reward_encoding.outputs, hidden_dim
         self.reward_head = build_part("head", reward_head, hidden_dim, *outputs, key="world_model.reward_head")
@@ -117,18 +130,18 @@ class WorldModel(L.LightningModule):
         self.harmony = Harmony() if loss_balance == "harmony" else None
 
     def _build_objectives(self, nodes: Sequence[PartNode]) -> nn.ModuleList:
-        widths = self.latent_dim, self.encoder.embed_dim, self.hidden_dim, self.action_space.width
+        widths = self.latent_dim, self.embed_dim, self.hidden_dim, self.action_space.width
         return nn.ModuleList(
             build_part("objective", node, *widths, key=f"world_model.objectives[{index}]")
             for index, node in enumerate(nodes)
         )
 
     def posterior(self, obs: Tensor) -> Tensor:
-        """Distribution of the latents of frames, as the latent writes it.  obs: (..., C, Y, X) uint8."""
-        return self._posterior(normalize_pixels(obs))
+        """Distribution of the latents of frames, as the latent writes it."""
+        return self.latent.posterior(embed(read(self.observation_space, obs), self.encoder, self.vector_encoder))
 
     def sample_posterior(self, obs: Tensor) -> Tensor:
-        """Sampled latents of frames, in evaluation mode.  obs: (..., C, Y, X) uint8.  Returns (..., Z) float32."""
+        """Sampled latents of frames, in evaluation mode.  Returns (..., Z) float32."""
         latent = self._draw_posterior(obs, sparse=False)
         assert isinstance(latent, Tensor)
         return latent
@@ -141,15 +154,18 @@ class WorldModel(L.LightningModule):
 
     @torch.no_grad()
     def _draw_posterior(self, obs: Tensor, *, sparse: bool) -> Tensor | OneHots:
-        encoder, frames = frozen(self.encoder), obs.flatten(0, -4)
+        space = self.observation_space
+        encoders = [None if part is None else frozen(part) for part in (self.encoder, self.vector_encoder)]
+        axes = len(space.shape)
+        frames = obs.flatten(0, -axes - 1)
         # A CPU is fastest while a chunk's feature maps stay in its cache.
         chunk = len(frames) if frames.is_cuda else FRAMES_AT_ONCE
         drawn = [
-            draw(self.latent, "posterior", encoder(normalize_pixels(part)), sparse=sparse)
+            draw(self.latent, "posterior", features(read(space, part), *encoders), sparse=sparse)
             for part in frames.split(chunk)
         ]
         numbers = [part.positions if isinstance(part, OneHots) else part for part in drawn]
-        joined = (numbers[0] if len(numbers) == 1 else torch.cat(numbers)).unflatten(0, obs.shape[:-3])
+        joined = (numbers[0] if len(numbers) == 1 else torch.cat(numbers)).unflatten(0, obs.shape[:-axes])
         return OneHots(joined) if isinstance(drawn[0], OneHots) else joined
 
     def encode_action(self, action: Tensor) -> Tensor:
@@ -157,13 +173,23 @@ class WorldModel(L.LightningModule):
         return encode(self.action_space, action)
 
     def decode(self, latent: Tensor, before: Tensor | None = None) -> Tensor:
-        """Frames of latents.  Returns (..., C, Y, X), about [0, 1], not clipped.
+        """Images of latents.  Returns (..., C, Y, X), about [0, 1], not clipped.
 
-        latent: (..., Z).  before: (..., D), for a decoder that reads the hidden state before each frame, see
+        latent: (..., Z).  before: (..., D), for decoders that read the hidden state before each frame, see
         ``hidden_before``.
         """
         seen = self.decoder_input(latent, before)
         return self.decoder(seen.flatten(0, -2)).unflatten(0, latent.shape[:-1])
+
+    def decode_vector(self, latent: Tensor, before: Tensor | None = None) -> Tensor:
+        """Vectors of latents, in symlog.  latent, before: as for ``decode``.  Returns (..., V)."""
+        seen = self.decoder_input(latent, before)
+        return self.vector_decoder(seen.flatten(0, -2)).unflatten(0, latent.shape[:-1])
+
+    def decode_all(self, latent: Tensor, before: Tensor | None = None) -> Seen:
+        """Both, None for what is not seen.  latent, before: as for ``decode``."""
+        image = None if self.decoder is None else self.decode(latent, before)
+        return Seen(image, None if self.vector_decoder is None else self.decode_vector(latent, before))
 
     def reward(self, hidden: Tensor) -> Tensor:
         """Expected reward of the action that led to ``hidden``.  hidden: (..., D).  Returns (...,) float32."""
@@ -175,15 +201,15 @@ class WorldModel(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int = 0) -> Losses:  # type: ignore[override]
         """The loss of equation 3 on B windows of T steps, as terms and scales."""
-        obs = normalize_pixels(batch.obs)
-        embed = self._embed(obs)
-        posterior = self.latent.posterior(embed)
+        seen = read(self.observation_space, batch.obs)
+        embedded = embed(seen, self.encoder, self.vector_encoder)
+        posterior = self.latent.posterior(embedded)
         latent = self.latent.sample(posterior)
         hidden = self.sequence_model(latent, self.encode_action(batch.action), batch.is_first)
         prior = self.latent.prior(hidden)
 
-        decoded = self.decode(latent, hidden_before(hidden, batch.is_first) if self.decoder_reads_hidden else None)
-        error = reconstruction_error(decoded.float(), obs, self.reconstruction_focus)
+        before = hidden_before(hidden, batch.is_first) if self.decoder_reads_hidden else None
+        errors = reconstruction_errors(self.decode_all(latent, before), seen, self.reconstruction_focus)
         reward = self.reward_encoding.loss(self.reward_head(hidden), batch.reward)
         going_on, goes_on = self.continuation_head(hidden).squeeze(-1).float(), (~batch.terminated).float()
         continuation = F.binary_cross_entropy_with_logits(going_on, goes_on)
@@ -196,18 +222,18 @@ class WorldModel(L.LightningModule):
             entropy = self.latent.entropy(torch.stack([posterior, prior]))
             metrics = {"kl": kl, "posterior_entropy": entropy[0].mean(), "prior_entropy": entropy[1].mean()}
         terms = {
-            "reconstruction": error / batch.reward.numel(),
+            **{name: error / batch.reward.numel() for name, error in errors.items()},
             "reward": reward.mean(),
             "continuation": continuation,
             "dyn": dyn,
             "rep": rep,
         }
-        losses = Losses(terms, self.loss_scales, metrics)
+        losses = Losses(terms, {name: self.loss_scales[name] for name in terms}, metrics)
         if self.harmony is not None:
             losses = self.harmony(losses)
         if hasattr(self.latent, "auxiliary"):
             losses = losses.added(self.latent.auxiliary(posterior))
-        reading = Reading(batch, embed, posterior, latent, hidden, prior)
+        reading = Reading(batch, embedded, posterior, latent, hidden, prior)
         for objective in self.objectives:
             losses = losses.added(objective(reading))
         if self.reports_windows:
@@ -223,16 +249,6 @@ class WorldModel(L.LightningModule):
         """
         nats = self.latent.divergence(posterior, prior) * follows
         return nats.sum(1) / follows.sum(1).clamp(min=1) + errors.float().mean(1)
-
-    def _posterior(self, obs: Tensor) -> Tensor:
-        """obs: (..., C, Y, X) float in [0, 1].  Returns the latent's distribution over the same leading axes."""
-        return self.latent.posterior(self._embed(obs))
-
-    def _embed(self, obs: Tensor) -> Tensor:
-        """obs: (..., C, Y, X) float in [0, 1].  Returns (..., E)."""
-        frames = obs.flatten(0, -4)
-        embed = self.encoder(frames.contiguous(memory_format=training_memory_format(frames.device)))
-        return embed.unflatten(0, obs.shape[:-3])
 
     def start_imagination(
         self, context: Batch, capacity: int, *, from_posterior: bool, sparse: bool = False
@@ -273,13 +289,3 @@ def hidden_before(hidden: Tensor, is_first: Tensor) -> Tensor:
     hidden: (B, T, D).  is_first: (B, T) bool.  Returns (B, T, D).
     """
     return F.pad(hidden[:, :-1], (0, 0, 1, 0)).masked_fill(is_first.unsqueeze(-1), 0.0)
-
-
-def normalize_pixels(obs: Tensor) -> Tensor:
-    """uint8 frames to float32 in [0, 1], of the same shape and memory order."""
-    return obs / 255.0
-
-
-def pixels(obs_hat: Tensor) -> Tensor:
-    """Decoded frames in about [0, 1] to uint8 of the same shape."""
-    return obs_hat.float().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)

@@ -4,7 +4,7 @@ Symbols used in every shape comment of the package:
 
     B batch        T time            N imagined rows (or environments)   H horizon
     G groups       K classes         Z latent width (G * K if categorical)  D hidden width
-    E embedding    F agent state     A actions                           C, Y, X image channels, rows, columns
+    E embedding    F agent state     A actions    V vector width        C, Y, X image channels, rows, columns
 
 A latent is dense, (..., Z) float32: the form that every part takes. Where no gradient passes through it, one made of
 one-hot groups may be ``OneHots`` instead, if all the parts that it comes to say ``accepts_sparse = True``.
@@ -52,7 +52,8 @@ class Episode:
 class EnvStep:
     """What came of one vector of actions in N environments.
 
-    obs: (N, Y, X, C) uint8, the frame to act on next; after an episode's end it is the new episode's first frame.
+    obs: (N, *shape) as stored (see ``observation_space``), (N, Y, X, C) uint8 for images: the frame to act on next;
+    after an episode's end it is the new episode's first frame.
     reward: (N,) float32, transformed as configured; what the world model learns.
     terminated: (N,) bool, the environment ended, or a life was lost where life loss counts as an end.
     is_first: (N,) bool, ``obs`` is the first frame of an episode.
@@ -84,7 +85,8 @@ class TensorRecord:
 class Batch(TensorRecord):
     """B windows of T consecutive environment steps.
 
-    obs: (B, T, C, Y, X) uint8, a channels-last view of the stored frames.
+    obs: (B, T, C, Y, X) uint8, a channels-last view of the stored images; observations of any other kind as they are
+    stored, (B, T, *shape), see ``stormlit.types.observation_space``.
     action: (B, T) int64, or (B, T, dims), see ``stormlit.types.action_space``.  reward: (B, T) float32.
     terminated: (B, T) bool.  is_first: (B, T) bool, the row begins an episode.
     """
@@ -104,8 +106,10 @@ class Batch(TensorRecord):
         """The windows of both, of the same length and on the same device, those of ``first`` before the others."""
         import torch
 
-        # Joined as they are stored, so that the frames stay a channels-last view.
-        obs = torch.cat([batch.obs.permute(0, 1, 3, 4, 2) for batch in (first, second)]).permute(0, 1, 4, 2, 3)
+        if first.obs.ndim == 5:  # joined as they are stored, so that the frames stay a channels-last view
+            obs = torch.cat([batch.obs.permute(0, 1, 3, 4, 2) for batch in (first, second)]).permute(0, 1, 4, 2, 3)
+        else:
+            obs = torch.cat([first.obs, second.obs])
         return Batch(obs, *map(torch.cat, list(zip(first.tensors(), second.tensors(), strict=True))[1:]))
 
 

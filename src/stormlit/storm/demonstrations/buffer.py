@@ -16,6 +16,7 @@ from stormlit.storm.demonstrations.data import Demonstration, Timing
 from stormlit.storm.demonstrations.files import read_demonstration
 from stormlit.storm.replay import ReplayBuffer, ReplayRows
 from stormlit.types import Batch
+from stormlit.types.observation_space import ObservationSpace
 
 
 class DemonstrationBuffer:
@@ -50,12 +51,11 @@ class DemonstrationBuffer:
             check_fits(file, demonstration, settings, envs, shortest)
         self.digests = [sha256(file) for file in self.files]
         self.steps = sum(len(demonstration) for demonstration in demonstrations)
-        rows, columns, channels = envs.obs_shape
-        shape = (rows, columns, channels)
+        space = envs.observation_space
         self.storage = ReplayBuffer(
             self.steps,
             1,
-            shape,
+            space,
             device=device,
             seed=seed,
             actions=envs.action_space,
@@ -64,7 +64,7 @@ class DemonstrationBuffer:
         end = 0
         for demonstration in demonstrations:
             end += len(demonstration)
-            self.storage.restore(_rows(demonstration, settings, shape, life_losses == "as_env"), end)
+            self.storage.restore(_rows(demonstration, settings, space, life_losses == "as_env"), end)
 
     def sample(self, batch_size: int, length: int) -> Batch:
         """Draw windows of ``length`` consecutive steps uniformly, as ``ReplayBuffer.sample`` does."""
@@ -103,9 +103,13 @@ def check_fits(
             f"{file} has the actions {' '.join(origin.action_meanings)}, {trained_on} has "
             f"{' '.join(envs.action_meanings)}: compare env.atari.full_action_space"
         )
-    channels, wanted = demonstration.obs.shape[3], envs.obs_shape[2]
-    if channels not in (1, wanted):
-        raise DemonstrationError(f"{file} has frames of {channels} channels, {trained_on} has {wanted}")
+    shown, obs = envs.observation_space, demonstration.obs
+    if obs.ndim != len(shown.shape) + 1 or obs.dtype != shown.dtype or (shown.vectors and obs.shape[1:] != shown.shape):
+        raise DemonstrationError(f"{file} has observations {obs.dtype} {obs.shape[1:]}, {trained_on} has {shown}")
+    if shown.image and not shown.vectors and obs.shape[3] not in (1, shown.image[2]):
+        raise DemonstrationError(f"{file} has frames of {obs.shape[3]} channels, {trained_on} has {shown.image[2]}")
+    if not np.isfinite(shown.numbers(obs)).all():
+        raise DemonstrationError(f"{file} has numbers that are not finite in its observations")
     space = envs.action_space
     misfit = space.misfit(demonstration.action)
     if misfit is not None:
@@ -124,15 +128,15 @@ def check_fits(
 
 
 def _rows(
-    demonstration: Demonstration, settings: EnvSettings, obs_shape: tuple[int, ...], life_losses: bool
+    demonstration: Demonstration, settings: EnvSettings, space: ObservationSpace, life_losses: bool
 ) -> ReplayRows:
     """The demonstration as the environment would have told it.  Returns rows of one environment.
 
-    obs_shape: (Y, X, C).  life_losses: whether those can be termination.
+    life_losses: whether those can be termination.
     """
     obs = demonstration.obs
-    if obs.shape[1:] != obs_shape:
-        obs = np.stack([square_image(frame, settings.size, obs_shape[2]) for frame in obs])
+    if obs.shape[1:] != space.shape:  # images of another size
+        obs = np.stack([square_image(frame, settings.size, space.shape[2]) for frame in obs])
     reward = demonstration.reward
     if settings.reward_transform == "sign":
         reward = np.sign(reward)

@@ -37,7 +37,8 @@ class Origin:
 class Demonstration:
     """T consecutive steps, of one or more episodes; the last one need not be complete.
 
-    obs: (T, Y, X, C) uint8, C is 1 or 3.  action: (T,) int64, from 0; or (T, dims) int64, or float32
+    obs: (T, Y, X, C) uint8; (T, V) float32 of vectors; of both (T, B) uint8, the bytes of each step's V numbers and
+    then its pixels.  action: (T,) int64, from 0; or (T, dims) int64, or float32
     in [-1, 1].  reward: (T,) float32, untransformed.
     terminated, truncated: (T,) bool, the episode ended, or was cut.  life_lost: (T,) bool.
     ``reward[t]`` and the flags follow ``action[t]``, taken at ``obs[t]``; the frame an episode ends on is not stored.
@@ -91,6 +92,8 @@ def check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
         array = arrays[name]
         if name == "action" and array.ndim == 2 and array.shape[1] and array.dtype in ("int64", "float32"):
             shape, dtype = "(T, dims)", str(array.dtype)  # of several parts
+        if name == "obs" and array.ndim == 2 and array.dtype in ("uint8", "float32"):
+            shape, dtype = "(T, dims)", str(array.dtype)  # vectors, or an image with vectors
         if array.dtype != dtype or array.ndim != len(shape.split(", ")):
             raise ValueError(f"'{name}' is {array.dtype} of shape {array.shape}, expected {dtype} of shape {shape}")
         if len(array) != len(obs):
@@ -101,6 +104,7 @@ def check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     for name, bad, expected in (
         ("action", ~(np.abs(action) <= 1) if bounded else action < 0, "-1 to 1" if bounded else "0 or more"),
         ("reward", ~np.isfinite(reward), "a finite number"),
+        ("obs", ~np.isfinite(obs) if obs.dtype == np.float32 else np.zeros(0, bool), "finite numbers"),
     ):
         if bad.any():
             step = int(bad.reshape(len(bad), -1).any(axis=1).argmax())

@@ -22,9 +22,9 @@ def record(settings: EnvSettings, policy: Policy, *, steps: int, seed: int, gree
     """
     env = make_env(settings)
     actions = action_space_of(env.action_space)
-    assert env.observation_space.shape is not None and actions is not None
+    assert actions is not None
     demonstration = Demonstration(
-        obs=np.empty((steps, *env.observation_space.shape), np.uint8),
+        obs=env.get_wrapper_attr("stored_observations").zeros(steps),
         action=actions.zeros(steps),
         reward=np.empty(steps, np.float32),
         terminated=np.empty(steps, bool),

@@ -1,0 +1,88 @@
+"""The bundled configurations of other environments than Atari: all of them train, and two are seen to learn."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import gymnasium
+import pytest
+import torch
+
+from stormlit.config.compose import compose
+from stormlit.envs import EnvSettings, make_env
+from stormlit.errors import EnvironmentSetupError
+from stormlit.runs.assembly import build_training, make_fabric
+from stormlit.storm.loop import fit
+
+# What each sees and does: image, numbers, kind of action.
+EXAMPLES = {
+    "cartpole": (None, 4, "discrete"),
+    "pendulum": (None, 3, "box"),
+    "catch_continuous": ((16, 16, 3), 0, "box"),
+    "catch_dict": ((16, 16, 3), 16, "discrete"),
+    "minatar_breakout": ((10, 10, 4), 0, "discrete"),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_trains_three_steps(name: str) -> None:
+    if name.startswith("minatar"):
+        pytest.importorskip("minatar")  # an optional dependency
+    updates = [f"loop.{module}_updates_per_env_step=1" for module in ("world_model", "agent")]
+    short = ["loop.warmup_steps=20", "loop.env_steps=23", "loop.batch_size=2", "imagination.batch_size=4"]
+    config = compose([name], ["tracking=none", *short, *updates])
+    training = build_training(config, make_fabric(config))
+    space, actions = training.envs.observation_space, training.envs.action_space
+    assert (space.image, space.width, actions.kind) == EXAMPLES[name]
+    before = [module.state_dict() for module in (training.world_model, training.agent)]
+    before = [{name: tensor.clone() for name, tensor in weights.items()} for weights in before]
+    fit(training, lambda: None)
+    training.envs.close()
+    assert (training.progress.world_model_updates, training.progress.agent_updates) == (3, 3)
+    for weights, module in zip(before, (training.world_model, training.agent), strict=True):
+        assert all(tensor.isfinite().all() for tensor in module.state_dict().values())
+        moved = [name for name, tensor in module.named_parameters() if not torch.equal(tensor, weights[name])]
+        assert len(moved) > len(weights) // 2
+
+
+def test_an_environment_of_an_optional_dependency_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stormlit.envs.make.entry_points", lambda **_: ())
+    with pytest.raises(EnvironmentSetupError, match=r"MinAtar/Asterix-v7 .*: it comes with `pip install \"stormlit\["):
+        make_env(EnvSettings(game=None, id="MinAtar/Asterix-v7"))
+
+
+def test_installed_packages_register_the_environments_of_their_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def register() -> None:
+        gymnasium.register("theirs/Catch-v0", entry_point="stormlit.envs.catch:Catch")
+
+    def plugins(group: str, name: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(load=lambda: register)] if (group, name) == ("gymnasium.envs", "theirs") else []
+
+    monkeypatch.setattr("stormlit.envs.make.entry_points", plugins)
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
+    make_env(EnvSettings(game=None, id="theirs/Catch-v0", size=8)).close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "env_steps", "bar"),
+    [
+        ("cartpole", 3000, 100.0),  # random play: 22
+        ("catch_dict", 2000, 0.2),  # random play: -0.75
+    ],
+)
+def test_an_example_learns_from_scratch(name: str, env_steps: int, bar: float, tmp_path: Path) -> None:
+    """Shorter than the configuration says, and with a bar far above random play."""
+    words = [name, f"loop.env_steps={env_steps}", "evaluation.episodes=20", "evaluation.baselines=[]"]
+    output = [f"run.dir={tmp_path}", "run.name=learns", "tracking=csv", "loop.media_every_env_steps=0"]
+    # One thread is as fast as two at these sizes, and adds in the same order every time.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "stormlit", "train", *words, *output]
+    subprocess.run(command, env=environment, check=True, timeout=900)
+    (evaluation,) = (tmp_path / "learns" / "evaluation").glob("*.json")
+    assert json.loads(evaluation.read_text())["mean"] >= bar
