@@ -20,8 +20,8 @@ VARY = "world_model.sequence_model.num_layers=1,2"
 WORDS = (*SMALL, "loop.env_steps=72", "checkpoint.every=6", "evaluation.every_env_steps=30")
 
 
-def command(root: Path, *words: str, seeds: str = "2") -> list[str]:
-    return ["ablate", *WORDS, *words, f"run.dir={root}", "--vary", VARY, "--seeds", seeds, "--name", "grid"]
+def command(root: Path, *words: str, seeds: str = "2", vary: str = VARY) -> list[str]:
+    return ["ablate", *WORDS, *words, f"run.dir={root}", "--vary", vary, "--seeds", seeds, "--name", "grid"]
 
 
 def result_of(folder: Path) -> Result:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from stormlit.runs.ablation.cells import cells_of
 from stormlit.runs.ablation.grid import read_grid
 from test_ablation import VARY, WORDS, command, result_of
 from test_result import measured
+
+ONE, ONE_CELL = VARY.replace("1,2", "2"), "num_layers_2-Catch-s0"
 
 
 def files_and_words(*words: str) -> tuple[list[str], list[str]]:
@@ -48,8 +51,10 @@ def assert_each_once(grid: Path, expected: dict[str, dict[str, Any]]) -> None:
         assert log.count("look first") == 1 and log.count("\n--- ") + 1 == attempts[name], log
 
 
-def kill_when(condition: Callable[[], bool], words: list[str], cwd: Path) -> None:
-    """Start the command in a process group of its own, and kill all of that once the condition holds."""
+def end_when(condition: Callable[[], bool], number: signal.Signals, words: list[str], cwd: Path) -> int:
+    """Start the command in a process group of its own, and once the condition holds send SIGKILL to all of that, or
+    another signal to the command alone; returns its exit code.
+    """
     with (cwd / "log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "stormlit", *words], cwd=cwd, stdout=log, stderr=log, start_new_session=True
@@ -57,52 +62,45 @@ def kill_when(condition: Callable[[], bool], words: list[str], cwd: Path) -> Non
     while not condition():
         assert process.poll() is None, (cwd / "log").read_text()
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    if number == signal.SIGKILL:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    return process.wait()
 
 
 @pytest.mark.slow
-def test_a_grid_killed_three_times_is_as_never_killed(tmp_path: Path, unbroken: dict[str, dict[str, Any]]) -> None:
+def test_a_grid_killed_and_stopped_is_as_one_that_was_not(
+    tmp_path: Path, unbroken: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
     grid, words = tmp_path / "grid", command(tmp_path, "jobs=2")
 
-    def checkpoints(least: int) -> int:
-        found = grid.glob("*/checkpoints/step-*/manifest.json")
-        return len({file.parents[2] for file in found if int(file.parent.name[-9:]) >= least})
+    def checkpoints() -> set[Path]:
+        return {file.parent for file in grid.glob("*/checkpoints/step-*/manifest.json")}
 
-    def finished() -> int:
-        return len(list(grid.glob("*/result.json")))
+    def finished() -> set[Path]:
+        return {file.parent for file in grid.glob("*/result.json")}
 
-    kill_when(lambda: checkpoints(30) >= 1, words, tmp_path)
-    kill_when(lambda: finished() >= 1, words, tmp_path)
-    kill_when(lambda: checkpoints(6) >= 3, words, tmp_path)
-    assert finished() < 4
-    again = subprocess.run([sys.executable, "-m", "stormlit", *words], cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    halfway = "step-000000030"
+    killed = end_when(lambda: any(f.name >= halfway for f in checkpoints()), signal.SIGKILL, words, tmp_path)
+    assert killed == -signal.SIGKILL
+    assert end_when(lambda: bool(finished()), signal.SIGKILL, words, tmp_path) == -signal.SIGKILL
+    before, done = checkpoints(), finished()
+    stopped = end_when(lambda: bool(checkpoints() - before), signal.SIGINT, words, tmp_path)
+    assert stopped == 128 + signal.SIGINT and "the same command goes on" in (tmp_path / "log").read_text()
+    for cell in {folder.parents[1] for folder in checkpoints() - before} - finished():
+        assert "stopped by SIGTERM after" in (cell / "cell.log").read_text()
+    assert len(done) <= len(finished()) < 4
+    capsys.readouterr()
+    assert main(words) == 0
+    told = capsys.readouterr().out
     assert_each_once(grid, unbroken)
-    assert "num_layers_2" in again.stdout and "(2 seeds)" in again.stdout
+    assert "num_layers_2" in told and "(2 seeds)" in told
     assert (grid / "report" / "report.html").exists()
     # Given once more, nothing is left to do.
-    before = {file: file.stat().st_mtime_ns for file in grid.glob("*/result.json")}
+    written = {file: file.stat().st_mtime_ns for file in grid.glob("*/result.json")}
     assert main(words) == 0
-    assert before == {file: file.stat().st_mtime_ns for file in grid.glob("*/result.json")}
-
-
-@pytest.mark.slow
-def test_a_signal_stops_all_cells_with_their_state_saved(tmp_path: Path, unbroken: dict[str, dict[str, Any]]) -> None:
-    grid, words = tmp_path / "grid", command(tmp_path, "jobs=2", seeds="1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stormlit", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
-    while len({file.parents[2] for file in grid.glob("*/checkpoints/step-*/manifest.json")}) < 2:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=120)[1]
-    assert process.returncode == 128 + signal.SIGINT and "the same command goes on" in told, told
-    for log in grid.glob("*/cell.log"):
-        assert "stopped by SIGTERM after step" in log.read_text() or (log.parent / "result.json").exists()
-    assert main(words) == 0
-    assert_each_once(grid, {name: result for name, result in unbroken.items() if name.endswith("s0")})
+    assert written == {file: file.stat().st_mtime_ns for file in grid.glob("*/result.json")}
 
 
 @pytest.mark.slow
@@ -114,50 +112,55 @@ def test_ray_begins_a_lost_worker_s_cell_again(
 ) -> None:
     """A head of its own, with a worker killed while it trains; and an address at which nothing answers."""
     ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or pytest.skip("Ray is not installed")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray leaves a token in the home folder
     grid = tmp_path / "grid"
     (tmp_path / "own.yaml").write_text("checkpoint: {every: 6}")  # looked for in the folder of the command
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        words = [*command(tmp_path, "own.yaml", seeds="1"), "launcher=ray", f"address={address}"]
+        words = [*command(tmp_path, "own.yaml", seeds="1", vary=ONE), "launcher=ray", f"address={address}"]
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("stormlit.runs.ablation.ray_launcher.ANSWER_SECONDS", 0.1)
-        assert main(words) == 2  # somebody listens there, but not Ray
+        with monkeypatch.context() as patched:
+            patched.setattr("stormlit.runs.ablation.ray_launcher.ANSWER_SECONDS", 0.1)
+            assert main(words) == 2  # somebody listens there, but not Ray
     assert main(words) == 2
     told = capsys.readouterr().err
     assert f"address={address}: no Ray answers there within" in told
     assert f"address={address}: no Ray answers there (Connection refused)" in told and not grid.exists()
+    assert main([*command(tmp_path, vary=ONE), "launcher=ray", "gpus_per_cell=64"]) == 2  # a Ray of this machine alone
+    assert "64 GPUs (gpus_per_cell), this machine has" in capsys.readouterr().err
     options = ["--num-cpus=2", "--include-dashboard=false", "--object-store-memory=100000000", "--disable-usage-stats"]
     head = subprocess.Popen(
         [ray, "start", "--head", "--block", f"--port={address.rpartition(':')[2]}", *options],
         cwd="/",
         stdout=subprocess.DEVNULL,
     )
+    over = threading.Event()
+    killer = threading.Thread(target=kill_trainer, args=(grid / ONE_CELL, over))
     try:
-        process = start_when_up(words, tmp_path, address)
-        started = grid / "num_layers_1-Catch-s0"
-        while not list(started.glob("checkpoints/step-*/manifest.json")):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.005)
-        os.kill(holder(started / "lock"), signal.SIGKILL)
-        _, told = process.communicate(timeout=300)
-        assert process.returncode == 0, told
-        for name in ("num_layers_1-Catch-s0", "num_layers_2-Catch-s0"):
-            assert measured(result_of(grid / name)) == unbroken[name]
-        assert (started / "cell.log").read_text().count("\n--- ") == 1
+        wait_for(address)
+        killer.start()
+        assert main(words) == 0, capsys.readouterr().err
+        assert measured(result_of(grid / ONE_CELL)) == unbroken[ONE_CELL]
+        assert (grid / ONE_CELL / "cell.log").read_text().count("\n--- ") == 1
     finally:
+        over.set()
         head.terminate()
         head.wait(timeout=60)
 
 
-def start_when_up(words: list[str], cwd: Path, address: str) -> subprocess.Popen[str]:
+def wait_for(address: str) -> None:
     host, _, port = address.rpartition(":")
     for _ in range(600):
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
-            break
+            return
         time.sleep(0.1)
-    return subprocess.Popen(
-        [sys.executable, "-m", "stormlit", *words], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+
+
+def kill_trainer(run: Path, over: threading.Event) -> None:
+    """Kill whoever trains a run once it has a checkpoint."""
+    while not over.wait(0.005):
+        if list(run.glob("checkpoints/step-*/manifest.json")):
+            return os.kill(holder(run / "lock"), signal.SIGKILL)
 
 
 def holder(lock: Path) -> int:
@@ -171,13 +174,12 @@ def holder(lock: Path) -> int:
 
 
 @pytest.mark.slow
-def test_slurm_s_jobs_train_cells(tmp_path: Path, unbroken: dict[str, dict[str, Any]]) -> None:
+def test_a_job_of_slurm_trains_a_cell(tmp_path: Path, unbroken: dict[str, dict[str, Any]]) -> None:
     """By submitit's own stand-in for Slurm on one machine."""
     pytest.importorskip("submitit")
-    words = [*command(tmp_path, seeds="1"), "launcher=slurm", "cluster=local"]
-    done = subprocess.run([sys.executable, "-m", "stormlit", *words], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert_each_once(tmp_path / "grid", {name: result for name, result in unbroken.items() if name.endswith("s0")})
+    words = [*command(tmp_path, seeds="1", vary=ONE), "launcher=slurm", "cluster=local"]
+    assert main(words) == 0
+    assert_each_once(tmp_path / "grid", {ONE_CELL: unbroken[ONE_CELL]})
 
 
 @pytest.mark.parametrize(
@@ -204,3 +206,25 @@ def test_slurm_that_is_not_there_is_told(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main([*command(tmp_path), "launcher=slurm"]) == 2
     assert "there is no Slurm here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["launcher=ray", "gpus_per_cell=1.5"], "gpus_per_cell=1.5: Ray hands out parts of one GPU, or whole ones"),
+        (["launcher=slurm", "gpus_per_cell=0.5"], "gpus_per_cell=0.5: Slurm hands out whole GPUs"),
+        (
+            ["launcher=ray", "partition=gpu"],
+            "launcher=ray has no option 'partition'; it has jobs, gpus_per_cell, address",
+        ),
+        (["launcher=rai"], "launcher=rai does not exist (did you mean 'ray'?); choose one of processes, ray, slurm"),
+    ],
+)
+def test_words_that_no_launcher_takes_are_refused(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray")
+    pytest.importorskip("submitit")
+    assert main([*command(tmp_path), *words]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1 and not (tmp_path / "grid").exists()

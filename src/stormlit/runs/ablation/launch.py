@@ -21,6 +21,9 @@ from stormlit.runs.threads import cores
 
 Jobs = Annotated[int | None, Option("cells at once; null: as many as there is room for", 1, 10**4)]
 GpuShare = Annotated[float, Option("share of a GPU that each cell takes", 0.001, 64)]
+ClusterGpus = Annotated[
+    float | None, Option("GPUs that each cell takes, or the share of one; null: 1 if this machine has any", 0, 64)
+]
 
 # Libraries read them when they are loaded, each its own.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from stormlit.errors import ConfigError
 from stormlit.registry import Option
 from stormlit.runs.ablation.cells import Cell
-from stormlit.runs.ablation.launch import THREAD_VARIABLES, GpuShare, Job, Jobs, Launcher
+from stormlit.runs.ablation.launch import THREAD_VARIABLES, ClusterGpus, Job, Jobs, Launcher
 from stormlit.runs.ablation.remote import train_here
 
 LOST, CANCELLED = -9, 130
@@ -46,8 +46,8 @@ class RayJob(Job):
 class RayLauncher(Launcher):
     """Tasks of Ray. The cells' folder must be one that every node has.
 
-    on_gpu: whether cells train on a GPU.  threads: the cores that each takes.
-    Raises ``ConfigError`` where Ray is not installed.
+    on_gpu: whether they would train on a GPU here.  threads: the cores that each takes.
+    Raises ``ConfigError`` where Ray is not installed, and for GPUs that it cannot hand out.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RayLauncher(Launcher):
         threads: int,
         *,
         jobs: Jobs = None,
-        gpus_per_cell: GpuShare = 1.0,
+        gpus_per_cell: ClusterGpus = None,
         address: Annotated[
             str | None, Option("of a running Ray cluster, HOST:PORT or auto; null: one of this machine alone")
         ] = None,
@@ -72,16 +72,20 @@ class RayLauncher(Launcher):
                 "launcher=ray needs Ray: `pip install 'stormlit[ray]'`, or use launcher=processes"
             ) from error
         self._ray, self._address, self.slots = ray, address, jobs
+        gpus = float(on_gpu) if gpus_per_cell is None else gpus_per_cell
+        if gpus > 1 and not gpus.is_integer():
+            raise ConfigError(f"gpus_per_cell={gpus:g}: Ray hands out parts of one GPU, or whole ones")
+        self._needs = {"CPU": threads, "GPU": gpus}
         self._task = ray.remote(
             num_cpus=threads,
-            num_gpus=gpus_per_cell if on_gpu else 0,
+            num_gpus=gpus,
             max_retries=lost_workers,
             max_calls=1,  # a process of its own for each cell
         )(train_here)
         self._variables = dict.fromkeys(THREAD_VARIABLES, str(threads))
 
     def open(self) -> None:
-        """Raises ``ConfigError`` where no Ray answers at the address."""
+        """Raises ``ConfigError`` where no Ray answers at the address, or this machine has no room for a cell."""
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         address = self._address or "local"
         if self._address is None:
@@ -91,7 +95,17 @@ class RayLauncher(Launcher):
         try:
             self._ray.init(address=address, **options)
         except (OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"address={address}: no Ray could be reached there ({_first(error)})") from error
+            raise ConfigError(
+                f"address={address}: no Ray could be reached there ({_first(error)}); one that wants a token is given "
+                "it with RAY_AUTH_MODE=token"
+            ) from error
+        room = self._ray.cluster_resources()
+        if self._address is None and any(room.get(kind, 0) < needed for kind, needed in self._needs.items()):
+            self.close()
+            raise ConfigError(
+                f"a cell takes {self._needs['CPU']:g} cores (threads) and {self._needs['GPU']:g} GPUs (gpus_per_cell), "
+                f"this machine has {room.get('CPU', 0):g} and {room.get('GPU', 0):g}"
+            )
 
     def start(self, cell: Cell) -> Job:
         return RayJob(self._ray, self._task.remote(cell.words, cell.log, Path.cwd(), self._variables))

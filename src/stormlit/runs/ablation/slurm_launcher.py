@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 from stormlit.errors import ConfigError
 from stormlit.registry import Option
 from stormlit.runs.ablation.cells import Cell
-from stormlit.runs.ablation.launch import THREAD_VARIABLES, GpuShare, Job, Jobs, Launcher
+from stormlit.runs.ablation.launch import THREAD_VARIABLES, ClusterGpus, Job, Jobs, Launcher
 from stormlit.runs.ablation.remote import train_here
 
 LOST = -9
@@ -37,7 +36,7 @@ class SlurmJob(Job):
 class SlurmLauncher(Launcher):
     """Jobs of Slurm; this command has to stay and watch them. The cells' folder must be one that every node has.
 
-    on_gpu: whether cells train on a GPU.  threads: the cores that each takes.
+    on_gpu: whether they would train on a GPU here.  threads: the cores that each takes.
     Raises ``ConfigError`` where submitit is not installed, and for a part of a GPU.
     """
 
@@ -47,7 +46,7 @@ class SlurmLauncher(Launcher):
         threads: int,
         *,
         jobs: Jobs = None,
-        gpus_per_cell: GpuShare = 1.0,
+        gpus_per_cell: ClusterGpus = None,
         partition: Annotated[str | None, Option("of Slurm; null: its default")] = None,
         account: Annotated[str | None, Option("that Slurm charges; null: its default")] = None,
         minutes: Annotated[
@@ -64,14 +63,15 @@ class SlurmLauncher(Launcher):
             raise ConfigError(
                 "launcher=slurm needs submitit: `pip install 'stormlit[slurm]'`, or use launcher=processes"
             ) from error
-        if on_gpu and gpus_per_cell != int(gpus_per_cell):
-            raise ConfigError(f"gpus_per_cell={gpus_per_cell:g}: Slurm hands out whole GPUs")
+        gpus = float(on_gpu) if gpus_per_cell is None else gpus_per_cell
+        if not gpus.is_integer():
+            raise ConfigError(f"gpus_per_cell={gpus:g}: Slurm hands out whole GPUs")
         self._submitit, self._cluster, self.slots = submitit, cluster, jobs
         self._variables = dict.fromkeys(THREAD_VARIABLES, str(threads))
         self._parameters: dict[str, Any] = {
             "timeout_min": minutes,
             "cpus_per_task": threads,
-            "gpus_per_node": math.ceil(gpus_per_cell) if on_gpu else 0,
+            "gpus_per_node": int(gpus),
             "mem_gb": memory_gb,
         }
         if cluster == "slurm":
