@@ -37,10 +37,10 @@ def test_the_rehearsal_leaves_no_trace() -> None:
 
 
 def test_a_long_training_hears_of_a_smaller_one() -> None:
-    """The same updates for a billion steps and for a thousand, and none of them for as many."""
+    """A billion steps take hours on any machine, a hundred minutes at most."""
     for steps, expected in (
         (10**9, r"^about [\d.]+ (hours|days) .*`stormlit train quickstart`"),
-        (1000, "^about a min"),
+        (100, r"^about (a|\d+) minutes? on this CPU$"),
     ):
         words = [*SMALL[1:], "tracking=none", f"loop.env_steps={steps}"]
         training = build_training(config := compose(SMALL[:1], words), make_fabric(config))

@@ -34,7 +34,7 @@ def executed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("TMPDIR", str(temporary))
     notebook = nbformat.read(FOLDER / request.param, as_version=4)
     NotebookClient(
-        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(working)}}
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(working)}}
     ).execute()
     assert list(working.iterdir()) == []
     assert not list(temporary.glob("stormlit-*"))
