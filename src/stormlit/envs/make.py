@@ -34,12 +34,12 @@ def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, Any]:
 
     Observations are as ``ObservationSpace`` says they are stored, images (size, size, C) uint8, actions as
     ``ActionSpace`` says. ``info["life_lost"]`` is always there: an environment's own entry, or False. What the
-    environment returns is checked as ``CheckedEnv`` says. Environments
-    other than ALE games keep their own time limit, if they have one; ``max_episode_steps`` comes on top.
+    environment returns is checked as ``CheckedEnv`` says. Environments other than ALE games keep their own time limit,
+    if they have one; ``max_episode_steps`` comes on top.
 
     Raises ``EnvironmentSetupError`` for an unknown environment, a value out of range, an environment whose observations
-    or actions are of no supported kind, an Atari game by an id that goes past ``env.atari``, a
-    wrapper that is none, and pixels of an environment that does not render them.
+    or actions are of no supported kind, an Atari game by an id that goes past ``env.atari``, a wrapper that is none,
+    and pixels of an environment that does not render them.
     """
     check_settings(settings)
     if settings.game and settings.game not in ale_games():

@@ -62,8 +62,7 @@ def make_env(settings: Config | EnvSettings | str) -> gymnasium.Env:
     """The environment of a configuration, of ``env`` settings, or of an Atari game's name such as "Pong".
 
     Observations are as ``ObservationSpace`` says they are stored, (Y, X, 3) uint8 of a game, actions as ``ActionSpace``
-    says. Raises ``EnvironmentSetupError``
-    for anything else.
+    says.  Raises ``EnvironmentSetupError`` for anything else.
     """
     if isinstance(settings, str):
         settings = EnvSettings(game=settings)
