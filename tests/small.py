@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -177,3 +178,23 @@ def random_tokens(rows: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     is_first = torch.zeros(rows, LENGTH, dtype=torch.bool)
     is_first[0, 3] = is_first[1, 2] = is_first[1, 5] = True
     return torch.randn(rows, LENGTH, LATENT), torch.randint(ACTIONS, (rows, LENGTH)), is_first
+
+
+def pairwise(words: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Choices in which every two values of two words come together at least once, found greedily."""
+    places = {word: range(len(values)) for word, values in words.items()}
+    missing = {
+        frozenset([(a, i), (b, j)]) for a, b in itertools.combinations(words, 2) for i in places[a] for j in places[b]
+    }
+    found: list[dict[str, Any]] = []
+    while missing:
+        chosen = dict(sorted(min(missing, key=sorted)))  # sets have another order in each process
+        for word in words:
+            if word not in chosen:
+                chosen[word] = max(
+                    places[word],
+                    key=lambda i: sum(frozenset([(word, i), other]) in missing for other in chosen.items()),
+                )
+        missing -= {frozenset(pair) for pair in itertools.combinations(chosen.items(), 2)}
+        found.append({word: values[chosen[word]] for word, values in words.items()})
+    return found

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
 
-from small import ACTIONS, HIDDEN, LATENT, gradientless, random_batch, small_agent, small_part, small_world_model
+from small import (
+    ACTIONS,
+    HIDDEN,
+    LATENT,
+    gradientless,
+    pairwise,
+    random_batch,
+    small_agent,
+    small_part,
+    small_world_model,
+)
 from stormlit.config.compose import compose, to_yaml
 from stormlit.errors import ConfigError, PartError
 from stormlit.nn.heads import READINGS
@@ -267,26 +276,6 @@ WORDS: dict[str, list[Any]] = {
 }
 
 
-def _pairwise() -> list[dict[str, Any]]:
-    """Choices in which every two values of two words come together at least once, found greedily."""
-    places = {word: range(len(values)) for word, values in WORDS.items()}
-    missing = {
-        frozenset([(a, i), (b, j)]) for a, b in itertools.combinations(WORDS, 2) for i in places[a] for j in places[b]
-    }
-    found: list[dict[str, Any]] = []
-    while missing:
-        chosen = dict(sorted(min(missing, key=sorted)))  # sets have another order in each process
-        for word in WORDS:
-            if word not in chosen:
-                chosen[word] = max(
-                    places[word],
-                    key=lambda i: sum(frozenset([(word, i), other]) in missing for other in chosen.items()),
-                )
-        missing -= {frozenset(pair) for pair in itertools.combinations(chosen.items(), 2)}
-        found.append({word: values[chosen[word]] for word, values in WORDS.items()})
-    return found
-
-
-@pytest.mark.parametrize("words", _pairwise(), ids=lambda words: "-".join(str(w) for w in words.values())[:90])
+@pytest.mark.parametrize("words", pairwise(WORDS), ids=lambda words: "-".join(str(w) for w in words.values())[:90])
 def test_every_pair_of_words_trains_imagines_dreams_and_acts(words: dict[str, Any]) -> None:
     _every_use(small_world_model(free_bits=0.0, **words))
