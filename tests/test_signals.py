@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -179,3 +180,19 @@ def test_the_clock_saves_without_changing_anything(unbroken: Path, tmp_path: Pat
     assert len(list((run / "checkpoints").iterdir())) == 40
     resume(run, 48, "checkpoint.every_minutes=0")
     assert_same_run(unbroken, run)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_while_an_object_is_collected_is_not_lost() -> None:
+    """Python drops what is raised there; the end of the block raises it again."""
+
+    class Collected:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)  # where the handler runs
+
+    reached = False
+    with pytest.raises(Stopped) as stopped, StopSignals() as signals, signals.at_once():
+        Collected()  # nobody holds it
+        reached = True
+    assert reached and stopped.value.exit_code == 128 + signal.SIGTERM

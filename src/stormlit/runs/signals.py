@@ -62,6 +62,8 @@ class StopSignals:
             if self.received:
                 raise Stopped(self.received, "after the last checkpoint")
             yield
+            if self.received:  # Python drops what is raised while it collects an object
+                raise Stopped(self.received, "after the last checkpoint")
         finally:
             self._at_once = False
 
