@@ -27,7 +27,7 @@ class ConvEncoder(nn.Module):
 
     obs_shape: (C, Y, X).
 
-    When to use: the default. The cheapest encoder for frames with small details, as Atari's.
+    When to use: the default. It sees small details, as Atari's, at little cost.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
@@ -129,7 +129,8 @@ class SquaredSymlog(nn.Module):
         return 0.5 * (output.squeeze(-1).float() - symlog(target.float())).square()
 
 
-READINGS: dict[str, type[TwoHot] | type[SquaredSymlog]] = {
+Scoring = Literal["twohot", "hl_gauss", "symexp_twohot", "squared"]
+READINGS: dict[Scoring, type[TwoHot] | type[SquaredSymlog]] = {
     "twohot": TwoHot,
     "hl_gauss": HLGauss,
     "symexp_twohot": SymexpTwoHot,

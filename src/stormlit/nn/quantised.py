@@ -81,7 +81,7 @@ class VectorQuantisedLatent(CodeLatent):
     Points and codes have length 1, which keeps more codes in use (Yu et al. 2022, vector-quantized image modeling).
     embed_dim: E.  hidden_dim: D.
 
-    When to use: to compare with models over discrete tokens, as IRIS. Watch ``code use``: a codebook can fall out of
+    When to use: to compare with models over discrete tokens, as IRIS. Watch ``code_use``: a codebook can fall out of
     use.
     """
 

@@ -75,7 +75,7 @@ def symexp_bins(count: int, low: float, high: float) -> Tensor:
 
 def symexp_twohot_loss(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
     """Cross-entropy with the two-hot encoding of the target itself, between bins of ``symexp_bins`` (DreamerV3 as
-    published in Nature, Hafner et al. 2025, equation 10).
+    published in Nature, Hafner et al. 2025).
 
     logits: (..., K) any float dtype.  target: (...,).  bins: (K,) rising.  Returns (...,) float32.
     """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stormlit.nn.building import build_part, build_policy
-from stormlit.nn.heads import READINGS
+from stormlit.nn.heads import READINGS, Scoring
 from stormlit.nn.optimizers import OptimizerSettings, adam
 from stormlit.nn.return_normalizer import ReturnNormalizer
 from stormlit.ops.returns import lambda_returns
@@ -67,10 +67,7 @@ class ActorCritic(L.LightningModule):
             Option("what the slow critic's term pulls the critic towards"),
         ] = "value",
         return_normalizer: Annotated[Mapping[str, Any], Option(group=ReturnNormalizer)] = DEFAULTS,
-        value_loss: Annotated[
-            Literal["twohot", "hl_gauss", "symexp_twohot", "squared"],
-            Option("as world_model.reward_loss, of the value"),
-        ] = "twohot",
+        value_loss: Annotated[Scoring, Option("as world_model.reward_loss, of the value")] = "twohot",
         value_bins: Annotated[int, Option("symlog two-hot bins of the value", 3, 10**5)] = 255,
         value_low: Annotated[float, Option("symlog of the lowest bin", below="value_high")] = -20.0,
         value_high: Annotated[float, Option("symlog of the highest bin")] = 20.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from stormlit.nn.heads import Scoring
 from stormlit.registry import Option
 from stormlit.types import PartNode
 
@@ -30,6 +31,6 @@ FreeBitsClip = Annotated[
     Literal["step", "mean"], Option("whether they are granted to each step or to the mean over the batch")
 ]
 RewardLoss = Annotated[
-    Literal["twohot", "hl_gauss", "symexp_twohot", "squared"],
+    Scoring,
     Option("two symlog bins or a normal over them, two bins of the numbers themselves, or squared error in symlog"),
 ]
