@@ -15,7 +15,7 @@ import torch
 import stormlit.storm.loop
 from recorded import CATCH, as_official, catch, counted, write_pickle
 from stormlit.config.compose import compose
-from stormlit.envs import EnvSettings, VectorEnv, square_image
+from stormlit.envs import EnvSettings, VectorEnv, resized_image
 from stormlit.errors import CheckpointError
 from stormlit.runs.assembly import build_training, make_fabric
 from stormlit.storm.demonstrations import DemonstrationBuffer, Origin, record, write_npz
@@ -144,7 +144,7 @@ def test_frames_of_another_size_are_resized_as_the_environment_does(tmp_path: Pa
     write_npz(grey, tmp_path / "a.npz")
     read_back = buffer_of([tmp_path / "a.npz"]).storage.read(0, 9).obs[:, 0]
     for frame, stored in zip(grey.obs, read_back.numpy(), strict=True):
-        assert np.array_equal(square_image(frame, 16), stored)
+        assert np.array_equal(resized_image(frame, (16, 16)), stored)
     # By area: a constant block stays what it is.
     blocks = np.kron(rng.integers(256, size=(1, 16, 16, 3), dtype=np.uint8), np.ones((1, 4, 4, 1), np.uint8))
     write_npz(counted(9, obs=blocks.repeat(9, axis=0)), tmp_path / "b.npz")

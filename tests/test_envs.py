@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import ale_py
@@ -232,13 +233,17 @@ def blank() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("shape", [(20, 30, 3), (20, 30, 1), (20, 30), (16, 16, 3), (8, 8, 1)])
-def test_image_environments_of_any_shape_become_square_rgb(blank: Any, shape: tuple[int, ...]) -> None:
-    env = make_env(blank(spaces.Box(0, 255, shape, np.uint8)))
+@pytest.mark.parametrize("columns", [None, 24])
+def test_image_environments_of_any_shape_become_rgb_of_the_size_asked_for(
+    blank: Any, shape: tuple[int, ...], columns: int | None
+) -> None:
+    env = make_env(replace(blank(spaces.Box(0, 255, shape, np.uint8)), columns=columns))
     image, info = env.reset(seed=0)
-    assert env.observation_space.contains(image) and env.observation_space.shape == (16, 16, 3)
+    asked_for = (16, columns or 16, 3)
+    assert env.observation_space.contains(image) and env.observation_space.shape == asked_for
     assert info["life_lost"] is False
     image, *_, info = env.step(0)
-    assert image.shape == (16, 16, 3) and (image == 10).all()
+    assert image.shape == asked_for and (image == 10).all()
     assert info["life_lost"] is False
     *_, info = env.step(0)
     assert info["life_lost"] is True  # the environment's own word is kept

@@ -48,7 +48,7 @@ EXAMPLES = {
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with the examples in ``mine.py``."""
     blocks = re.findall(r"```python\n# mine\.py\n(.*?)```", DOCS, re.DOTALL)
-    assert len(blocks) == 12
+    assert len(blocks) == 13
     (tmp_path / "mine.py").write_text("\n\n".join(blocks))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -165,6 +165,42 @@ def test_the_example_tracker_has_every_step_once_after_a_resume() -> None:
     assert main(["resume", "run", "loop.env_steps=48"]) == 0
     logged = [json.loads(line) for line in Path("runs/run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "agent/entropy" in line] == [32, 40, 48]
+
+
+CHAT = """
+import gymnasium
+from gymnasium import spaces
+
+
+class Chat(gymnasium.Env):
+    observation_space = spaces.Text(8, charset="abc")
+    action_space = spaces.Dict({"say": spaces.Discrete(3), "loud": spaces.Box(0.0, 2.0, (2,))})
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.text = "ab"
+        return self.text, {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.text += "abc"[action["say"]]
+        return self.text, float(action["loud"].sum()), len(self.text) == 8, False, {}
+
+
+gymnasium.register("Chat-v0", entry_point=Chat)
+"""
+
+
+@pytest.mark.usefixtures("mine")
+def test_the_example_wrapper_makes_text_learned_from_and_mixed_actions_taken() -> None:
+    Path("theirs.py").write_text(CHAT)
+    words = ("env.id=theirs:Chat-v0", "env.wrappers=[mine:Reader]", "run.name=run", "tracking=none")
+    sizes = [word for word in SMALL[2:] if not word.startswith(("env.", "run.", "tracking"))]
+    assert main(["train", "cartpole", *sizes, *words, "loop.env_steps=24", "evaluation.baselines=[]"]) == 0
+    assert main(["resume", "run", "loop.env_steps=28"]) == 0
+    assert main(["dream", "run", "--dreams", "1"]) == 0
+    trained = stormlit.load("run")
+    assert (trained.world_model.observation_space.width, trained.agent.action_space.dims) == (3, 5)
 
 
 def command(folder: Path, *words: str) -> subprocess.Popen[str]:

@@ -63,7 +63,7 @@ VARIANTS = {
         "env.wrappers=[env_words:Negative]",
         "env.size=21",
     ),
-    "five channels of bools": ("env.id=env_words:Channels-v0", "env.channels=as_is", "env.size=10"),
+    "five channels of bools": ("env.id=env_words:Channels-v0", "env.channels=as_is", "env.size=10", "env.columns=15"),
     "bfloat16": ("precision=bf16-mixed",),
     "overlapping": ("loop.overlap=true",),
     "looked at while training, mamba2 carried along": (

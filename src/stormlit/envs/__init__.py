@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stormlit.envs.atari import ATARI_100K_GAMES, human_normalized
-from stormlit.envs.image import square_image
+from stormlit.envs.image import resized_image
 from stormlit.envs.local import EnvFacts
 from stormlit.envs.make import make_env
 from stormlit.envs.settings import AtariSettings, EnvSettings, env_id, env_name, is_atari
@@ -23,5 +23,5 @@ __all__ = [
     "human_normalized",
     "is_atari",
     "make_env",
-    "square_image",
+    "resized_image",
 ]

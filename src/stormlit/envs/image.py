@@ -1,4 +1,4 @@
-"""Images: resized to squares of uint8 pixels."""
+"""Images: resized to uint8 pixels."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SUPPORTED = "uint8 images of shape (Y, X, 3), (Y, X, 1) or (Y, X), and bounded o
 
 
 class ImageView:
-    """Images resized by area to (size, size, C) uint8; C is 3 where grey ones are replicated to three channels.
+    """Images resized by area to (Y, X, C) uint8; C is 3 where grey ones are replicated to three channels.
 
-    space: that ``image_problem`` finds nothing wrong with.  channels, values: see ``EnvSettings``.
+    space: that ``image_problem`` finds nothing wrong with.  size: (Y, X).  channels, values: see ``EnvSettings``.
     """
 
-    def __init__(self, space: spaces.Box, size: int, channels: str = "rgb", values: str = "auto") -> None:
+    def __init__(self, space: spaces.Box, size: tuple[int, int], channels: str = "rgb", values: str = "auto") -> None:
         self._space, self._size = space, size
         self._stretched = is_stretched(space, values)
         self._low, self._high = float(space.low.min()), float(space.high.max())
@@ -31,7 +31,7 @@ class ImageView:
         self._channels = 3 if channels == "rgb" else kept
         # The type says as much, and no pixel has to be looked at.
         self._full_range = space.dtype == UINT8 and not space.low.any() and bool((space.high == 255).all())
-        self.stored = ObservationSpace((size, size, self._channels))
+        self.stored = ObservationSpace((*size, self._channels))
 
     def __call__(self, image: Any) -> np.ndarray:
         """The image as it is stored.  Raises ``ValueError`` for one outside the space, as the end of a sentence."""
@@ -44,16 +44,17 @@ class ImageView:
             )
         if self._stretched:  # resized before it is rounded
             image = (image.astype(np.float32) - self._low) * (255.0 / (self._high - self._low))
-        return square_image(image, self._size, self._channels)
+        return resized_image(image, self._size, self._channels)
 
 
-def square_image(image: np.ndarray, size: int, channels: int = 3) -> np.ndarray:
-    """(Y, X, channels), (Y, X, 1) or (Y, X), uint8 or float32 in [0, 255], resized by area to (size, size, channels).
+def resized_image(image: np.ndarray, size: tuple[int, int], channels: int = 3) -> np.ndarray:
+    """An image resized by area to (*size, channels), as uint8; a single channel is replicated.
 
-    Returns uint8; a single channel is replicated.
+    image: (Y, X, channels), (Y, X, 1) or (Y, X), uint8 or float32 in [0, 255].  size: rows and columns.
     """
-    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-    resized = resized.reshape(size, size, -1)  # OpenCV drops a single channel
+    rows, columns = size
+    resized = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
+    resized = resized.reshape(rows, columns, -1)  # OpenCV drops a single channel
     if resized.dtype != UINT8:
         resized = resized.round().clip(0, 255).astype(np.uint8)
     return resized if resized.shape[2] == channels else resized.repeat(channels, axis=2)

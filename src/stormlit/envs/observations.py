@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from stormlit.envs.image import SUPPORTED as IMAGES
 from stormlit.envs.image import ImageView, described, image_problem
-from stormlit.envs.settings import EnvSettings
+from stormlit.envs.settings import EnvSettings, image_size
 from stormlit.errors import nearest
 from stormlit.types.observation_space import ObservationSpace
 
@@ -117,7 +117,7 @@ def _single(space: spaces.Space[Any] | None, settings: EnvSettings, name: str, w
     if isinstance(space, spaces.Box) and len(space.shape) > 1:
         problem = image_problem(space, settings.channels, settings.values)
         if not problem:
-            return ImageView(space, settings.size, settings.channels, settings.values)
+            return ImageView(space, image_size(settings), settings.channels, settings.values)
         raise ValueError(f"has {_named(space)} observations{where}; {problem.replace(IMAGES, SUPPORTED)}")
     vectors = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
     numeric = isinstance(space, vectors) and space.dtype is not None and np.dtype(space.dtype).kind in "buif"

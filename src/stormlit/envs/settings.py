@@ -40,7 +40,10 @@ class EnvSettings:
 
     game: Annotated[str | None, Option("an Atari game, in CamelCase as in MsPacman")] = "MsPacman"
     id: Annotated[str | None, Option("any Gymnasium id, in place of env.game")] = None
-    size: Annotated[int, Option("side of the square image, in pixels", 8, LARGEST)] = 64
+    size: Annotated[
+        int, Option("rows of the image, in pixels, and columns unless env.columns says more", 8, LARGEST)
+    ] = 64
+    columns: Annotated[int | None, Option("columns of the image, in pixels; null: as many as rows", 8, LARGEST)] = None
     num_envs: Annotated[int, Option("environments stepped together", 1, LARGEST)] = 1
     max_episode_steps: Annotated[
         int | None, Option("environment steps after which an episode is truncated; null: no limit", 1, LARGEST)
@@ -129,6 +132,11 @@ def check_choice(settings: EnvSettings) -> None:
         )
     if not settings.game and not settings.id:
         raise EnvironmentSetupError("no environment is chosen: set either env.game or env.id")
+
+
+def image_size(settings: EnvSettings) -> tuple[int, int]:
+    """Rows and columns of the image that is learned from."""
+    return settings.size, settings.columns or settings.size
 
 
 def env_key(settings: EnvSettings) -> str:

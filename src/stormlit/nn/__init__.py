@@ -1,35 +1,7 @@
-"""Swappable parts. Importing this package registers all of them."""
+"""Swappable parts. Importing this package imports each of its modules, which registers every part in them."""
 
-from stormlit.nn import (
-    cnn,
-    gru,
-    heads,
-    latents,
-    mamba2,
-    objectives,
-    patches,
-    policies,
-    quantised,
-    resnet,
-    rotary,
-    samplers,
-    transformer,
-    vectors,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = [
-    "cnn",
-    "gru",
-    "heads",
-    "latents",
-    "mamba2",
-    "objectives",
-    "patches",
-    "policies",
-    "quantised",
-    "resnet",
-    "rotary",
-    "samplers",
-    "transformer",
-    "vectors",
-]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

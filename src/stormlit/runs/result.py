@@ -32,6 +32,7 @@ NOT_PROTOCOL = (
     "step_timeout_seconds",
     "max_restarts",
     "size",
+    "columns",
     "channels",
     "values",
     "observations",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from stormlit.envs import EnvFacts, EnvSettings, VectorEnv, env_id, square_image
+from stormlit.envs import EnvFacts, EnvSettings, VectorEnv, env_id, resized_image
 from stormlit.errors import CheckpointError, DemonstrationError
 from stormlit.files import sha256
 from stormlit.storm.demonstrations.data import Demonstration, Timing
@@ -135,8 +135,9 @@ def _rows(
     life_losses: whether those can be termination.
     """
     obs = demonstration.obs
-    if obs.shape[1:] != space.shape:  # images of another size
-        obs = np.stack([square_image(frame, settings.size, space.shape[2]) for frame in obs])
+    if space.image and obs.shape[1:] != space.shape:  # images of another size
+        *size, channels = space.image
+        obs = np.stack([resized_image(frame, (size[0], size[1]), channels) for frame in obs])
     reward = demonstration.reward
     if settings.reward_transform == "sign":
         reward = np.sign(reward)
