@@ -48,19 +48,22 @@ def test_a_running_mean_is_of_the_last_values_up_to_each() -> None:
 
 def test_episodes_their_mean_random_play_the_best_constant_and_the_agent(tmp_path: Path, drawn: list[Axes]) -> None:
     results = [evaluation("agent", 4, 6), evaluation("random", 1), evaluation("a", 2), evaluation("b", 3)]
-    plot_returns(tmp_path / "returns.png", 100, [(10, 0.0), (20, 2.0)], results)
+    earlier = [(40, 1.0), (80, 4.0)]
+    plot_returns(tmp_path / "returns.png", 100, [(10, 0.0), (20, 2.0)], results, earlier)
     image = cv2.imread(str(tmp_path / "returns.png"))
     assert image is not None and image.std() > 0
     [axes] = drawn
-    episodes, mean, chance, constant, agent = axes.lines[:5]
+    episodes, mean, chance, constant, way, agent = axes.lines[:6]
     assert episodes.get_xydata().tolist() == [[10, 0], [20, 2]] and mean.get_xydata().tolist() == [[10, 0], [20, 1]]
     assert list(chance.get_ydata()) == [1, 1] and list(constant.get_ydata()) == [3, 3]
+    assert way.get_xydata().tolist() == [[40, 1], [80, 4], [100, 5]]
     assert agent.get_xydata().tolist() == [[100, 5]]
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == [
         "episodes of the training",
         "mean of the last 5",
         "random: 1",
         "b: 3",
+        "agent, evaluated on the way",
         "agent, 2 episodes at the end: 5 +- 1",
     ]
 

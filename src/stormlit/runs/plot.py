@@ -15,12 +15,17 @@ MOST_POINTS = 5000  # episodes drawn as points; the running mean is of all of th
 
 
 def plot_returns(
-    path: Path, env_steps: int, returns: Sequence[tuple[int, float]], results: Sequence[Evaluation]
+    path: Path,
+    env_steps: int,
+    returns: Sequence[tuple[int, float]],
+    results: Sequence[Evaluation],
+    on_the_way: Sequence[tuple[int, float]] = (),
 ) -> Path:
-    """Draw the returns of training's episodes and of the last evaluations as PNG; returns ``path``.
+    """Draw the returns of training's episodes and of the evaluations as PNG; returns ``path``.
 
-    env_steps: where the evaluations took place.  returns: environment steps at its end, and return, of each episode.
-    results: the agent's evaluation, then the baselines', of which random play and the best constant action are drawn.
+    env_steps: where the last evaluations took place.  returns: environment steps at its end, and return, of each
+    episode.  results: the agent's evaluation, then the baselines', of which random play and the best constant action
+    are drawn.  on_the_way: environment steps and mean of the agent's earlier evaluations.
     Raises ``OSError`` for what the disk refuses.
     """
     from matplotlib.figure import Figure  # takes as long to import as a short training; without pyplot: no window
@@ -33,6 +38,14 @@ def plot_returns(
     for baseline, style in _lines(baselines):
         axes.axhline(baseline.mean, linestyle=style, color="0.35", label=f"{baseline.policy}: {baseline.mean:.4g}")
     label = f"agent, {len(agent.returns)} episodes at the end: {agent.mean:.4g} +- {agent.standard_error:.2g}"
+    if on_the_way:
+        axes.plot(
+            *zip(*on_the_way, (env_steps, agent.mean), strict=True),
+            "d-",
+            color="tab:red",
+            alpha=0.6,
+            label="agent, evaluated on the way",
+        )
     axes.errorbar(env_steps, agent.mean, agent.standard_error, fmt="D", capsize=5, color="tab:red", label=label)
     axes.set(title=f"{agent.game}: return of each episode", xlabel="environment steps", ylabel="return")
     axes.set_xlim(0, env_steps * 1.03)

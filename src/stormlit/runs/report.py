@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from stormlit.errors import describe
 from stormlit.runs.best import told_best
 from stormlit.runs.checkpoint import latest_checkpoint
 from stormlit.runs.housekeeping import warn_on_os_error
+from stormlit.runs.outcome import evaluations
 from stormlit.runs.plot import plot_returns
 from stormlit.runs.run import Run
 from stormlit.runs.threads import cores, counted, told_threads
@@ -62,7 +64,12 @@ def draw_returns(run: Run, results: Sequence[Evaluation]) -> None:
     """Plot the returns of the training and of its last evaluations; a plot that fails ends no run."""
     with warn_on_os_error("the plot of the returns"):
         try:
-            file = plot_returns(run.directory.returns_plot, run.env_steps, run.training.returns, results)
+            earlier = [
+                (step, statistics.fmean(told))
+                for step, returns in evaluations(run.directory, run.env_steps - 1)
+                if (told := [value for value in returns if value is not None])
+            ]
+            file = plot_returns(run.directory.returns_plot, run.env_steps, run.training.returns, results, earlier)
         except OSError:
             raise
         except Exception as error:  # Matplotlib reads settings of the user's own, which may be broken
