@@ -49,16 +49,16 @@ def main() -> None:
     while updates < args.updates and time.process_time() - start < args.seconds:
         learner.update(replay.sample(config.loop.batch_size, config.loop.batch_length))
         updates += 1
-    median = replay.storage.obs[:, 0].float().median(dim=0).values.permute(2, 0, 1) / 255.0
+    median = replay.storage.obs.flatten(0, 1).float().median(dim=0).values.permute(2, 0, 1) / 255.0
     for name, (everywhere, moving) in judged(world_model.eval(), held_out, median).items():
         print(f"{name:14} {updates:6,} updates   all {1e4 * everywhere:6.1f}   moving {1e4 * moving:6.1f}")
 
 
 def played(config: Config, envs: VectorEnv, world_model: WorldModel, agent: ActorCritic, steps: int) -> ReplayBuffer:
-    """A buffer full of random play."""
+    """A buffer full of random play.  steps: over all environments."""
     replay = ReplayBuffer(steps, envs.num_envs, envs.obs_shape, torch.device("cpu"), config.seed)
     collector = Collector(envs, player_factory(config, world_model, agent)(envs.num_envs), replay, seed=config.seed + 1)
-    for _ in range(steps):
+    for _ in range(steps // envs.num_envs):
         collector.step(collector.select_action(random=True))
     return replay
 
