@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from stormlit.cli import main
 from stormlit.config.compose import compose
-from stormlit.envs import EnvSettings, VectorEnv
+from stormlit.envs import AtariSettings, EnvSettings, VectorEnv
 from stormlit.envs.catch import RANDOM_RETURN
 from stormlit.runs.assembly import build_modules, player_factory
 from stormlit.storm.evaluate import ConstantPolicy, Evaluation, Policy, RandomPolicy, evaluate, evaluate_baselines
@@ -147,6 +148,19 @@ def test_every_action_is_held_as_a_baseline() -> None:
     assert len({tuple(returns) for returns in seen}) > 1  # they are different policies
     # The paddle ends in the column the ball falls into one time in eight.
     assert all(result.mean == pytest.approx(RANDOM_RETURN, abs=0.35) for result in results)
+
+
+def test_a_constant_action_plays_a_game_without_chance_once() -> None:
+    game = EnvSettings(game="Assault", size=8, max_episode_steps=60)
+    right = evaluate("right", lambda _: ConstantPolicy(3), game, episodes=3, num_envs=1, seed=0)
+    assert len({(episode.episode_return, episode.length) for episode in right.episodes}) == 1
+    results = evaluate_baselines(["random", "constant"], game, episodes=3, num_envs=1, seed=0)
+    assert [len(result.episodes) for result in results] == [3] + 7 * [1]
+    assert results[4].mean == right.mean
+    assert "(standard error, 1 episode, 1 of them truncated)" in results[4].summary()
+    for chance in (AtariSettings(sticky_actions=0.25), AtariSettings(noop_max=30)):
+        results = evaluate_baselines(["constant"], replace(game, atari=chance), episodes=2, num_envs=1, seed=0)
+        assert {len(result.episodes) for result in results} == {2}
 
 
 def test_raw_rewards_are_counted_whatever_is_learned_from() -> None:

@@ -6,7 +6,7 @@ from stormlit.envs.atari import ATARI_100K_GAMES, human_normalized
 from stormlit.envs.image import resized_image
 from stormlit.envs.local import EnvFacts
 from stormlit.envs.make import make_env
-from stormlit.envs.settings import AtariSettings, EnvSettings, env_id, env_name, is_atari
+from stormlit.envs.settings import AtariSettings, EnvSettings, env_id, env_name, is_atari, is_deterministic
 from stormlit.envs.slot import env_facts, episode_seed
 from stormlit.envs.vector import VectorEnv
 
@@ -22,6 +22,7 @@ __all__ = [
     "episode_seed",
     "human_normalized",
     "is_atari",
+    "is_deterministic",
     "make_env",
     "resized_image",
 ]

@@ -158,6 +158,12 @@ def is_atari(settings: EnvSettings) -> bool:
     return env_id(settings).startswith("ALE/")
 
 
+def is_deterministic(settings: EnvSettings) -> bool:
+    """Whether the same actions are known to make the same episode whatever its seed: a bare Atari game's do."""
+    atari = settings.atari
+    return is_atari(settings) and not (atari.sticky_actions or atari.noop_max or settings.wrappers or settings.kwargs)
+
+
 def env_name(settings: EnvSettings) -> str:
     """A short name without module, namespace and version.
 

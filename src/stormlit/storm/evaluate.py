@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from stormlit.envs import EnvSettings, VectorEnv, env_facts, env_name, human_normalized, is_atari
+from stormlit.envs import EnvSettings, VectorEnv, env_facts, env_name, human_normalized, is_atari, is_deterministic
 from stormlit.types import Episode
 from stormlit.types.action_space import ActionSpace
 
@@ -102,7 +102,7 @@ class Evaluation:
 
     def summary(self) -> str:
         """One line for a person."""
-        played = f"{len(self.returns)} episodes"
+        played = f"{len(self.returns)} episode{'' if len(self.returns) == 1 else 's'}"
         if self.truncated:
             played += f", {self.truncated} of them truncated"
         if self.crashed:
@@ -185,28 +185,43 @@ def evaluate(
 
 
 def evaluate_baselines(
-    baselines: list[str], settings: EnvSettings, *, on_step: Callable[[str], OnStep] | None = None, **options: Any
+    baselines: list[str],
+    settings: EnvSettings,
+    *,
+    episodes: int,
+    seed: int,
+    on_step: Callable[[str], OnStep] | None = None,
+    **options: Any,
 ) -> list[Evaluation]:
     """Random play, and actions held constant (``ActionSpace.constants``), as ``evaluation.baselines`` asks.
 
-    on_step: makes ``evaluate``'s for a baseline of that name.  options: of ``evaluate``; all play the same episodes.
+    on_step: makes ``evaluate``'s for a baseline of that name.  options: of ``evaluate``; all play the same episodes,
+    but of a constant action in a deterministic environment one is enough.
     """
     if not baselines:
         return []
-    facts, seed = env_facts(settings), options["seed"]
-    policies: list[tuple[str, Callable[[int], Policy]]] = []
+    facts = env_facts(settings)
+    policies: list[tuple[str, Callable[[int], Policy], int]] = []
     if "random" in baselines:
-        policies.append((RANDOM, lambda _: RandomPolicy(facts.action_space, seed)))
+        policies.append((RANDOM, lambda _: RandomPolicy(facts.action_space, seed), episodes))
     if "constant" in baselines:
         constants = facts.action_space.constants()
         names = _constant_names(facts.action_meanings or [*constants])
         policies += [
-            (name, lambda _, action=action: ConstantPolicy(action))  # type: ignore[misc]
+            (name, lambda _, action=action: ConstantPolicy(action), 1 if is_deterministic(settings) else episodes)  # type: ignore[misc]
             for name, action in zip(names, constants.values(), strict=True)
         ]
     return [
-        evaluate(name, make_policy, settings, on_step=None if on_step is None else on_step(name), **options)
-        for name, make_policy in policies
+        evaluate(
+            name,
+            make_policy,
+            settings,
+            episodes=count,
+            seed=seed,
+            on_step=None if on_step is None else on_step(name),
+            **options,
+        )
+        for name, make_policy, count in policies
     ]
 
 
