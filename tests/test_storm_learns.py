@@ -38,10 +38,12 @@ def test_storm_learns_catch_from_scratch(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_quickstarts_world_model_learns_what_moves() -> None:
-    """500 updates on random play; without ``reconstruction_focus`` they come to 0.38 of the median frame's error."""
+    """500 updates on random play come to 0.31 and 0.49 of the median frame's error; without ``reconstruction_focus`` to
+    0.43 and 0.63.
+    """
     words = [sys.executable, str(MOVING_PIXELS), "quickstart", "--updates", "500", "--seconds", "1000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     printed = subprocess.run(words, env=environment, check=True, timeout=900, capture_output=True, text=True).stdout
     moving = {line[:14].strip(): float(line.split()[-1]) for line in printed.splitlines()}
-    assert moving["reconstructed"] < 0.32 * moving["median frame"]
-    assert moving["imagined"] < 0.5 * moving["median frame"]
+    assert moving["reconstructed"] < 0.36 * moving["median frame"]
+    assert moving["imagined"] < 0.55 * moving["median frame"]
