@@ -68,21 +68,29 @@ def test_installed_packages_register_the_environments_of_their_namespace(monkeyp
     make_env(EnvSettings(game=None, id="theirs/Catch-v0", size=8)).close()
 
 
+SHORT = "env.num_envs=8 loop.env_steps=8000 loop.warmup_steps=1600 imagination.batch_size=64 loop.batch_size=8 "
+SHORT += "loop.world_model_updates_per_env_step=0.25 loop.agent_updates_per_env_step=0.25"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "env_steps", "bar"),
+    ("name", "words", "bar"),
     [
-        ("cartpole", 3000, 100.0),  # random play: 22
-        ("catch_dict", 2000, 0.2),  # random play: -0.75
+        ("cartpole", "loop.env_steps=3000", 100.0),  # random play: 22
+        ("pendulum", SHORT, -900.0),  # -1200
+        ("catch_dict", "loop.env_steps=2000", 0.2),  # -0.75
+        ("minatar_breakout", SHORT, 1.0),  # 0.2
     ],
 )
-def test_an_example_learns_from_scratch(name: str, env_steps: int, bar: float, tmp_path: Path) -> None:
+def test_an_example_learns_from_scratch(name: str, words: str, bar: float, tmp_path: Path) -> None:
     """Shorter than the configuration says, and with a bar far above random play."""
-    words = [name, f"loop.env_steps={env_steps}", "evaluation.episodes=20", "evaluation.baselines=[]"]
-    output = [f"run.dir={tmp_path}", "run.name=learns", "tracking=csv", "loop.media_every_env_steps=0"]
+    if name.startswith("minatar"):
+        pytest.importorskip("minatar")
+    how = [*words.split(), "evaluation.episodes=20", "evaluation.baselines=[]", "loop.media_every_env_steps=0"]
+    output = [f"run.dir={tmp_path}", "run.name=learns", "tracking=csv"]
     # One thread is as fast as two at these sizes, and adds in the same order every time.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "stormlit", "train", *words, *output]
+    command = [sys.executable, "-m", "stormlit", "train", name, *how, *output]
     subprocess.run(command, env=environment, check=True, timeout=900)
     evaluation = max((tmp_path / "learns" / "evaluation").glob("*.json"))  # the last
     assert json.loads(evaluation.read_text())["mean"] >= bar
