@@ -18,7 +18,7 @@ from stormlit.storm.world_model import WorldModel
 from stormlit.types import Batch, OneHots, Trajectory
 from stormlit.types.observation_space import ObservationSpace
 
-IMAGE = (3, 16, 16)  # C, Y, X
+IMAGE = (16, 16, 3)  # Y, X, C
 VECTORS = ObservationSpace(None, (("place", 2), ("speed", 1)))
 BOTH = ObservationSpace((16, 16, 3), VECTORS.vectors)
 ACTIONS = 3
@@ -97,8 +97,7 @@ def random_batch(
     observations: what is seen, None for an ``IMAGE``.
     """
     generator = torch.Generator().manual_seed(seed)
-    channels, height, width = IMAGE
-    space = observations or ObservationSpace((height, width, channels))
+    space = ObservationSpace.of(observations or IMAGE)
     image = () if space.image is None else space.image
     frames = torch.randint(256, (rows, length, *image), generator=generator, dtype=torch.uint8)
     vectors = torch.randn(rows, length, space.width, generator=generator) if space.vectors else None

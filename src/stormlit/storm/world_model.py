@@ -61,7 +61,7 @@ class WorldModelLossScales:
 class WorldModel(L.LightningModule):
     """Learns to compress frames and to predict what follows an action (STORM section 3.1, equations 1 to 5).
 
-    observations: what is seen; (C, Y, X) is short for an image.  actions: what can be done; a number is short for as
+    observations: what is seen; (Y, X, C) is short for an image.  actions: what can be done; a number is short for as
     many discrete actions.  hidden_dim: D.
     A frame is one observation, of an image, vectors or both: as batches hold it, (..., C, Y, X) uint8 of an image,
     (..., *shape) of any other ``ObservationSpace``. What it lacks has no encoder and no decoder, which are None.
@@ -101,8 +101,7 @@ class WorldModel(L.LightningModule):
         optimizer: Annotated[Mapping[str, float], Option(group=OptimizerSettings)] = DEFAULTS,
     ) -> None:
         super().__init__()
-        if not isinstance(observations, ObservationSpace):
-            observations = ObservationSpace.of((*observations[1:], observations[0]))
+        observations = ObservationSpace.of(observations)
         self.observation_space, self.action_space = observations, ActionSpace.of(actions)
         self.hidden_dim = hidden_dim
         self.loss_scales = asdict(WorldModelLossScales(**loss_scales))
