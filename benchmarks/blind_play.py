@@ -15,7 +15,7 @@ import numpy as np
 
 from stormlit.config.compose import compose
 from stormlit.envs import env_facts
-from stormlit.errors import ConfigError, nearest
+from stormlit.errors import ConfigError, EnvironmentSetupError, nearest
 from stormlit.storm.evaluate import evaluate
 
 
@@ -35,10 +35,13 @@ def main() -> None:
     parser.add_argument("--play", nargs="*", default=[], metavar="ACTION[=WEIGHT]+...")
     args = parser.parse_args()
     files, overrides = ([w for w in args.words if ("=" in w) == wanted] for wanted in (False, True))
-    config = compose(files, overrides)
-    names = env_facts(config.env).action_meanings
-    for mixture in ["+".join(names), *args.play]:
-        chances = probabilities(mixture, names)
+    try:
+        config = compose(files, overrides)
+        names = env_facts(config.env).action_meanings
+        mixtures = {mixture: probabilities(mixture, names) for mixture in ["+".join(names), *args.play]}
+    except (ConfigError, EnvironmentSetupError) as error:
+        parser.error(str(error))
+    for mixture, chances in mixtures.items():
         result = evaluate(
             mixture,
             lambda _, chances=chances: Mixture(chances, config.seed),  # type: ignore[misc]
@@ -58,7 +61,10 @@ def probabilities(mixture: str, names: list[str]) -> np.ndarray:
         name, _, weight = word.partition("=")
         if name not in names:
             raise ConfigError(f"--play {mixture}: there is no action '{name}'{nearest(name, names)}; there are {names}")
-        weights[names.index(name)] += float(weight or 1)
+        try:
+            weights[names.index(name)] += float(weight or 1)
+        except ValueError:
+            raise ConfigError(f"--play {mixture}: '{weight}' is no weight: expected a number, as in {name}=2") from None
     return weights / weights.sum()
 
 
