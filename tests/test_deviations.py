@@ -89,7 +89,7 @@ def _seen_latents(latent: str, frames: list[int]) -> list[Tensor]:
     player = Player(world_model, agent, num_envs=1, context_length=4, latent=latent)  # type: ignore[arg-type]
     for step, brightness in enumerate(frames):
         torch.manual_seed(step)
-        player.act(np.full((1, *IMAGE[1:], IMAGE[0]), brightness, np.uint8), np.array([step == 0]))
+        player.act(np.full((1, *IMAGE), brightness, np.uint8), np.array([step == 0]))
     return seen
 
 
@@ -105,7 +105,7 @@ def test_2_without_a_context_the_prior_s_action_is_uniform() -> None:
     torch.nn.init.constant_(agent.actor.output.bias, 0.0)
     agent.actor.output.bias.data[1] = 100.0  # always action 1
     player = Player(world_model, agent, num_envs=600, context_length=4, latent="prior")
-    frames = np.zeros((600, *IMAGE[1:], IMAGE[0]), np.uint8)
+    frames = np.zeros((600, *IMAGE), np.uint8)
     first = player.act(frames, np.ones(600, bool))
     assert np.bincount(first, minlength=ACTIONS).min() > 150
     assert (player.act(frames, np.zeros(600, bool)) == 1).all()
@@ -115,7 +115,7 @@ def test_2_without_a_context_the_prior_s_action_is_uniform() -> None:
 def test_3_an_episode_s_end_clears_the_context_or_not(clear: bool, length: int) -> None:
     world_model = small_world_model()
     player = Player(world_model, small_agent(world_model), num_envs=1, context_length=4, clear_context=clear)
-    frames = np.zeros((1, *IMAGE[1:], IMAGE[0]), np.uint8)
+    frames = np.zeros((1, *IMAGE), np.uint8)
     for is_first in (True, False, True):
         player.act(frames, np.array([is_first]))
     assert player.length.tolist() == [length]
@@ -267,7 +267,7 @@ def test_15_the_past_is_drawn_once_or_anew_at_every_step(context: str) -> None:
     read: list[Tensor] = []
     world_model.sequence_model.register_forward_hook(lambda _, arguments, __: read.append(arguments[0][0].clone()))
     player = Player(world_model, small_agent(world_model), num_envs=1, context_length=4, context=context)  # type: ignore[arg-type]
-    frames = np.random.default_rng(0).integers(256, size=(40, 1, *IMAGE[1:], IMAGE[0]), dtype=np.uint8)
+    frames = np.random.default_rng(0).integers(256, size=(40, 1, *IMAGE), dtype=np.uint8)
     torch.manual_seed(0)
     for step, frame in enumerate(frames):
         player.act(frame, np.array([step == 0]))

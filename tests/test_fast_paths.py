@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from small import IMAGE, assert_distributed_as, dense, random_batch, random_trajectory, small_agent, small_world_model
+from small import assert_distributed_as, dense, random_batch, random_trajectory, small_agent, small_world_model
 from stormlit.nn.cnn import ConvEncoder
 from stormlit.nn.fast.frozen import frozen
 from stormlit.nn.fast.norm import BatchNorm, training_memory_format
@@ -95,7 +95,7 @@ def test_folding_batch_norm_away_changes_nothing(kind: type[ConvEncoder | Residu
 
 
 def test_what_is_folded_follows_the_weights_and_training_mode_is_left_alone() -> None:
-    encoder, obs = ConvEncoder(IMAGE, stem_channels=4).eval(), torch.rand(4, *IMAGE)
+    encoder, obs = ConvEncoder((3, 16, 16), stem_channels=4).eval(), torch.rand(4, 3, 16, 16)
     with torch.no_grad():
         before = frozen(encoder)(obs)
         shake_statistics(encoder)
