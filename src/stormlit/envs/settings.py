@@ -43,7 +43,6 @@ class EnvSettings:
     size: Annotated[
         int, Option("rows of the image, in pixels, and columns unless env.columns says more", 8, LARGEST)
     ] = 64
-    columns: Annotated[int | None, Option("columns of the image, in pixels; null: as many as rows", 8, LARGEST)] = None
     num_envs: Annotated[int, Option("environments stepped together", 1, LARGEST)] = 1
     max_episode_steps: Annotated[
         int | None, Option("environment steps after which an episode is truncated; null: no limit", 1, LARGEST)
@@ -82,6 +81,7 @@ class EnvSettings:
     observations: Annotated[
         list[str], Option("which entries of a Dict or Tuple of observations are shown, such as [image]; []: all")
     ] = field(default_factory=list)
+    columns: Annotated[int | None, Option("columns of the image, in pixels; null: as many as rows", 8, LARGEST)] = None
     channels: Annotated[
         Literal["rgb", "as_is"],
         Option("rgb: a grey image gets three equal channels; as_is: images keep their channels, of any number"),
