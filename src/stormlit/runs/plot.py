@@ -37,7 +37,7 @@ def plot_returns(
         _draw_episodes(axes, np.array(returns))
     for baseline, style in _lines(baselines):
         axes.axhline(baseline.mean, linestyle=style, color="0.35", label=f"{baseline.policy}: {baseline.mean:.4g}")
-    label = f"agent, {len(agent.returns)} episodes at the end: {agent.mean:.4g} +- {agent.standard_error:.2g}"
+    label = f"agent, {len(agent.returns)} episodes at the end: {agent.mean:.4g} +- {agent.standard_error:.3g}"
     if on_the_way:
         axes.plot(
             *zip(*on_the_way, (env_steps, agent.mean), strict=True),

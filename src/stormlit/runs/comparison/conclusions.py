@@ -158,4 +158,4 @@ def _some(names: list[str]) -> str:
 def spread(values: np.ndarray) -> str:
     """Mean and standard error as one word, for tables."""
     error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
-    return f"{values.mean():.4g}" + (f" ± {error:.2g}" if error is not None else "")
+    return f"{values.mean():.4g}" + (f" ± {error:.3g}" if error is not None else "")

@@ -226,4 +226,4 @@ def _over_seeds(values: Sequence[str]) -> str:
     numbers = np.array([float(value) for value in values])
     if len(numbers) < 2:
         return f"{numbers[0]:.4g}" if len(numbers) else "-"
-    return f"{numbers.mean():.4g} +- {numbers.std(ddof=1) / len(numbers) ** 0.5:.2g}"
+    return f"{numbers.mean():.4g} +- {numbers.std(ddof=1) / len(numbers) ** 0.5:.3g}"
