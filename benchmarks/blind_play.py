@@ -38,6 +38,8 @@ def main() -> None:
     try:
         config = compose(files, overrides)
         names = env_facts(config.env).action_meanings
+        if not names:
+            raise ConfigError(f"{config.env.game or config.env.id} has no actions with names to draw from")
         mixtures = {mixture: probabilities(mixture, names) for mixture in ["+".join(names), *args.play]}
     except (ConfigError, EnvironmentSetupError) as error:
         parser.error(str(error))
@@ -55,7 +57,7 @@ def main() -> None:
 
 
 def probabilities(mixture: str, names: list[str]) -> np.ndarray:
-    """Of each action.  mixture: as the command takes it.  Raises ``ConfigError`` for an action that is not there."""
+    """Of each action.  mixture: as the command takes it.  Raises ``ConfigError`` for what it is not."""
     weights = np.zeros(len(names))
     for word in mixture.split("+"):
         name, _, weight = word.partition("=")
@@ -65,6 +67,8 @@ def probabilities(mixture: str, names: list[str]) -> np.ndarray:
             weights[names.index(name)] += float(weight or 1)
         except ValueError:
             raise ConfigError(f"--play {mixture}: '{weight}' is no weight: expected a number, as in {name}=2") from None
+    if not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
+        raise ConfigError(f"--play {mixture}: expected weights of at least 0, and one above it")
     return weights / weights.sum()
 
 

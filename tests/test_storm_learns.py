@@ -53,13 +53,19 @@ def test_the_quickstart_learns_in_two_thirds_of_its_steps(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_quickstarts_world_model_learns_what_moves() -> None:
-    """500 updates on random play come to 0.31 and 0.49 of the median frame's error; without ``reconstruction_focus`` to
-    0.43 and 0.63.
+@pytest.mark.parametrize(
+    ("changes", "reconstructed", "imagined"),
+    [((), 0.36, 0.55), (("env.num_envs=1", "env.atari.frame_skip=4"), 0.32, 0.5)],
+)
+def test_the_quickstarts_world_model_learns_what_moves(
+    changes: tuple[str, ...], reconstructed: float, imagined: float
+) -> None:
+    """500 updates on random play come to 0.31 and 0.49 of the median frame's error, without ``reconstruction_focus`` to
+    0.43 and 0.63; with one environment and four frames a step, as it was bundled before, to 0.24 and 0.41.
     """
-    words = [sys.executable, str(MOVING_PIXELS), "quickstart", "--updates", "500", "--seconds", "1000"]
+    words = [sys.executable, str(MOVING_PIXELS), "quickstart", *changes, "--updates", "500", "--seconds", "1000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     printed = subprocess.run(words, env=environment, check=True, timeout=900, capture_output=True, text=True).stdout
     moving = {line[:14].strip(): float(line.split()[-1]) for line in printed.splitlines()}
-    assert moving["reconstructed"] < 0.36 * moving["median frame"]
-    assert moving["imagined"] < 0.55 * moving["median frame"]
+    assert moving["reconstructed"] < reconstructed * moving["median frame"]
+    assert moving["imagined"] < imagined * moving["median frame"]

@@ -176,7 +176,7 @@ def run_evaluation(
 
 
 def run_baselines(config: Config, on_step: Callable[[str], OnStep] | None = None) -> list[Evaluation]:
-    """The returns of ``evaluation.baselines`` over as many episodes, from the same seeds."""
+    """The returns of ``evaluation.baselines`` over the same episodes; see ``evaluate_baselines``."""
     return evaluate_baselines(config.evaluation.baselines, on_step=on_step, **_episodes(config))
 
 

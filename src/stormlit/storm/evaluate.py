@@ -207,8 +207,9 @@ def evaluate_baselines(
     if "constant" in baselines:
         constants = facts.action_space.constants()
         names = _constant_names(facts.action_meanings or [*constants])
+        count = 1 if is_deterministic(settings) else episodes
         policies += [
-            (name, lambda _, action=action: ConstantPolicy(action), 1 if is_deterministic(settings) else episodes)  # type: ignore[misc]
+            (name, lambda _, action=action: ConstantPolicy(action), count)  # type: ignore[misc]
             for name, action in zip(names, constants.values(), strict=True)
         ]
     return [
