@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from stormlit.cli import main
-from stormlit.config.compose import compose
+from stormlit.config.compose import compose, to_yaml
 from stormlit.errors import ConfigError
-from stormlit.runs.ablation import launchers
+from stormlit.runs import changes
+from stormlit.runs.ablation import launchers, record
 from stormlit.runs.ablation.cells import Cell, cells_of, one_of_each, progress
 from stormlit.runs.ablation.grid import Grid, grid_names, read_grid
 from stormlit.runs.ablation.launch import ProcessLauncher, gpu_groups
@@ -172,27 +173,62 @@ def test_a_dry_run_shows_cells_changes_and_hours(tmp_path: Path, capsys: pytest.
     assert not list(tmp_path.iterdir())
 
 
+def begin(cell: Cell) -> None:
+    """Leave what a run leaves first in a cell's folder."""
+    cell.folder.mkdir(parents=True)
+    cell.directory.config_file.write_text(to_yaml(cell.config))
+
+
 def test_a_grid_that_has_begun_stays_what_it_was_and_may_grow(tmp_path: Path) -> None:
     begun = "base: tiny\nvariants: {base: , short: imagination.horizon=4}\nseeds: 2\n"
     grid = grid_of(begun, tmp_path)
-    record = Record.of(grid, cells_of(grid), tmp_path)
-    record.content["attempts"]["base-Catch-s0"] = 2
-    record.write()
-    assert record.content["base"] == "base" and record.content["variants"]["short"]["changes"] == {
+    begun_grid = Record.of(grid, cells_of(grid), tmp_path)
+    begun_grid.content["attempts"]["base-Catch-s0"] = 2
+    begun_grid.write()
+    assert begun_grid.content["base"] == "base" and begun_grid.content["variants"]["short"]["changes"] == {
         "imagination.horizon": (8, 4)
     }
     more = grid_of(
         begun.replace("seeds: 2", "seeds: 3").replace("horizon=4", "horizon=4, x: agent.gamma=0.9"), tmp_path
     )
     assert Record.of(more, cells_of(more), tmp_path).content["attempts"] == {"base-Catch-s0": 2}
+    longer = begun.replace("horizon=4", "horizon=5")
+    Record.of(grid_of(longer, tmp_path), cells_of(grid_of(longer, tmp_path)), tmp_path)  # no cell has begun
+    for cell in cells_of(grid)[:3]:
+        begin(cell)
+    slower = begun.replace("base: tiny", "base: tiny env.irreproducible=restart checkpoint.every=100")
+    Record.of(grid_of(slower, tmp_path), cells_of(grid_of(slower, tmp_path)), tmp_path)
     for changed, told in (
-        (begun.replace("horizon=4", "horizon=5"), "cell 'short-Catch-s0' has another configuration now"),
+        (longer, "cell 'short-Catch-s0' began with imagination.horizon=4 and has 5 now"),
         (begun.replace("seeds: 2", "seeds: 1"), "cell 'base-Catch-s1' is not in it any more"),
-        (begun.replace("base: tiny", "base: tiny agent.gamma=0.5"), "cell 'base-Catch-s0' has another configuration"),
+        (
+            begun.replace("base: tiny", "base: tiny agent.gamma=0.5"),
+            "cell 'base-Catch-s0' began with agent.gamma=0.985",
+        ),
     ):
         other = grid_of(changed, tmp_path)
         with pytest.raises(ConfigError, match=re.escape(told)):
             Record.of(other, cells_of(other), tmp_path)
+
+
+def test_a_grid_begun_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
+    grid = grid_of("base: tiny\nvariants: {base: }\nseeds: 1\n", tmp_path)
+    (cell,) = cells_of(grid)
+    Record.of(grid, [cell], tmp_path).write()
+    begin(cell)
+    file = cell.directory.config_file
+    lines = file.read_text().splitlines()
+    kept = [line for line in lines if "irreproducible" not in line and "free_bits: " not in line]
+    assert len(kept) == len(lines) - 2
+    file.write_text("\n".join(kept))
+    with pytest.raises(ConfigError, match=r"free_bits=1\.0 and has 0\.1 now"):  # tiny's is not the default
+        Record.of(grid, [cell], tmp_path)
+    file.write_text("\n".join(line for line in lines if "irreproducible" not in line))
+    Record.of(grid, [cell], tmp_path)
+
+
+def test_what_may_change_in_a_grid_may_in_its_runs() -> None:
+    assert all(key.startswith(changes.MAY_CHANGE) for key in record.MAY_CHANGE)
 
 
 def test_one_of_each_holds_every_variant_and_environment(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a grid remembers of itself: ``grid.json`` in its folder.
 
-Which cells there are and what each of them is, so that a grid which has begun stays what it was; the state of a cell is
-read from its own folder.
+Which cells there are, so that a grid which has begun stays what it was; what a cell is and how far is read from its own
+folder.
 """
 
 from __future__ import annotations
@@ -10,14 +10,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stormlit.config.compose import compose
 from stormlit.errors import ConfigError
 from stormlit.files import read_json, write_json
 from stormlit.runs.ablation.cells import Cell
 from stormlit.runs.ablation.grid import Grid
-from stormlit.runs.result import config_hash
+from stormlit.runs.result import differences
 
 FORMAT = 1
 FILE = "grid.json"
+
+# What may change in a grid that has begun: where its runs compute and what they leave, not what comes out.
+MAY_CHANGE = (
+    "env.isolation",
+    "env.step_timeout_seconds",
+    "env.max_restarts",
+    "env.irreproducible",
+    "loop.log_every_env_steps",
+    "loop.media_every_env_steps",
+    "loop.max_nonfinite_updates",
+    "checkpoint.",
+)
 
 
 class Record:
@@ -25,8 +38,8 @@ class Record:
 
     Keys: ``format``; ``name``; ``words`` of the base; ``base``: the variant that changes nothing, or None;
     ``variants``: name -> ``words`` and ``changes`` (key -> [base's value, its own]); ``environments``; ``seeds``;
-    ``cells``: ``name``, ``variant``, ``environment``, ``seed`` and ``config_hash`` of each; ``attempts``: how often
-    each was started; ``parent``: the MLflow run of the grid, or None.
+    ``cells``: ``name``, ``variant``, ``environment`` and ``seed`` of each; ``attempts``: how often each was started;
+    ``parent``: the MLflow run of the grid, or None.
     """
 
     def __init__(self, folder: Path, content: dict[str, Any]) -> None:
@@ -36,21 +49,17 @@ class Record:
     def of(cls, grid: Grid, cells: Sequence[Cell], folder: Path) -> Record:
         """The record of a grid, with what the folder has of it already; nothing is written.
 
-        Raises ``ConfigError`` when a cell that has begun would be another one now.
+        Raises ``ConfigError`` when a cell is gone, or has begun and would be another one now.
         """
         before = read_json(folder / FILE) if (folder / FILE).is_file() else {}
-        named = {cell.name: config_hash(cell.config) for cell in cells}
+        named = {cell.name: cell for cell in cells}
         for known in before.get("cells", []):
-            if known["name"] not in named:
-                what = "is not in it any more"
-            elif named[known["name"]] != known["config_hash"]:
-                what = "has another configuration now"
-            else:
-                continue
-            raise ConfigError(
-                f"grid '{grid.name}' in {folder} began as another one: its cell '{known['name']}' {what}; give it "
-                "back, or begin another grid with --name NAME (variants, environments and seeds may be added)"
-            )
+            what = _change(named[known["name"]]) if known["name"] in named else "is not in it any more"
+            if what:
+                raise ConfigError(
+                    f"grid '{grid.name}' in {folder} began as another one: its cell '{known['name']}' {what}; give it "
+                    "back, or begin another grid with --name NAME (variants, environments and seeds may be added)"
+                )
         changes = {cell.variant: dict(cell.changes) for cell in reversed(cells)}
         content = {
             "format": FORMAT,
@@ -63,11 +72,7 @@ class Record:
             "environments": list(dict.fromkeys(cell.environment for cell in cells)),
             "seeds": list(grid.seeds),
             "cells": [
-                {
-                    **{key: getattr(cell, key) for key in ("name", "variant", "environment", "seed")},
-                    "config_hash": named[cell.name],
-                }
-                for cell in cells
+                {key: getattr(cell, key) for key in ("name", "variant", "environment", "seed")} for cell in cells
             ],
             "attempts": before.get("attempts", {}),
             "parent": before.get("parent"),
@@ -86,3 +91,18 @@ class Record:
     def count_attempt(self, cell: Cell) -> None:
         self.content["attempts"][cell.name] = self.content["attempts"].get(cell.name, 0) + 1
         self.write()
+
+
+def _change(cell: Cell) -> str:
+    """How a cell differs from the run that has begun in its folder; empty where it does not, or none has."""
+    if not cell.directory.config_file.is_file():
+        return ""
+    changed = differences(compose([str(cell.directory.config_file)]), cell.config)
+    return next(
+        (
+            f"began with {key}={was} and has {now} now"
+            for key, (was, now) in changed.items()
+            if not key.startswith(MAY_CHANGE)
+        ),
+        "",
+    )
