@@ -45,9 +45,10 @@ test-fast: $(INSTALLED_DEV)
 	@echo "==> fast tests, in $(WORKERS) processes"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --durations=15 $(PYTEST_ARGS)
 
+# The longest files come first (tests/conftest.py), so that no process is left alone with one.
 test-slow: $(INSTALLED_DEV)
 	@echo "==> slow tests, in $(WORKERS) processes"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow --durations=40 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow --durations=40 $(PYTEST_ARGS)
 
 test-oldest:
 	@test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)

@@ -28,6 +28,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 hypothesis.settings.register_profile("stormlit", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("stormlit")
 
+TIMEOUT = 600.0  # seconds, as in pyproject.toml
+
 RunStormlit = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -58,3 +60,12 @@ def mlflow_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose database is created once: MLflow's migrations take seconds."""
     pytest.importorskip("mlflow")
     return tmp_path_factory.mktemp("runs with a space")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files first in which a test asks for more time than the others get."""
+    longest: dict[Path, float] = {}
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        longest[item.path] = max(longest.get(item.path, TIMEOUT), float(mark.args[0]) if mark else TIMEOUT)
+    items.sort(key=lambda item: -longest[item.path])
