@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stormlit.cli import main
@@ -74,8 +76,6 @@ PAPER_PARTS: dict[str, dict[str, Any]] = {
 def test_every_bundled_configuration_builds_both_modules(file: Path) -> None:
     by_path, by_name = compose([str(file)]), compose([file.stem])
     assert by_path == by_name
-    if file.stem.startswith("minatar"):
-        pytest.importorskip("minatar")  # an optional dependency
     envs = VectorEnv(by_name.env, seed=0)
     world_model, agent = build_modules(by_name, envs.observation_space, envs.action_space)
     envs.close()
@@ -83,8 +83,32 @@ def test_every_bundled_configuration_builds_both_modules(file: Path) -> None:
     assert agent.action_space == envs.action_space
 
 
-def test_there_are_the_three_documented_configurations() -> None:
-    assert {"quickstart", "storm", "tiny"} <= {file.stem for file in FILES}
+MINATAR = ["Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"]
+BUNDLED: list[Any] = [["quickstart", f"env.id=MinAtar/{game}-v1"] for game in MINATAR]
+BUNDLED += [[file.stem] for file in FILES if file.stem != "upndown"]
+BUNDLED += [pytest.param(["upndown"], marks=pytest.mark.slow)]  # half a minute: eight emulators play everything again
+
+
+@pytest.mark.parametrize("words", BUNDLED, ids=lambda words: words[-1])
+def test_bundled_environments_go_on_from_anywhere(words: list[str]) -> None:
+    """In the middle of any episode, the first and the later ones."""
+    settings = compose(words[:1], words[1:]).env
+    random = np.random.default_rng(0)
+    with closing(VectorEnv(settings, seed=0)) as envs, closing(VectorEnv(settings, seed=1)) as others:
+        envs.reset()
+        others.reset()
+        for _ in range(12):
+            for _ in range(random.integers(1, 12)):
+                envs.step(envs.action_space.random(random, settings.num_envs))
+            others.load_state_dict(envs.state_dict())
+            assert np.array_equal(others.current_obs, envs.current_obs)
+        action = envs.action_space.random(random, settings.num_envs)
+        one, two = envs.step(action), others.step(action)
+        assert np.array_equal(one.obs, two.obs) and np.array_equal(one.reward, two.reward)
+
+
+def test_there_are_the_documented_configurations() -> None:
+    assert {"quickstart", "storm", "tiny", "upndown"} <= {file.stem for file in FILES}
 
 
 def test_storm_is_the_default() -> None:

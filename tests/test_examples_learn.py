@@ -1,4 +1,6 @@
-"""The bundled configurations of other environments than Atari train, and learn."""
+"""The bundled configurations of other environments than Atari train, and learn; those of the quickstart and Catch's
+images are in test_storm_learns.py.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ import torch
 
 from stormlit.config.compose import compose
 from stormlit.envs import EnvSettings, make_env
-from stormlit.errors import EnvironmentSetupError
-from stormlit.runs.assembly import build_training, make_fabric
+from stormlit.runs.assembly import build_training
+from stormlit.runs.fabric import make_fabric
 from stormlit.storm.loop import fit
 
 # What each sees and does: image, numbers, kind of action.
@@ -25,17 +27,15 @@ EXAMPLES = {
     "pendulum": (None, 3, "box"),
     "catch_continuous": ((16, 16, 3), 0, "box"),
     "catch_dict": ((16, 16, 3), 16, "discrete"),
-    "minatar_breakout": ((10, 10, 4), 0, "discrete"),
+    "quickstart": ((10, 10, 4), 0, "discrete"),
 }
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_trains_three_steps(name: str) -> None:
-    if name.startswith("minatar"):
-        pytest.importorskip("minatar")  # an optional dependency
     updates = [f"loop.{module}_updates_per_env_step=1" for module in ("world_model", "agent")]
     short = ["loop.warmup_steps=20", "loop.env_steps=23", "loop.batch_size=2", "imagination.batch_size=4"]
-    config = compose([name], ["tracking=none", *short, *updates])
+    config = compose([name], ["tracking=none", "env.num_envs=1", *short, *updates])
     training = build_training(config, make_fabric(config))
     space, actions = training.envs.observation_space, training.envs.action_space
     assert (space.image, space.width, actions.kind) == EXAMPLES[name]
@@ -48,12 +48,6 @@ def test_an_example_trains_three_steps(name: str) -> None:
         assert all(tensor.isfinite().all() for tensor in module.state_dict().values())
         moved = [name for name, tensor in module.named_parameters() if not torch.equal(tensor, weights[name])]
         assert len(moved) > len(weights) // 2
-
-
-def test_an_environment_of_an_optional_dependency_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stormlit.envs.make.entry_points", lambda **_: ())
-    with pytest.raises(EnvironmentSetupError, match=r"MinAtar/Asterix-v7 .*: it comes with `pip install \"stormlit\["):
-        make_env(EnvSettings(game=None, id="MinAtar/Asterix-v7"))
 
 
 def test_installed_packages_register_the_environments_of_their_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,13 +75,10 @@ SHORT += "loop.world_model_updates_per_env_step=0.25 loop.agent_updates_per_env_
         ("pendulum", SHORT, -900.0),  # -1200
         ("catch_continuous", "evaluation.episodes=100", -0.3),  # -0.75
         ("catch_dict", "loop.env_steps=2000", 0.2),  # -0.75
-        ("minatar_breakout", SHORT, 1.0),  # 0.2
     ],
 )
 def test_an_example_learns_from_scratch(name: str, words: str, bar: float, tmp_path: Path) -> None:
     """Most of them shorter than the configuration says, and all with a bar far above random play."""
-    if name.startswith("minatar"):
-        pytest.importorskip("minatar")
     how = ["evaluation.episodes=20", "evaluation.baselines=[]", "loop.media_every_env_steps=0", *words.split()]
     output = [f"run.dir={tmp_path}", "run.name=learns", "tracking=csv"]
     # One thread is as fast as two at these sizes, and adds in the same order every time.

@@ -14,6 +14,7 @@ import stormlit.envs.catch  # noqa: F401  registers stormlit/Catch-v0
 from stormlit.envs.actions import SUPPORTED, StoredActions, action_space_of, described, is_stored_form
 from stormlit.envs.atari import NOOP, AtariProtocol, ale_games
 from stormlit.envs.contract import CheckedEnv
+from stormlit.envs.minatar import ForgetLastAction
 from stormlit.envs.observations import View, view_of
 from stormlit.envs.settings import EnvSettings, check_settings, env_id, env_key
 from stormlit.errors import ConfigError, EnvironmentSetupError, describe, nearest
@@ -25,8 +26,6 @@ ALE_ARGUMENTS = {
     "full_action_space": "full_action_space",
     "max_num_frames_per_episode": "max_frames",
 }
-# Namespaces of environments that come with our optional dependencies.
-EXTRAS = {"MinAtar": ': it comes with `pip install "stormlit[minatar]"`'}
 
 
 def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, Any]:
@@ -49,6 +48,8 @@ def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, Any]:
         )
     name = env_id(settings)
     env = _make_atari(name, settings) if name.startswith("ALE/") else _make_registered(name, settings)
+    if any(cls.__module__ == "minatar.gym" for cls in type(env.unwrapped).__mro__):
+        env = ForgetLastAction(env)
     try:
         _check_protocol(env, settings)
         if settings.render_pixels and not name.startswith("ALE/"):
@@ -103,7 +104,7 @@ def _make_registered(name: str, settings: EnvSettings, **options: Any) -> gymnas
         _register_plugins(name)
         return gymnasium.make(name, disable_env_checker=True, **options)
     except gymnasium.error.UnregisteredEnv as error:
-        hint = EXTRAS.get(name.partition("/")[0]) or nearest(name, gymnasium.registry)
+        hint = nearest(name, gymnasium.registry)
         raise EnvironmentSetupError(f"{env_key(settings)} is not a registered Gymnasium environment{hint}") from error
     # A malformed id, a missing module or dependency, or a constructor that wants arguments.
     except (gymnasium.error.Error, ImportError, ValueError, TypeError, AttributeError) as error:

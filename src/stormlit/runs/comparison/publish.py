@@ -71,6 +71,7 @@ class Benchmark:
 BENCHMARKS = {
     "atari100k": Benchmark("storm", ATARI_100K_GAMES),
     "quickstart": Benchmark("quickstart"),
+    "upndown": Benchmark("upndown"),
     "catch": Benchmark("tiny"),
 }
 
