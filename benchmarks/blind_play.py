@@ -1,6 +1,6 @@
 """What can be had without looking: actions drawn with fixed probabilities, whatever is seen.
 
-    OMP_NUM_THREADS=1 python benchmarks/blind_play.py quickstart [KEY=VALUE ...] --play NOOP+FIRE FIRE+UP UP=9+DOWN
+    OMP_NUM_THREADS=1 python benchmarks/blind_play.py upndown [KEY=VALUE ...] --play NOOP+FIRE FIRE+UP UP=9+DOWN
 
 Prints the mean return of ``evaluation.episodes`` episodes, its standard error and the mean length, of random play and
 of each mixture: names of actions, with weights where they are not equal. What a mixture gains over random play and over

@@ -36,9 +36,10 @@ from stormlit.envs import VectorEnv
 from stormlit.errors import StormlitError
 from stormlit.files import read_json, write_json
 from stormlit.nn.latents import straight_through
-from stormlit.runs.assembly import build_modules, make_fabric
+from stormlit.runs.assembly import build_modules
 from stormlit.runs.checkpoint import list_checkpoints
 from stormlit.runs.directory import RunDirectory
+from stormlit.runs.fabric import make_fabric
 from stormlit.types import Batch, Trajectory
 
 DONE, FAILED, CALL_AGAIN = 0, 1, 75
@@ -47,7 +48,8 @@ GRACE = 60.0  # seconds to save a checkpoint in
 LIMITS = {"parity": 120, "bench-fp32": 300, "bench-bf16": 300, "official-fp32": 240, "official-bf16": 240, "train": 480}
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 # Every step runs on any CPU with these sizes; what comes out measures nothing.
-SMALL = """tiny world_model.hidden_dim=16 agent.hidden_dim=16 world_model.encoder.stem_channels=4 loop.batch_size=4
+SMALL = """tiny env.num_envs=1 loop.world_model_updates_per_env_step=1 loop.agent_updates_per_env_step=1
+    world_model.hidden_dim=16 agent.hidden_dim=16 world_model.encoder.stem_channels=4 loop.batch_size=4
     imagination.batch_size=8 imagination.horizon=3 loop.batch_length=8 loop.warmup_steps=64 loop.env_steps=400
     loop.log_every_env_steps=20 loop.media_every_env_steps=0 checkpoint.every=20 evaluation.episodes=4
     evaluation.baselines=[]"""

@@ -1,6 +1,6 @@
 """How well a world model learns what moves: trained alone on random play, for a number of this process's CPU seconds.
 
-    OMP_NUM_THREADS=1 python benchmarks/moving_pixels.py quickstart [KEY=VALUE ...] [--seconds 40 | --updates 500]
+    OMP_NUM_THREADS=1 python benchmarks/moving_pixels.py upndown [KEY=VALUE ...] [--seconds 40 | --updates 500]
 
 Prints mean squared errors, times 1e4, on 32 held-out windows of 16 steps: of frames decoded from the likeliest latents,
 and of ten steps imagined after four of context. A pixel moves where, in some channel, it is more than a tenth of the
@@ -19,7 +19,8 @@ from stormlit.config.compose import compose
 from stormlit.config.schema import Config
 from stormlit.envs import VectorEnv
 from stormlit.ops.moving import MOVES
-from stormlit.runs.assembly import build_modules, make_fabric, player_factory
+from stormlit.runs.assembly import build_modules, player_factory
+from stormlit.runs.fabric import make_fabric
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
 from stormlit.storm.learner import Learner

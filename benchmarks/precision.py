@@ -1,6 +1,6 @@
 """What bf16-mixed changes: which tensors it rounds, and by how much losses and sampled frequencies differ from float32.
 
-    python benchmarks/precision.py --run runs/quickstart-UpNDown-s0 [--device cpu] [--draws 8]
+    python benchmarks/precision.py --run runs/upndown-UpNDown-s0 [--device cpu] [--draws 8]
     python benchmarks/precision.py --config storm
 
 With a run, its newest checkpoint and its own play; with a configuration, random weights and random play. Prints the
@@ -45,11 +45,14 @@ class Subject:
         self.device, self.settings = torch.device(device), config.imagination
         rows, length = config.loop.batch_size, config.loop.batch_length
         with closing(VectorEnv(config.env, seed=config.seed)) as envs:
-            replay = ReplayBuffer(rows * length, envs.num_envs, envs.obs_shape, device=self.device, seed=config.seed)
+            steps = max(rows * length // envs.num_envs, length)  # of each environment: a window at least
+            replay = ReplayBuffer(
+                steps * envs.num_envs, envs.num_envs, envs.obs_shape, device=self.device, seed=config.seed
+            )
             player = player_factory(config, self.world_model, self.agent)(envs.num_envs)
             collector = Collector(envs, player, replay, seed=config.seed)
             torch.manual_seed(config.seed)
-            for _ in range(rows * length // envs.num_envs):
+            for _ in range(steps):
                 collector.step(collector.select_action(random=random))
         self.batch, self.contexts = replay.sample(rows, length), replay.sample(256, self.settings.context_length)
 

@@ -159,9 +159,9 @@ def test_only_atari_games_are_compared_with_people(monkeypatch: pytest.MonkeyPat
 
 
 def test_whole_numbers_may_be_written_with_an_exponent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = compose(["tiny"], ["env.max_episode_steps=1e3", "loop.env_steps=1e2", "replay.capacity=1.6e1"])
+    config = compose(["tiny"], ["env.max_episode_steps=1e3", "loop.env_steps=1e2", "replay.capacity=1.28e2"])
     numbers = (config.env.max_episode_steps, config.loop.env_steps, config.replay.capacity)
-    assert numbers == (1000, 100, 16) and {type(number) for number in numbers} == {int}
+    assert numbers == (1000, 100, 128) and {type(number) for number in numbers} == {int}
     file = tmp_path / "mine.yaml"
     file.write_text("env: {max_episode_steps: 1e3}\nloop: {env_steps: 1e2}\n")
     config = compose(["tiny", str(file)])

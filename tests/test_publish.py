@@ -68,8 +68,8 @@ def test_a_run_stands_in_the_file_of_its_benchmark_and_in_the_table(
 @pytest.mark.parametrize(
     ("words", "changes", "told"),
     [
-        (["loop.env_steps=4000"], {}, "another budget than the benchmarks atari100k, quickstart, catch; the nearest, "
-         "catch, has env_steps = 5000, and this run 4000"),
+        (["loop.env_steps=15000"], {}, "another budget than the benchmarks atari100k, quickstart, upndown, catch; the "
+         "nearest, catch, has env_steps = 16000, and this run 15000"),
         (["evaluation.greedy=false"], {}, "another protocol than the benchmarks"),
         (["env.kwargs.columns=5"], {}, "has env.kwargs.columns = null, and this run 5"),
         (["run.init_from=other"], {}, "began with the weights of another run"),
@@ -77,7 +77,7 @@ def test_a_run_stands_in_the_file_of_its_benchmark_and_in_the_table(
         ([], {"provenance": {**CLEAN, "commit": None, "dirty": None}}, "was not trained from a git checkout"),
         ([], {"evaluation": {"agent": [1.0, None]}}, "has returns that are no numbers"),
         ([], {"evaluation": {}}, "has returns that are no numbers"),
-        ([], {"env_steps": 4999}, "is not finished: `stormlit resume"),
+        ([], {"env_steps": 15_999}, "is not finished: `stormlit resume"),
     ],
 )  # fmt: skip
 def test_what_may_not_stand_there_is_refused(

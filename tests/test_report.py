@@ -198,10 +198,10 @@ def test_unfinished_runs_and_budgets_and_code(tmp_path: Path) -> None:
     write_json(root / "gru-s0" / "checkpoints" / "step-000002500" / "manifest.json", {})
     assert "This report is partial: 1 run is not finished and in no figure: gru-s0 (step 2,500)." in sentences(root)
     assert "There is one variant" in sentences(root)
-    result = fake_result("long-s0", [1.0], "loop.env_steps=9000", variant="long")
+    result = fake_result("long-s0", [1.0], "loop.env_steps=20000", variant="long")
     write_run(root, dataclasses.replace(result, provenance={**result.provenance, "commit": "fedcba", "dirty": True}))
     told = sentences(root)
-    assert "Budgets differ in Catch, in environment steps: base 5,000; long 9,000." in told
+    assert "Budgets differ in Catch, in environment steps: base 16,000; long 20,000." in told
     assert "Runs differ in code (commit): 0123456789ab and fedcba." in told and "uncommitted code" in told
 
 

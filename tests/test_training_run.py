@@ -29,6 +29,7 @@ from stormlit.runs.directory import RunDirectory
 SMALL = (
     "tiny",
     "tracking=csv",
+    "env.num_envs=1",
     "world_model.hidden_dim=16",
     "world_model.encoder.stem_channels=4",
     "world_model.decoder.stem_channels=4",
@@ -42,6 +43,8 @@ SMALL = (
     "loop.env_steps=48",
     "loop.batch_size=4",
     "loop.batch_length=8",
+    "loop.world_model_updates_per_env_step=1",
+    "loop.agent_updates_per_env_step=1",
     "loop.log_every_env_steps=8",
     "loop.media_every_env_steps=0",
     "checkpoint.every=24",
@@ -242,6 +245,19 @@ def test_updates_may_be_fewer_than_steps(tmp_path: Path) -> None:
 def test_a_budget_below_the_random_start_still_trains(tmp_path: Path) -> None:
     metrics = logged(train(tmp_path, "short", "loop.env_steps=16", "loop.warmup_steps=1000"))
     assert metrics[16, "progress/world_model_updates"] == 8
+
+
+def test_the_step_size_follows_the_run(tmp_path: Path) -> None:
+    """Over the last half of 48 steps: half of 1e-3 after 36, nothing at the end; the agent's stays."""
+    words = ("world_model.optimizer.decay=0.5", "world_model.optimizer.learning_rate=1e-3", "checkpoint.keep=9")
+    run = train(tmp_path, "run", *words, "checkpoint.every=12")
+    sizes: dict[str, list[float]] = {"world_model_learner": [], "agent_learner": []}
+    for checkpoint in list_checkpoints(RunDirectory(run))[-2:]:
+        for name, seen in sizes.items():
+            (group,) = read(checkpoint / "training-0.pt")[name]["optimizer"]["param_groups"]
+            seen.append(group["lr"])
+    assert sizes["world_model_learner"] == pytest.approx([5e-4, 0.0])
+    assert len(set(sizes["agent_learner"])) == 1 and sizes["agent_learner"][0] > 0
 
 
 def test_bfloat16_trains_on_the_cpu(tmp_path: Path) -> None:
