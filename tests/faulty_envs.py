@@ -14,9 +14,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from stormlit.envs.catch import Catch
+from stormlit.envs.catch import GRID, Catch
 
 FAULTY_STEP = 4  # of an episode, counted from 1
+STEPS = "FAULTY_ENVS_STEPS"  # names the file
 ABSENT = "FAULTY_ENVS_ABSENT"  # names a file: while it exists, no environment of this module can be made
 
 
@@ -59,6 +60,29 @@ class Faulty(Catch):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Leaky(Catch):
+    """The paddle begins a column further to the right in each episode: only a first one follows from its seed."""
+
+    def __init__(self) -> None:
+        super().__init__(cell=2)
+        self.begun = 0
+
+    def reset(self, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        _, info = super().reset(**how)
+        self._paddle_column = (self._paddle_column + self.begun) % GRID
+        self.begun += 1
+        return self._image(), info
+
+
+class LeakyElsewhere(Leaky):
+    """Sound in the first process of a run."""
+
+    def reset(self, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            self.begun = 0
+        return super().reset(**how)
+
+
 class Slow(Catch):
     """Half a second a step."""
 
@@ -67,6 +91,18 @@ class Slow(Catch):
         return super().step(action)
 
 
+class Counted(Catch):
+    """Appends a byte to a file for each step."""
+
+    def step(self, action: int | np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        with open(os.environ[STEPS], "ab") as file:
+            file.write(b".")
+        return super().step(action)
+
+
+gymnasium.register("Counted-v0", entry_point=Counted, max_episode_steps=8)
+gymnasium.register("Leaky-v0", entry_point=Leaky, max_episode_steps=8)
+gymnasium.register("LeakyElsewhere-v0", entry_point=LeakyElsewhere, max_episode_steps=8)
 gymnasium.register("Slow-v0", entry_point=Slow, max_episode_steps=8)
 for word in ("raise", "hang", "exit", "kill", "reset", "always"):
     gymnasium.register(f"{word.title()}-v0", entry_point=Faulty, max_episode_steps=8, kwargs={"fault": word})

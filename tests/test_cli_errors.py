@@ -137,7 +137,7 @@ def refused_training(capsys: pytest.CaptureFixture[str], root: Path, *words: str
         ("precision=16-mixed", ["precision=16-mixed", "GPU", "bf16-mixed", "32-true"]),
         ("accelerator=mps", ["accelerator", "mps", "Apple's GPUs are not supported", "choose cpu"]),
         # configurations
-        ("tniy", ["tniy", "did you mean 'tiny'", "quickstart, storm, tiny"]),
+        ("tniy", ["tniy", "did you mean 'tiny'", "quickstart, storm, tiny, upndown"]),
         ("nowhere/to/be/found.yaml", ["nowhere/to/be/found.yaml", "does not exist"]),
         ("nowhere=1/c.yaml", ["the configuration file nowhere=1/c.yaml does not exist"]),
         ("x" * 300, ["there is no configuration 'xxx"]),

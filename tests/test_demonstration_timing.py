@@ -11,7 +11,8 @@ import torch
 from recorded import write_pickle
 from stormlit.config.compose import compose
 from stormlit.envs import VectorEnv
-from stormlit.runs.assembly import build_demonstrations, make_fabric
+from stormlit.runs.assembly import build_demonstrations
+from stormlit.runs.fabric import make_fabric
 
 
 @pytest.mark.parametrize(

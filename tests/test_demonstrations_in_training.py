@@ -17,7 +17,8 @@ from recorded import CATCH, as_official, catch, counted, write_pickle
 from stormlit.config.compose import compose
 from stormlit.envs import EnvSettings, VectorEnv, resized_image
 from stormlit.errors import CheckpointError
-from stormlit.runs.assembly import build_training, make_fabric
+from stormlit.runs.assembly import build_training
+from stormlit.runs.fabric import make_fabric
 from stormlit.storm.demonstrations import DemonstrationBuffer, Origin, record, write_npz
 from stormlit.storm.evaluate import RandomPolicy
 from stormlit.storm.learner import Learner, Update
@@ -262,7 +263,7 @@ def test_a_changed_file_is_refused_at_resume_and_a_moved_one_is_not(
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["recorded", "official"])
 def test_freeway_with_a_demonstration_trains(source: str, tmp_path: Path) -> None:
-    """The quickstart at reduced size; the official trajectory where it is at hand."""
+    """Freeway at reduced size; the official trajectory where it is at hand."""
     file = Path(os.environ.get(OFFICIAL, "")) / "Freeway.pkl"
     if source == "recorded":
         settings = EnvSettings(game="Freeway", size=32)

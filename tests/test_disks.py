@@ -11,7 +11,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import stormlit.storm.loop
@@ -75,12 +74,12 @@ def trouble(between: tuple[int, int], begin: Callable[[], object], end: Callable
     """Begin it before the step after ``between[0]`` environment steps, and end it before that after ``between[1]``."""
     collect = stormlit.storm.loop.collect
 
-    def collect_in_trouble(training: Training, action: np.ndarray) -> None:
+    def collect_in_trouble(training: Training) -> None:
         if training.progress.env_steps == between[0]:
             begin()
         if training.progress.env_steps == between[1]:
             end()
-        collect(training, action)
+        collect(training)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stormlit.storm.loop, "collect", collect_in_trouble)

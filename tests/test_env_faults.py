@@ -294,16 +294,16 @@ def test_an_evaluation_that_fails_while_training_saves_the_run(
 def test_a_run_survives_its_environments_being_killed_from_outside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collect, killed = stormlit.storm.loop.collect, []
+    select_action, killed = stormlit.storm.loop.select_action, []
 
-    def kill_and_collect(training: Training, action: np.ndarray) -> None:
+    def kill_and_select(training: Training) -> np.ndarray:
         if training.progress.env_steps % 10 == 4:
             victim = pids(training.envs)[training.progress.env_steps % 2]
             os.kill(victim, signal.SIGKILL)
             killed.append(victim)
-        collect(training, action)
+        return select_action(training)
 
-    monkeypatch.setattr(stormlit.storm.loop, "collect", kill_and_collect)
+    monkeypatch.setattr(stormlit.storm.loop, "select_action", kill_and_select)
     run = train(tmp_path, "run", "env.num_envs=2", "env.isolation=process", "loop.env_steps=60")
     assert len(killed) == 6 and all(map(gone, killed))
     assert logged(run)[60, "progress/env_restarts"] == 6

@@ -6,7 +6,6 @@ import re
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,8 +13,9 @@ import stormlit.runs.train
 import stormlit.storm.loop
 from stormlit.cli import main
 from stormlit.config.compose import compose
-from stormlit.runs.assembly import build_training, make_fabric
+from stormlit.runs.assembly import build_training
 from stormlit.runs.estimate import seconds_per_env_step, time_to_come
+from stormlit.runs.fabric import make_fabric
 from stormlit.runs.run import Run
 from stormlit.storm.experience import Windows
 from stormlit.storm.training import Training
@@ -89,17 +89,21 @@ def test_what_cannot_fit_is_refused_before_anything_is_left(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "words", [(), pytest.param(("loop.overlap=true", "env.isolation=process"), marks=pytest.mark.slow)]
+)
 def test_running_out_of_memory_saves_and_says_what_to_lower(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In the second case environments are in the middle of a step, which is not saved."""
     collect = stormlit.storm.loop.collect
 
-    def ask_for_too_much(training: Training, action: np.ndarray) -> None:
-        collect(training, action)
+    def ask_for_too_much(training: Training) -> None:
+        collect(training)
         if training.progress.env_steps == 37:  # five million windows of 8 frames of 12 kB
             training.experience.batch = Windows(5 * 10**6, 0, 8)
 
-    size = ("env.size=64",)
+    size = ("env.size=64", *words)
     with monkeypatch.context() as patch:
         patch.setattr(stormlit.storm.loop, "collect", ask_for_too_much)
         assert main(["train", *SMALL, *size, f"run.dir={tmp_path / 'b'}", "run.name=run"]) == 3

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import stormlit.runs.housekeeping
@@ -127,10 +126,10 @@ def test_environments_that_fail_outweigh_a_signal(tmp_path: Path, monkeypatch: p
     """A job that is asked to stop comes back, which would not help this one."""
     collect, fault = stormlit.storm.loop.collect, first_fault()
 
-    def signalled(training: Training, action: np.ndarray) -> None:
+    def signalled(training: Training) -> None:
         if training.progress.env_steps == fault - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        collect(training, action)
+        collect(training)
 
     with monkeypatch.context() as patch:
         patch.setattr(stormlit.storm.loop, "collect", signalled)
@@ -147,10 +146,10 @@ def test_a_signal_while_an_environment_hangs_stops_within_its_limit(
     collect, fault = stormlit.storm.loop.collect, first_fault()
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
 
-    def signalled(training: Training, action: np.ndarray) -> None:
+    def signalled(training: Training) -> None:
         if training.progress.env_steps == fault - 1:
             timer.start()
-        collect(training, action)
+        collect(training)
 
     words = ["env.id=faulty_envs:Hang-v0", "env.size=16", "env.isolation=process", "env.step_timeout_seconds=2"]
     with monkeypatch.context() as patch:

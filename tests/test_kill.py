@@ -40,6 +40,14 @@ VARIANTS = {
         "replay.capacity=40",
         "checkpoint.every=14",
     ),
+    "MinAtar Breakout, 2 environments": (
+        "env.id=MinAtar/Breakout-v1",
+        "env.size=10",
+        "env.channels=as_is",
+        "env.max_episode_steps=1000",
+        "env.num_envs=2",
+        "checkpoint.every=14",
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from small import random_batch, random_trajectory, small_agent, small_world_model
 from stormlit.errors import TrainingError
+from stormlit.nn.optimizers import OptimizerSettings
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.learner import Learner
 from stormlit.storm.world_model import WorldModel
@@ -59,11 +60,46 @@ def test_a_step_moves_the_weights_and_reports() -> None:
     assert not world_model.training
 
 
+def test_the_step_size_decays_over_the_last_share_of_a_run() -> None:
+    settings = OptimizerSettings(decay=0.5)
+    assert [settings.decayed(done) for done in (0.0, 0.5, 0.625, 0.75, 1.0, 1.1)] == [1.0, 1.0, 0.75, 0.5, 0.0, 0.0]
+    assert OptimizerSettings().decayed(0.99) == 1.0
+
+
+@pytest.mark.parametrize(("decay", "left"), [(0.0, 1.0), (0.5, 0.5)])
+def test_step_sizes_of_a_module_s_own_groups_are_kept(decay: float, left: float) -> None:
+    """A module of somebody else may override ``configure_optimizers``, as in any LightningModule."""
+
+    class Own(WorldModel):
+        def configure_optimizers(self, fused: bool = True) -> torch.optim.Adam:
+            halves = list(self.parameters())[::2], list(self.parameters())[1::2]
+            groups = [{"params": half, "lr": lr} for half, lr in zip(halves, (1e-3, 1e-2), strict=True)]
+            return torch.optim.Adam(groups, fused=fused)
+
+    world_model = small_world_model()
+    world_model.__class__, world_model.optimizer_settings.decay = Own, decay
+    learner = learner_of(world_model, "world_model")
+    for _ in range(2):
+        learner.update(random_batch(), 0.75)
+    assert [group["lr"] for group in learner.optimizer.param_groups] == pytest.approx([1e-3 * left, 1e-2 * left])
+
+
+def test_adams_first_step_is_as_long_as_the_step_size_at_that_time() -> None:
+    moves = []
+    for done in (0.0, 0.75):
+        world_model = small_world_model()
+        world_model.optimizer_settings.decay = 0.5
+        before = state_of(world_model)
+        learner_of(world_model, "world_model").update(random_batch(), done)
+        moves.append(max(float((p.detach() - before[name]).abs().max()) for name, p in world_model.named_parameters()))
+    assert moves == pytest.approx([1e-3, 0.5e-3], rel=1e-3)
+
+
 def test_gradients_are_clipped() -> None:
     """The optimiser sees the clipped gradient, the metrics its norm before."""
     agent = small_agent()
     learner = learner_of(agent, "agent")
-    learner.clip_norm = 0.125
+    learner.settings.clip_norm = 0.125
     seen: list[float] = []
 
     def record_norm(*_: object) -> None:

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 
 import stormlit
@@ -31,6 +32,13 @@ def test_every_requirement_has_a_lower_bound(setup_cfg: configparser.ConfigParse
     assert len(requirements) > 10
     without = [r.name for r in requirements if not any(bound.operator in (">=", "==") for bound in r.specifier)]
     assert without == []
+
+
+def test_environments_of_bundled_configurations_come_with_the_package(setup_cfg: configparser.ConfigParser) -> None:
+    ids = [OmegaConf.load(file).get("env", {}).get("id") or "" for file in (ROOT / "configs").glob("*.yaml")]
+    packages = {id.partition("/")[0].lower() for id in ids if "/" in id} - {"stormlit"}
+    required = {Requirement(line).name for line in setup_cfg["options"]["install_requires"].split("\n") if line}
+    assert packages == {"minatar"} and packages <= required
 
 
 def test_version_is_the_one_in_setup_cfg(setup_cfg: configparser.ConfigParser) -> None:

@@ -155,10 +155,10 @@ def interrupted(root: Path, at: int, words: tuple[str, ...] = ()) -> None:
     """Train until somebody presses Ctrl-C after ``at`` environment steps."""
     collect = stormlit.storm.loop.collect
 
-    def collect_or_stop(training: Training, action: np.ndarray) -> None:
+    def collect_or_stop(training: Training) -> None:
         if training.progress.env_steps >= at:
             raise KeyboardInterrupt
-        collect(training, action)
+        collect(training)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stormlit.storm.loop, "collect", collect_or_stop)
@@ -168,8 +168,8 @@ def interrupted(root: Path, at: int, words: tuple[str, ...] = ()) -> None:
 def test_what_others_draw_from_numpy_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     collect = stormlit.storm.loop.collect
 
-    def collect_and_draw(training: Training, action: np.ndarray) -> None:
-        collect(training, action)
+    def collect_and_draw(training: Training) -> None:
+        collect(training)
         training.metrics.add("test", {"drawn": np.random.random()})
 
     monkeypatch.setattr(stormlit.storm.loop, "collect", collect_and_draw)

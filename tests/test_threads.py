@@ -13,8 +13,9 @@ import stormlit.runs.report as report
 import stormlit.runs.threads as threads
 from stormlit.cli import main
 from stormlit.config.compose import compose
-from stormlit.runs.assembly import build_training, make_fabric
-from stormlit.runs.threads import LIMIT, cores, counted, gflop, most_threads, settle_threads, threads_for, told_threads
+from stormlit.runs.assembly import build_training
+from stormlit.runs.fabric import make_fabric
+from stormlit.runs.threads import LIMIT, cores, gflop, most_threads, settle_threads, threads_for, told_threads
 from test_cli_errors import refusal
 from test_training_run import SMALL, differences, newest, train
 
@@ -126,12 +127,3 @@ def test_a_run_keeps_the_number_that_it_began_with(
 def test_other_words_are_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     sentence = refusal(capsys, "train", *SMALL, word)
     assert sentence.startswith(f"{word} is ") and sentence.endswith("1 to 1024")
-
-
-def test_numbers_bring_their_nouns() -> None:
-    assert [counted(n, noun) for n in (1, 2) for noun in ("core", "process")] == [
-        "1 core",
-        "1 process",
-        "2 cores",
-        "2 processes",
-    ]

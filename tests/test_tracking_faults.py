@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import stormlit.storm.loop
@@ -345,8 +344,8 @@ def test_a_run_killed_while_training_is_tracked_once(
     collect = stormlit.storm.loop.collect
     with monkeypatch.context() as patch:
 
-        def collect_or_die(training: Training, action: np.ndarray) -> None:
-            collect(training, action) if training.progress.env_steps < 41 else 1 // 0
+        def collect_or_die(training: Training) -> None:
+            collect(training) if training.progress.env_steps < 41 else 1 // 0
 
         patch.setattr(stormlit.storm.loop, "collect", collect_or_die)
         with pytest.raises(ZeroDivisionError):

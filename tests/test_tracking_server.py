@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import stormlit.storm.loop
@@ -111,10 +110,10 @@ def at_steps(monkeypatch: pytest.MonkeyPatch, events: dict[int, Callable[[], Non
     """Do something before certain environment steps are taken."""
     collect = stormlit.storm.loop.collect
 
-    def collect_and_more(training: Training, action: np.ndarray) -> None:
+    def collect_and_more(training: Training) -> None:
         if event := events.pop(training.progress.env_steps, None):
             event()
-        collect(training, action)
+        collect(training)
 
     monkeypatch.setattr(stormlit.storm.loop, "collect", collect_and_more)
 

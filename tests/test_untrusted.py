@@ -21,9 +21,10 @@ import torch
 
 from stormlit.config.compose import compose, to_tree
 from stormlit.errors import CheckpointError, StormlitError
-from stormlit.runs.assembly import build_training, make_fabric
+from stormlit.runs.assembly import build_training
 from stormlit.runs.checkpoint import read_tensors
 from stormlit.runs.directory import RunDirectory, find_run
+from stormlit.runs.fabric import make_fabric
 from stormlit.runs.run import Run
 from stormlit.runs.snapshot import restore_snapshot, verify_snapshot
 from stormlit.runs.train import _run_id

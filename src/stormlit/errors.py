@@ -37,6 +37,10 @@ class CheckpointError(StormlitError):
     """A run or checkpoint that cannot be found, read, trusted or fitted into the model."""
 
 
+class IrreproducibleError(CheckpointError):
+    """An episode that does not lead to where it was when it is played again."""
+
+
 class MisfitError(CheckpointError):
     """A checkpoint that is whole, of another configuration than the one it is to be used with."""
 
@@ -55,8 +59,16 @@ class EnvironmentCrashError(TrainingError):
     """Environments that crashed more often than ``env.max_restarts`` allows."""
 
 
-class CrashElsewhereError(EnvironmentCrashError):
+class ElsewhereError(StormlitError):
+    """What another process has found, and tells."""
+
+
+class CrashElsewhereError(EnvironmentCrashError, ElsewhereError):
     """Environments of another process failed, which names them."""
+
+
+class RestoreElsewhereError(CheckpointError, ElsewhereError):
+    """Another process could not go on from its part of a checkpoint, and says why."""
 
 
 class EnvironmentContractError(EnvironmentSetupError, EnvironmentCrashError):
@@ -82,6 +94,16 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     by_lowercase = {choice.lower(): choice for choice in choices}
     match = difflib.get_close_matches(word.lower(), list(by_lowercase), n=1, cutoff=0.5)
     return f" (did you mean '{by_lowercase[match[0]]}'?)" if match else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """The number with its noun, in the plural where that is due.
+
+    >>> counted(1, "thread"), counted(2, "process")
+    ('1 thread', '2 processes')
+    """
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{plural}"
 
 
 def describe(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from stormlit.errors import ConfigError, StormlitError, TrainingError
+from stormlit.errors import ConfigError, StormlitError, TrainingError, counted
 from stormlit.runs.ablation import launchers
 from stormlit.runs.ablation.cells import Cell, cells_of, check, last_lines, one_of_each, seconds_of
 from stormlit.runs.ablation.grid import Grid, read_grid
@@ -21,7 +21,6 @@ from stormlit.runs.ablation.table import Table, summary
 from stormlit.runs.comparison.write import write_report
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.signals import Stopped, StopSignals
-from stormlit.runs.threads import counted
 
 LAST_LINES = 6  # of a failed cell's log
 

@@ -18,8 +18,9 @@ from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
 from stormlit.files import write_json
 from stormlit.nn.laws import LAWS
-from stormlit.runs.assembly import make_fabric, player_factory, run_baselines, run_evaluation
+from stormlit.runs.assembly import player_factory, run_baselines, run_evaluation
 from stormlit.runs.curves import write_curves
+from stormlit.runs.fabric import make_fabric
 from stormlit.runs.load import load
 from stormlit.runs.pictures import write_dream_video
 from stormlit.runs.progress import evaluation_bar

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from stormlit.errors import CrashElsewhereError, EnvironmentCrashError, StormlitError
+from stormlit.errors import ElsewhereError, EnvironmentCrashError, IrreproducibleError, StormlitError
 
 LAUNCHERS_FILE = "TORCHELASTIC_ERROR_FILE"  # in the environment of what torchrun has started, as `fabric run` does
 PATIENCE_SECONDS = 30.0
@@ -31,9 +31,9 @@ def tell(error: StormlitError) -> None:
 
 def _speaks_for_all(error: StormlitError) -> bool:
     """Environments fail in a process of their own, which knows what happened; all else is found by every process."""
-    if isinstance(error, EnvironmentCrashError):
-        return not isinstance(error, CrashElsewhereError)
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    if isinstance(error, ElsewhereError):
+        return False
+    return isinstance(error, EnvironmentCrashError | IrreproducibleError) or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _given_to_launcher(sentence: str) -> bool:

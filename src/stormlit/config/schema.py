@@ -74,7 +74,8 @@ class LoopSettings:
     ] = 1.0
     agent_updates_per_env_step: Annotated[float, Option("agent updates for each such step", 0, 1000)] = 1.0
     overlap: Annotated[
-        bool, Option("step environments while a GPU is busy with updates, which then lack the newest step")
+        bool,
+        Option("make updates while environments step, on a GPU or beside env.isolation=process; they lack the newest"),
     ] = False
     training_return: Annotated[
         Literal["complete", "without_last_reward"],

@@ -68,6 +68,12 @@ class EnvSettings:
         int,
         Option("crashes survived, over all environments of a process; one more ends the run", 0, LARGEST),
     ] = 20
+    irreproducible: Annotated[
+        Literal["refuse", "restart"],
+        Option(
+            "an episode that, played again to go on, does not lead to where it was: refuse to go on, or begin another"
+        ),
+    ] = "refuse"
     kwargs: Annotated[
         dict[str, Any],
         Option("arguments of the environment's constructor, each as env.kwargs.NAME=VALUE", any_keys=True),

@@ -12,7 +12,13 @@ import numpy as np
 from stormlit.envs.local import EnvFacts
 from stormlit.envs.settings import AtariSettings, EnvSettings, check_settings, env_key, env_name, is_atari
 from stormlit.envs.slot import EnvSlot, Restarts, open_envs
-from stormlit.errors import ActionError, CheckpointError, EnvironmentContractError, EnvironmentCrashError
+from stormlit.errors import (
+    ActionError,
+    CheckpointError,
+    EnvironmentContractError,
+    EnvironmentCrashError,
+    IrreproducibleError,
+)
 from stormlit.types import EnvStep
 
 _log = logging.getLogger(__name__)
@@ -38,6 +44,7 @@ class VectorEnv:
         check_settings(settings)
         self._name = env_name(settings)
         self._sign_rewards = settings.reward_transform == "sign"
+        self._restarts_irreproducible = settings.irreproducible == "restart"
         self._restarts = Restarts(settings)
         envs, facts = open_envs(settings, settings.num_envs)
         offset = None if settings.episode_seeds == "same" else env_index_offset
@@ -87,23 +94,32 @@ class VectorEnv:
         return self.current_obs
 
     def step(self, actions: np.ndarray) -> EnvStep:
-        """Take one action in each environment, (N, *shape); an environment whose episode ended is reset at once.
+        """``step_async`` and ``step_wait``."""
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Begin to take one action in each environment, (N, *shape); processes do so while this one goes on.
 
         Numbers of a Box are clipped to [-1, 1].
-
-        A lost life is termination where the settings say so, and the game goes on. The returns of ``episodes`` are raw,
-        and their ``env_index`` is the place (without the offset).
-        A crash is truncation with reward 0 and no termination, as what the action led to is unknown. The step on which
-        ``failure`` is set is returned like any other, and the next one raises it; only an environment that has never
-        worked raises it at once.
-        Raises ``ActionError`` for actions of another shape or type, outside the action space or not a number, before
-        any is taken.
+        Raises ``ActionError`` for actions of another shape or type, outside the action space or not a number, and
+        ``failure``, before any is taken.
         """
         chosen = self._checked(actions)
         if self.failure is not None:
             raise self.failure
         for slot, action in zip(self._slots, chosen, strict=True):
             slot.step_async(action)
+
+    def step_wait(self) -> EnvStep:
+        """What the actions led to; an environment whose episode ended is reset at once.
+
+        A lost life is termination where the settings say so, and the game goes on. The returns of ``episodes`` are raw,
+        and their ``env_index`` is the place (without the offset).
+        A crash is truncation with reward 0 and no termination, as what the action led to is unknown. The step on which
+        ``failure`` is set is returned like any other, and the next one raises it; only an environment that has never
+        worked raises it at once.
+        """
         outcomes = [slot.step_wait() for slot in self._slots]
         if isinstance(self.failure, EnvironmentContractError) and "step" not in self._restarts.succeeded:
             raise self.failure
@@ -128,13 +144,15 @@ class VectorEnv:
         rows = [slot.state_dict() for slot in self._slots]
         return {"environment": self._name, "rows": rows, "restarts": self._restarts.count}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> np.ndarray:
         """Play every running episode again, from its seed, up to where it stood.
 
         Exact for any environment that is deterministic given its seed, whatever hidden state it and its wrappers hold;
-        takes as long as the episode took to play.
-        Raises ``CheckpointError`` if the state is of another environment or number of environments, if it holds actions
-        outside the action space, or if the replay does not lead to the same frame and return;
+        takes as long as the episode took to play. Where that does not lead to the same frame and return, the settings
+        may ask for the next episode. Returns where it is a new one that has begun, (N,) bool.
+        Raises ``CheckpointError`` if the state is of another environment or number of environments or holds actions
+        outside the action space, ``IrreproducibleError`` if an episode is not the same and the settings do not ask for
+        another;
         ``failure`` if that is set on the way.
         """
         if state["environment"] != self._name or len(state["rows"]) != self.num_envs:
@@ -143,12 +161,22 @@ class VectorEnv:
                 f"{self.num_envs} x {self._name}"
             )
         self._restarts.count = state.get("restarts", 0)
-        for slot, row in zip(self._slots, state["rows"], strict=True):
-            if not slot.load_state_dict({**row, "actions": self._restored(row["actions"])}):
-                raise CheckpointError(
-                    f"{self._name} is not reproducible from its seed: playing the actions of the saved episode again "
-                    f"did not lead to the frame and return it was saved with"
-                )
+        lost: list[EnvSlot] = []
+        for index, (slot, row) in enumerate(zip(self._slots, state["rows"], strict=True)):
+            if slot.load_state_dict({**row, "actions": self._restored(row["actions"])}):
+                continue
+            told = (
+                f"{self._name} is not reproducible from its seed: playing the actions of the saved episode again did "
+                f"not lead to the frame and return it was saved with"
+            )
+            if not self._restarts_irreproducible:
+                raise IrreproducibleError(f"{told}; env.irreproducible=restart goes on with a new episode there")
+            lost.append(slot)
+            _log.warning("environment %d: %s; a new one begins", index, told)
+        self._begin_episodes(lost)
+        if lost and self.failure is not None:
+            raise self.failure
+        return np.array([slot in lost for slot in self._slots])
 
     def _checked(self, actions: np.ndarray) -> list[Any]:
         """The actions one by one: numbers, or arrays of their own."""

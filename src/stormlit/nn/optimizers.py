@@ -21,6 +21,13 @@ class OptimizerSettings:
     clip_norm: Annotated[float, Option("largest global gradient norm; what exceeds it is scaled down", 1e-12, 1e12)] = (
         1000.0
     )
+    decay: Annotated[
+        float, Option("last share of the run over which the step size falls in a straight line to 0; 0: it stays", 0, 1)
+    ] = 0.0
+
+    def decayed(self, done: float) -> float:
+        """What is left of the step size, in [0, 1].  done: share of the run's environment steps taken; may exceed 1."""
+        return min(max(1.0 - done, 0.0) / self.decay, 1.0) if self.decay else 1.0
 
 
 def adam(parameters: Iterable[nn.Parameter], settings: OptimizerSettings, *, fused: bool) -> torch.optim.Adam:

@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "env.isolation",
     "env.step_timeout_seconds",
     "env.max_restarts",
+    "env.irreproducible",
     "run.dir",
     "run.name",
     "replay.device",

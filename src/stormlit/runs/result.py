@@ -31,6 +31,7 @@ NOT_PROTOCOL = (
     "isolation",
     "step_timeout_seconds",
     "max_restarts",
+    "irreproducible",
     "size",
     "columns",
     "channels",

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric import Fabric
 
 from stormlit.config.compose import to_yaml
-from stormlit.errors import CheckpointError, MisfitError, SaveError
+from stormlit.errors import CheckpointError, MisfitError, RestoreElsewhereError, SaveError
 from stormlit.files import read_json
 from stormlit.runs.checkpoint import (
     VerifiedCheckpoint,
@@ -80,7 +80,7 @@ def save_snapshot(run: Run) -> Path:
 
     try:
         for part in (shared_files, own_files, commit):
-            _in_every_process(training.fabric, part)
+            _in_every_process(training.fabric, part, OSError("another process of the run could not write"))
     except OSError as error:
         raise SaveError(
             f"the checkpoint at step {run.env_steps:,} could not be written to {run.directory.path} "
@@ -105,8 +105,8 @@ def save_or_go_on(run: Run) -> None:
             print(f"stormlit: {error}, and training goes on", file=sys.stderr, flush=True)
 
 
-def _in_every_process(fabric: Fabric, work: Callable[[], None]) -> None:
-    """Do it in every process; raises in all of them when it fails in one: its own error, or an ``OSError``."""
+def _in_every_process(fabric: Fabric, work: Callable[[], None], elsewhere: Exception) -> None:
+    """Do it in every process; raises in all of them when it fails in one: its own error, or ``elsewhere``."""
     failure = None
     try:
         work()
@@ -117,7 +117,7 @@ def _in_every_process(fabric: Fabric, work: Callable[[], None]) -> None:
         flag = torch.tensor(float(failed), device=fabric.device)
         failed = bool(fabric.all_reduce(flag, reduce_op="max"))
     if failed:
-        raise failure or OSError("another process of the run could not write")
+        raise failure or elsewhere
 
 
 def _drop_unneeded_segments(run: Run) -> None:
@@ -143,7 +143,15 @@ def load_initial_weights(training: Training, reference: str, root: Path) -> None
 
 
 def restore_snapshot(run: Run, snapshot: VerifiedSnapshot) -> None:
-    """Put a run back where a checkpoint left it. Raises ``CheckpointError`` naming the file that does not fit."""
+    """Put a run back where a checkpoint left it, in every process or in none.
+
+    Raises ``CheckpointError`` naming the file that does not fit.
+    """
+    elsewhere = RestoreElsewhereError(f"another process cannot go on from {snapshot.checkpoint.folder}")
+    _in_every_process(run.training.fabric, lambda: _restore(run, snapshot), elsewhere)
+
+
+def _restore(run: Run, snapshot: VerifiedSnapshot) -> None:
     folder, files = snapshot.checkpoint.folder, snapshot.checkpoint.manifest["files"]
     training, process = run.training, run.training.fabric.global_rank
     name, rows = f"training-{process}.pt", f"replay-{process}.json"

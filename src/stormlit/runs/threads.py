@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from stormlit.config.schema import Config
+from stormlit.errors import counted
 from stormlit.runs.estimate import copied, noise
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.evaluate import random_devices
@@ -55,16 +56,6 @@ def most_threads(processes: int = 1) -> int:
     share = max(cores() // processes, 1)
     limit = os.environ.get(LIMIT, "").partition(",")[0].strip()  # the first is for what is not nested
     return min(share, int(limit)) if limit.isdecimal() and int(limit) > 0 else share
-
-
-def counted(number: int, noun: str) -> str:
-    """The number with its noun, in the plural where that is due.
-
-    >>> counted(1, "thread"), counted(2, "process")
-    ('1 thread', '2 processes')
-    """
-    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
-    return f"{number} {noun}{plural}"
 
 
 def cores() -> int:

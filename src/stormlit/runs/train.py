@@ -19,10 +19,11 @@ from stormlit.envs import env_name
 from stormlit.errors import ConfigError, SaveError, TrainingError
 from stormlit.files import write_atomically
 from stormlit.registry import build
-from stormlit.runs.assembly import build_training, launched_by_fabric, run_baselines
+from stormlit.runs.assembly import build_training, run_baselines
 from stormlit.runs.checkpoint import latest_checkpoint, list_checkpoints
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.estimate import check_memory, out_of_memory, time_to_come
+from stormlit.runs.fabric import launched_by_fabric
 from stormlit.runs.housekeeping import after_step, evaluate_agent, log_metrics, make_media, record, warn_on_os_error
 from stormlit.runs.outcome import result_of
 from stormlit.runs.progress import ProgressBar

@@ -45,8 +45,18 @@ class Collector:
         return self.player.act(self.obs, self.is_first)
 
     def step(self, action: np.ndarray) -> list[Episode]:
-        """Step the environments and store what happened.  Returns the episodes that ended."""
-        outcome = self.envs.step(action)
+        """``step_async`` and ``step_wait``."""
+        self.step_async(action)
+        return self.step_wait()
+
+    def step_async(self, action: np.ndarray) -> None:
+        """Begin a step of every environment; to be followed by ``step_wait``."""
+        self.envs.step_async(action)
+        self._action = action
+
+    def step_wait(self) -> list[Episode]:
+        """Wait for the step and store what happened.  Returns the episodes that ended."""
+        outcome, action = self.envs.step_wait(), self._action
         # After a crash the row says reward 0 and no end, which nobody knows: one false target a crash, and those are
         # counted and few. Leaving the row out would tear a hole in those of the other environments, and the next row is
         # first of an episode, so that no KL, memory or return reaches across.
@@ -73,9 +83,9 @@ class Collector:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.envs.load_state_dict(state["envs"])
+        anew = self.envs.load_state_dict(state["envs"])
         self.player.load_state_dict(state["player"])
         self.random.bit_generator.state = state["random"]
         self.obs = self.envs.current_obs
-        self.is_first = np.array(state["is_first"], dtype=bool)
-        self.held_back = list(state["held_back"])
+        self.is_first = np.array(state["is_first"], dtype=bool) | anew
+        self.held_back = [0.0 if new else held for new, held in zip(anew, state["held_back"], strict=True)]

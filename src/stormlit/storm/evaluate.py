@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from stormlit.envs import EnvSettings, VectorEnv, env_facts, env_name, human_normalized, is_atari, is_deterministic
+from stormlit.errors import counted
 from stormlit.types import Episode
 from stormlit.types.action_space import ActionSpace
 
@@ -102,7 +103,7 @@ class Evaluation:
 
     def summary(self) -> str:
         """One line for a person."""
-        played = f"{len(self.returns)} episode{'' if len(self.returns) == 1 else 's'}"
+        played = counted(len(self.returns), "episode")
         if self.truncated:
             played += f", {self.truncated} of them truncated"
         if self.crashed:
@@ -156,7 +157,7 @@ def evaluate(
     # Dealt out, episode k is played by environment k mod N.
     share = [len(range(index, episodes, num_envs)) if selection == "dealt" else episodes for index in range(num_envs)]
     ended, crashed, steps = [0] * num_envs, 0, 0
-    counted: list[tuple[int, Episode]] = []  # with its number among the episodes of its environment
+    played: list[tuple[int, Episode]] = []  # with its number among the episodes of its environment
     with (
         closing(VectorEnv(fresh, seed=seed, env_index_offset=EVALUATION_ROW)) as envs,
         torch.random.fork_rng(devices=random_devices()),
@@ -164,24 +165,24 @@ def evaluate(
         torch.manual_seed(seed)
         policy = make_policy(num_envs)
         obs, is_first = envs.reset(), np.ones(num_envs, dtype=bool)
-        while len(counted) < episodes:
+        while len(played) < episodes:
             outcome = envs.step(policy.act(obs, is_first, greedy=greedy))
             obs, is_first = outcome.obs, outcome.is_first
             steps += num_envs
             for episode in outcome.episodes:
                 number = ended[episode.env_index]
-                if number >= share[episode.env_index] or len(counted) == episodes:
+                if number >= share[episode.env_index] or len(played) == episodes:
                     continue
                 if episode.crashed:
                     crashed += 1
                     continue
                 ended[episode.env_index] += 1
-                counted.append((number, episode))
+                played.append((number, episode))
             if on_step is not None:
-                on_step(len(counted), steps)
+                on_step(len(played), steps)
     if selection == "dealt":
-        counted.sort(key=lambda pair: (pair[0], pair[1].env_index))
-    return Evaluation(name, env_name(settings), [episode for _, episode in counted], is_atari(settings), crashed)
+        played.sort(key=lambda pair: (pair[0], pair[1].env_index))
+    return Evaluation(name, env_name(settings), [episode for _, episode in played], is_atari(settings), crashed)
 
 
 def evaluate_baselines(

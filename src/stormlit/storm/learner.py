@@ -53,10 +53,11 @@ class Learner:
         compile_when: Callable[[Any], bool] | None = None,
     ) -> None:
         self.fabric, self.name, self.max_nonfinite = fabric, name, max_nonfinite
-        self.clip_norm = module.optimizer_settings.clip_norm
+        self.settings = module.optimizer_settings
         # With float16 the loss scale is divided out before clipping, which Adam's fused kernel would do inside.
         self.scales_loss = getattr(fabric._precision, "scaler", None) is not None
         optimizer = module.configure_optimizers(fused=not self.scales_loss)
+        self._step_sizes = [group["lr"] for group in optimizer.param_groups]
         with fabric.autocast():
             # Or each use of a convolution's weight, and each of its gradients, would begin with a copy.
             module.to(memory_format=training_memory_format(fabric.device))
@@ -73,8 +74,14 @@ class Learner:
         # Steps skipped: in a row until now, the most there were in a row, and all there were.
         self.in_a_row, self.longest, self.total_skipped = torch.zeros(3, 1, device=fabric.device).unbind()
 
-    def update(self, batch: Any) -> Update:
-        """Take one step on a ``Batch`` or ``Trajectory``; no host sync, but the loss scaler's own with float16."""
+    def update(self, batch: Any, done: float = 0.0) -> Update:
+        """Take one step on a ``Batch`` or ``Trajectory``; no host sync, but the loss scaler's own with float16.
+
+        done: share of the run that is over, in [0, 1], on which the step size may depend.
+        """
+        if self.settings.decay:
+            for group, step_size in zip(self.optimizer.param_groups, self._step_sizes, strict=True):
+                group["lr"] = step_size * self.settings.decayed(done)
         self.module.train()
         before = self._statistics()
         try:
@@ -88,7 +95,7 @@ class Learner:
                 raise
             losses, total = self._differentiate(batch)
         norm = self.fabric.clip_gradients(
-            self.module, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
+            self.module, self.optimizer, max_norm=self.settings.clip_norm, error_if_nonfinite=False
         )
         assert norm is not None
         either = total.detach() + norm

@@ -23,10 +23,10 @@ def fit(training: Training, after_step: Callable[[], None]) -> None:
     """
     plan = training.plan
     while training.progress.env_steps < plan.env_steps:
-        action = select_action(training)
-        if plan.overlap:  # a GPU works on these while the environments are stepped, and the newest step joins later
+        training.collector.step_async(select_action(training))
+        if plan.overlap:  # environments are stepped and updates made at the same time; the newest step joins later
             learn(training)
-        collect(training, action)
+        collect(training)
         if not plan.overlap:
             learn(training)
         after_step()
@@ -39,9 +39,9 @@ def select_action(training: Training) -> np.ndarray:
         return training.collector.select_action(random=training.in_warmup)
 
 
-def collect(training: Training, action: np.ndarray) -> None:
-    """Step every environment, and remember what happened."""
-    episodes = training.collector.step(action)
+def collect(training: Training) -> None:
+    """Wait for the step of every environment, and remember what happened."""
+    episodes = training.collector.step_wait()
     training.progress.env_steps += training.steps_at_once
     training.progress.episodes += len(episodes)
     for episode in episodes:
@@ -93,7 +93,7 @@ def update_agent(training: Training, trajectory: Trajectory) -> None:
 
 def update(training: Training, learner: Learner, batch: Batch | Trajectory) -> Update:
     """One optimiser step of either module."""
-    done = learner.update(batch)
+    done = learner.update(batch, training.progress.env_steps / training.plan.env_steps)
     training.metrics.add(learner.name, done.metrics, valid=done.finite)
     return done
 

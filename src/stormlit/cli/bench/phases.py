@@ -11,7 +11,8 @@ import torch
 
 from stormlit.cli.bench.counting import OperationCounter
 from stormlit.config.schema import Config
-from stormlit.runs.assembly import build_training, make_fabric
+from stormlit.runs.assembly import build_training
+from stormlit.runs.fabric import make_fabric
 from stormlit.runs.threads import settle_threads
 from stormlit.storm import loop
 from stormlit.storm.schedule import Ratio
@@ -67,6 +68,7 @@ class Phases:
             IMAGINATION: self._imagine,
             AGENT: lambda: loop.update_agent(training, self._trajectory),
         }
+        self._step_begun = False
         # The context that acting reads is full from now on, but for the beginnings of episodes.
         for _ in range(training.collector.player.context_length):
             self._act()
@@ -107,15 +109,25 @@ class Phases:
         ]
         for _ in range(self.whole_env_steps // num_envs):
             updates = [phase for phases, ratio in owed for phase in phases * ratio.owed(num_envs)]
-            for phase in (ACTING, *updates, STEPPING) if settings.overlap else (*COLLECT, *updates):
+            self.run(ACTING)
+            if settings.overlap:
+                self._begin_step()
+            for phase in (*updates, STEPPING) if settings.overlap else (STEPPING, *updates):
                 self.run(phase)
 
     def _act(self) -> None:
         with self.training.fabric.autocast():
             self._action = self._collector.select_action(random=False)
 
+    def _begin_step(self) -> None:
+        self._collector.step_async(self._action)
+        self._step_begun = True
+
     def _step(self) -> None:
-        self._collector.step(self._action)
+        if not self._step_begun:
+            self._begin_step()
+        self._step_begun = False
+        self._collector.step_wait()
 
     def _sample_batch(self) -> None:
         self._batch, self._drawn = self.training.experience.sample_batch()

@@ -18,9 +18,10 @@ from stormlit.envs import env_name
 from stormlit.errors import CheckpointError, ConfigError, StormlitError
 from stormlit.registry import schema
 from stormlit.runs.ablation.grid import Grid
-from stormlit.runs.assembly import build_training, make_fabric
+from stormlit.runs.assembly import build_training
 from stormlit.runs.directory import RunDirectory, is_training
 from stormlit.runs.estimate import check_memory, seconds_per_env_step
+from stormlit.runs.fabric import make_fabric
 from stormlit.runs.outcome import VARIANT
 from stormlit.runs.result import Result, config_hash, differences, read
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stormlit.errors import counted
 from stormlit.runs.ablation.cells import Cell, progress
 from stormlit.runs.ablation.running import Board
 from stormlit.runs.result import Result
-from stormlit.runs.threads import counted
 
 REDRAW_SECONDS, LINES_SECONDS = 1.0, 60.0
 

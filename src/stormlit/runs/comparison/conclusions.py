@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from stormlit.errors import counted
 from stormlit.runs.comparison.gather import one_of_each
 from stormlit.runs.comparison.literature import Aggregate, aggregates
 from stormlit.runs.comparison.statistics import CONFIDENCE, probability_of_improvement, scalar_interval
 from stormlit.runs.comparison.table import Cell, Comparison
-from stormlit.runs.threads import counted
 
 FEW_SEEDS = 5  # a percentile bootstrap of fewer runs is clearly too narrow
 LISTED = 6  # names in a sentence

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from stormlit.errors import ConfigError
+from stormlit.errors import ConfigError, counted
 from stormlit.files import write_atomically
 from stormlit.runs.comparison import circumstances, sections
 from stormlit.runs.comparison.document import Document
@@ -67,18 +67,14 @@ def _summary(comparison: Comparison) -> str:
     seeds = {cell.seed for cell in cells}
     budgets = sorted({cell.result.env_steps_wanted for cell in cells})
     parts = [
-        _count(len(comparison.variants), "variant"),
-        _count(len(comparison.tasks), "environment") + f" ({one_of_each(comparison.tasks[:6])}"
+        counted(len(comparison.variants), "variant"),
+        counted(len(comparison.tasks), "environment") + f" ({one_of_each(comparison.tasks[:6])}"
         + (f" and {len(comparison.tasks) - 6} more)" if len(comparison.tasks) > 6 else ")"),
-        _count(len(seeds), "seed"),
+        counted(len(seeds), "seed"),
         f"{one_of_each(budgets, '{:,}'.format)} environment steps",
     ]  # fmt: skip
-    partial = f" {_count(len(comparison.unfinished), 'run')} not finished." if comparison.unfinished else ""
-    return f"{_count(len(cells), 'run')}: {', '.join(parts)}. The base is '{comparison.base}'.{partial}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    partial = f" {counted(len(comparison.unfinished), 'run')} not finished." if comparison.unfinished else ""
+    return f"{counted(len(cells), 'run')}: {', '.join(parts)}. The base is '{comparison.base}'.{partial}"
 
 
 def _score_rows(comparison: Comparison) -> list[list[object]]:
