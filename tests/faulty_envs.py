@@ -74,6 +74,26 @@ class Leaky(Catch):
         return self._image(), info
 
 
+class Spoilt(Catch):
+    """Raises at one step of each episode, once ``spoilt`` is set."""
+
+    spoilt = False
+
+    def __init__(self) -> None:
+        super().__init__(cell=2)
+        self.taken = 0
+
+    def reset(self, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        self.taken = 0
+        return super().reset(**how)
+
+    def step(self, action: int | np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.taken += 1
+        if self.spoilt and self.taken == FAULTY_STEP:
+            raise RuntimeError("spoilt")
+        return super().step(action)
+
+
 class LeakyElsewhere(Leaky):
     """Sound in the first process of a run."""
 
@@ -103,6 +123,7 @@ class Counted(Catch):
 gymnasium.register("Counted-v0", entry_point=Counted, max_episode_steps=8)
 gymnasium.register("Leaky-v0", entry_point=Leaky, max_episode_steps=8)
 gymnasium.register("LeakyElsewhere-v0", entry_point=LeakyElsewhere, max_episode_steps=8)
+gymnasium.register("Spoilt-v0", entry_point=Spoilt, max_episode_steps=8)
 gymnasium.register("Slow-v0", entry_point=Slow, max_episode_steps=8)
 for word in ("raise", "hang", "exit", "kill", "reset", "always"):
     gymnasium.register(f"{word.title()}-v0", entry_point=Faulty, max_episode_steps=8, kwargs={"fault": word})

@@ -21,7 +21,7 @@ from stormlit.storm.experience import Windows
 from stormlit.storm.training import Training
 from test_cli_errors import refusal
 from test_resume import assert_same_run, resume
-from test_training_run import SMALL, differences, newest, status, train
+from test_training_run import SMALL, differences, newest, read, status, train
 
 
 def test_the_rehearsal_leaves_no_trace() -> None:
@@ -95,7 +95,8 @@ def test_what_cannot_fit_is_refused_before_anything_is_left(
 def test_running_out_of_memory_saves_and_says_what_to_lower(
     words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the second case environments are in the middle of a step, which is not saved."""
+    """In the second case environments are in the middle of a step, which they end."""
+    overlap, size = bool(words), ("env.size=64", *words)
     collect = stormlit.storm.loop.collect
 
     def ask_for_too_much(training: Training) -> None:
@@ -103,15 +104,17 @@ def test_running_out_of_memory_saves_and_says_what_to_lower(
         if training.progress.env_steps == 37:  # five million windows of 8 frames of 12 kB
             training.experience.batch = Windows(5 * 10**6, 0, 8)
 
-    size = ("env.size=64", *words)
     with monkeypatch.context() as patch:
         patch.setattr(stormlit.storm.loop, "collect", ask_for_too_much)
         assert main(["train", *SMALL, *size, f"run.dir={tmp_path / 'b'}", "run.name=run"]) == 3
     told = capsys.readouterr().err.splitlines()[-1]
     run = tmp_path / "b" / "run"
-    assert told.startswith("stormlit: error: out of memory at step 37 (") and "the run is saved" in told
+    assert told.startswith(f"stormlit: error: out of memory at step {37 + overlap} (") and "the run is saved" in told
     assert "lower loop.batch_size" in told and f"stormlit resume {run} loop.batch_size=N" in told
-    assert newest(run).name == "step-000000037" and status(run) == "FAILED"
+    assert newest(run).name == f"step-{37 + overlap:09d}" and status(run) == "FAILED"
+    cut_short = train(tmp_path / "a", "run", *size, f"loop.env_steps={37 + overlap}")
+    saved, expected = (read(newest(each) / "training-0.pt")["collector"] for each in (run, cut_short))
+    assert list(differences(saved, expected)) == [] and saved["player"]
     resume(run, 48)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import pytest
 from stormlit.cli import main
 from stormlit.config.compose import compose, to_yaml
 from stormlit.errors import ConfigError
+from stormlit.files import read_json, write_json
 from stormlit.runs import changes
 from stormlit.runs.ablation import launchers, record
 from stormlit.runs.ablation.cells import Cell, cells_of, one_of_each, progress
 from stormlit.runs.ablation.grid import Grid, grid_names, read_grid
 from stormlit.runs.ablation.launch import ProcessLauncher, gpu_groups
-from stormlit.runs.ablation.record import Record
+from stormlit.runs.ablation.record import FILE, Record
 from stormlit.runs.progress import ProgressBar
 
 DEVIATIONS = (Path(__file__).parents[1] / "docs" / "deviations.md").read_text()
@@ -211,19 +213,40 @@ def test_a_grid_that_has_begun_stays_what_it_was_and_may_grow(tmp_path: Path) ->
             Record.of(other, cells_of(other), tmp_path)
 
 
-def test_a_grid_begun_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
+def begun_one(tmp_path: Path) -> tuple[Grid, Cell, Path]:
+    """A grid of one cell that has begun, and its file."""
     grid = grid_of("base: tiny\nvariants: {base: }\nseeds: 1\n", tmp_path)
     (cell,) = cells_of(grid)
     Record.of(grid, [cell], tmp_path).write()
     begin(cell)
-    file = cell.directory.config_file
-    lines = file.read_text().splitlines()
-    kept = [line for line in lines if "irreproducible" not in line and "free_bits: " not in line]
-    assert len(kept) == len(lines) - 2
-    file.write_text("\n".join(kept))
-    with pytest.raises(ConfigError, match=r"free_bits=1\.0 and has 0\.1 now"):  # tiny's is not the default
+    return grid, cell, tmp_path / FILE
+
+
+def test_a_grid_begun_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
+    grid, cell, file = begun_one(tmp_path)
+    content = read_json(file)
+    was = content["asked"]["base"]["Catch"]
+    del was["env"]["irreproducible"]
+    write_json(file, content)
+    Record.of(grid, [cell], tmp_path)
+    del was["world_model"]["free_bits"]  # 0.1 in tiny
+    write_json(file, content)
+    with pytest.raises(ConfigError, match=r"free_bits=1\.0 and has 0\.1 now"):
         Record.of(grid, [cell], tmp_path)
-    file.write_text("\n".join(line for line in lines if "irreproducible" not in line))
+    was["world_model"]["gone"] = 1
+    write_json(file, content)
+    with pytest.raises(ConfigError, match=r"'base-Catch-s0' began with a configuration that is none now .*\.gone'"):
+        Record.of(grid, [cell], tmp_path)
+    del content["asked"]  # as the first versions wrote it
+    write_json(file, content)
+    Record.of(grid, [cell], tmp_path)
+
+
+def test_a_cell_that_went_on_for_longer_by_itself_is_still_of_its_grid(tmp_path: Path) -> None:
+    """``stormlit resume GRID/CELL loop.env_steps=20000`` writes the cell's configuration anew."""
+    grid, cell, _ = begun_one(tmp_path)
+    longer = dataclasses.replace(cell.config.loop, env_steps=20000, batch_size=4)
+    cell.directory.config_file.write_text(to_yaml(dataclasses.replace(cell.config, loop=longer)))
     Record.of(grid, [cell], tmp_path)
 
 

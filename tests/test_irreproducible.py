@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from faulty_envs import Spoilt
 from stormlit.cli import main
 from stormlit.envs import EnvSettings, VectorEnv, episode_seed
 from stormlit.errors import IrreproducibleError
@@ -53,6 +54,29 @@ def test_a_new_episode_begins_where_the_old_one_cannot_be_played_again(
         assert [row["seed"] for row in restarting.state_dict()["rows"]] == [episode_seed(0, row, 2) for row in (0, 1)]
         ends = [restarting.step(np.array([0, 2])).episodes for _ in range(EPISODE)][-1]
         assert [(end.length, end.crashed) for end in ends] == [(EPISODE, False)] * 2
+
+
+def test_an_episode_that_crashes_whenever_it_is_played_again_is_irreproducible(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And does not use up all restarts: three are enough to tell it from a crash by chance."""
+    settings = EnvSettings(**{**vars(LEAKY), "id": "faulty_envs:Spoilt-v0", "num_envs": 1})
+    restarting = EnvSettings(**{**vars(settings), "irreproducible": "restart"})
+    with (
+        closing(VectorEnv(settings, seed=0)) as envs,
+        closing(VectorEnv(settings, seed=0)) as refusing,
+        closing(VectorEnv(restarting, seed=0)) as others,
+    ):
+        envs.reset()
+        for _ in range(5):
+            envs.step(np.array([1]))
+        monkeypatch.setattr(Spoilt, "spoilt", True)
+        with pytest.raises(IrreproducibleError, match=r"env\.irreproducible=restart goes on"):
+            refusing.load_state_dict(envs.state_dict())
+        assert others.load_state_dict(envs.state_dict()).tolist() == [True]
+        assert others.state_dict()["restarts"] == 3
+        monkeypatch.setattr(Spoilt, "spoilt", False)
+        assert [others.step(np.array([1])).episodes for _ in range(EPISODE)][-1][0].length == EPISODE
 
 
 def test_a_last_reward_held_back_for_a_lost_episode_is_no_other_s() -> None:

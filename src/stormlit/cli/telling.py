@@ -19,18 +19,19 @@ def tell(error: StormlitError) -> None:
     """Print ``error`` as a sentence to standard error, or leave it to the launcher, which ends its summary with it.
 
     One process speaks for all. The others wait for that, since the launcher stops every process as soon as one has
-    ended; one that is still there after ``PATIENCE_SECONDS`` was the only one, and speaks for itself.
+    ended; one that is still there after ``PATIENCE_SECONDS`` was the only one, and speaks for itself. Those that know
+    only of another's failure wait twice as long.
     """
     sentence = f"stormlit: error: {error}"
     if os.environ.get(LAUNCHERS_FILE) and not _speaks_for_all(error):
         with contextlib.suppress(KeyboardInterrupt):
-            time.sleep(PATIENCE_SECONDS)
+            time.sleep(PATIENCE_SECONDS * (2 if isinstance(error, ElsewhereError) else 1))
     if not _given_to_launcher(sentence):
         print(sentence, file=sys.stderr)
 
 
 def _speaks_for_all(error: StormlitError) -> bool:
-    """Environments fail in a process of their own, which knows what happened; all else is found by every process."""
+    """What environments do only their own process knows; most other errors are found by every process."""
     if isinstance(error, ElsewhereError):
         return False
     return isinstance(error, EnvironmentCrashError | IrreproducibleError) or os.environ.get("LOCAL_RANK", "0") == "0"

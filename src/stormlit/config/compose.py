@@ -54,6 +54,14 @@ def compose(files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:
     return _typed(tree)
 
 
+def from_tree(tree: Tree) -> Config:
+    """The configuration that ``to_tree`` made one of, or a part of one; what is missing has its default."""
+    filled = _defaults()
+    # As from a file, or the text "010" would be taken for a number.
+    _assign(filled, leaves(read_yaml(OmegaConf.to_yaml(OmegaConf.create(tree)))), source="")
+    return _typed(filled)
+
+
 def _typed(filled: Tree) -> Config:
     """The checked configuration that a tree with every key describes."""
     for key, kind in PART_KEYS.items():
@@ -77,7 +85,7 @@ def _typed(filled: Tree) -> Config:
 
 
 def to_tree(config: Config) -> Tree:
-    """The configuration as nested built-in types; ``compose`` takes it back, from a file."""
+    """The configuration as nested built-in types; ``from_tree`` takes it back, and ``compose`` from a file."""
     return dataclasses.asdict(config)
 
 

@@ -75,7 +75,10 @@ class LoopSettings:
     agent_updates_per_env_step: Annotated[float, Option("agent updates for each such step", 0, 1000)] = 1.0
     overlap: Annotated[
         bool,
-        Option("make updates while environments step, on a GPU or beside env.isolation=process; they lack the newest"),
+        Option(
+            "make updates, which then lack the newest step, while environments take it: on a GPU, or with "
+            "env.isolation=process"
+        ),
     ] = False
     training_return: Annotated[
         Literal["complete", "without_last_reward"],

@@ -17,6 +17,9 @@ from stormlit.types import Episode
 
 HostedEnv = LocalEnv | IsolatedEnv
 
+# Of an episode in which a step crashes each time, before it counts as one that cannot be played again.
+REPLAYS = 3
+
 _log = logging.getLogger(__name__)
 
 
@@ -181,13 +184,16 @@ class EnvSlot:
     def load_state_dict(self, state: dict[str, Any]) -> bool:
         """Replay, actions as taken; False if it does not lead to where it was.  Raises ``EnvironmentCrashError``."""
         self._episode_index = state["episode_index"]
-        while True:
+        crashed_on_the_way = 0
+        while crashed_on_the_way < REPLAYS:
             try:
                 return self._replay(state)
             except (Crash, EnvironmentContractError) as error:
                 self._discard(error)
                 if self._restarts.failure is not None:
                     raise self._restarts.failure from error
+                crashed_on_the_way += self._command == "step"
+        return False
 
     def _replay(self, state: dict[str, Any]) -> bool:
         self._plan_episode(state["seed"])

@@ -77,7 +77,7 @@ class Learner:
     def update(self, batch: Any, done: float = 0.0) -> Update:
         """Take one step on a ``Batch`` or ``Trajectory``; no host sync, but the loss scaler's own with float16.
 
-        done: share of the run that is over, in [0, 1], on which the step size may depend.
+        done: share of the run that is over, on which the step size may depend; 1 at the end of the budget.
         """
         if self.settings.decay:
             for group, step_size in zip(self.optimizer.param_groups, self._step_sizes, strict=True):

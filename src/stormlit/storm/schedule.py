@@ -80,7 +80,7 @@ class Plan:
     """What a training does, in environment steps over all environments and processes.
 
     env_steps: budget.  warmup_steps: random start.  world_model, agent: the updates that steps owe.
-    overlap: whether the updates are launched before the environments take the step that comes next.
+    overlap: whether the updates are made while the environments take the next step, and not after it.
     """
 
     env_steps: int

@@ -1,7 +1,7 @@
 """What a grid remembers of itself: ``grid.json`` in its folder.
 
-Which cells there are, so that a grid which has begun stays what it was; what a cell is and how far is read from its own
-folder.
+Which cells there are and what each asks for, so that a grid which has begun stays what it was; how far a cell has come
+is read from its own folder.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stormlit.config.compose import compose
+from stormlit.config.compose import from_tree
 from stormlit.errors import ConfigError
 from stormlit.files import read_json, write_json
 from stormlit.runs.ablation.cells import Cell
 from stormlit.runs.ablation.grid import Grid
-from stormlit.runs.result import differences
+from stormlit.runs.result import asked, differences
 
 FORMAT = 1
 FILE = "grid.json"
@@ -38,8 +38,9 @@ class Record:
 
     Keys: ``format``; ``name``; ``words`` of the base; ``base``: the variant that changes nothing, or None;
     ``variants``: name -> ``words`` and ``changes`` (key -> [base's value, its own]); ``environments``; ``seeds``;
-    ``cells``: ``name``, ``variant``, ``environment`` and ``seed`` of each; ``attempts``: how often each was started;
-    ``parent``: the MLflow run of the grid, or None.
+    ``cells``: ``name``, ``variant``, ``environment`` and ``seed`` of each; ``asked``: variant -> environment -> what
+    its configuration asks for; ``attempts``: how often each cell was started; ``parent``: the MLflow run of the grid, or
+    None.
     """
 
     def __init__(self, folder: Path, content: dict[str, Any]) -> None:
@@ -54,13 +55,17 @@ class Record:
         before = read_json(folder / FILE) if (folder / FILE).is_file() else {}
         named = {cell.name: cell for cell in cells}
         for known in before.get("cells", []):
-            what = _change(named[known["name"]]) if known["name"] in named else "is not in it any more"
+            cell = named.get(known["name"])
+            what = "is not in it any more" if cell is None else _change(before.get("asked", {}), cell)
             if what:
                 raise ConfigError(
                     f"grid '{grid.name}' in {folder} began as another one: its cell '{known['name']}' {what}; give it "
                     "back, or begin another grid with --name NAME (variants, environments and seeds may be added)"
                 )
         changes = {cell.variant: dict(cell.changes) for cell in reversed(cells)}
+        all_asked: dict[str, dict[str, Any]] = {}
+        for cell in cells:
+            all_asked.setdefault(cell.variant, {}).setdefault(cell.environment, asked(cell.config))
         content = {
             "format": FORMAT,
             "name": grid.name,
@@ -74,6 +79,7 @@ class Record:
             "cells": [
                 {key: getattr(cell, key) for key in ("name", "variant", "environment", "seed")} for cell in cells
             ],
+            "asked": all_asked,
             "attempts": before.get("attempts", {}),
             "parent": before.get("parent"),
         }
@@ -93,15 +99,22 @@ class Record:
         self.write()
 
 
-def _change(cell: Cell) -> str:
-    """How a cell differs from the run that has begun in its folder; empty where it does not, or none has."""
-    if not cell.directory.config_file.is_file():
+def _change(before: dict[str, dict[str, Any]], cell: Cell) -> str:
+    """How a cell that has begun differs from what it was; empty where it does not, or has not begun.
+
+    before: variant -> environment -> what was asked for; it has not been written for grids of early versions.
+    """
+    was = before.get(cell.variant, {}).get(cell.environment)
+    if was in (None, asked(cell.config)) or not cell.directory.config_file.is_file():
         return ""
-    changed = differences(compose([str(cell.directory.config_file)]), cell.config)
+    try:
+        changed = differences(from_tree(was), cell.config)
+    except ConfigError as error:  # of a version that had other keys
+        return f"began with a configuration that is none now ({error})"
     return next(
         (
-            f"began with {key}={was} and has {now} now"
-            for key, (was, now) in changed.items()
+            f"began with {key}={old} and has {new} now"
+            for key, (old, new) in changed.items()
             if not key.startswith(MAY_CHANGE)
         ),
         "",
