@@ -39,8 +39,7 @@ class Record:
     Keys: ``format``; ``name``; ``words`` of the base; ``base``: the variant that changes nothing, or None;
     ``variants``: name -> ``words`` and ``changes`` (key -> [base's value, its own]); ``environments``; ``seeds``;
     ``cells``: ``name``, ``variant``, ``environment`` and ``seed`` of each; ``asked``: variant -> environment -> what
-    its configuration asks for; ``attempts``: how often each cell was started; ``parent``: the MLflow run of the grid, or
-    None.
+    its configuration asks for; ``attempts``: how often each cell was started; ``parent``: the MLflow run, or None.
     """
 
     def __init__(self, folder: Path, content: dict[str, Any]) -> None:
