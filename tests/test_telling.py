@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from stormlit.cli import telling
-from stormlit.cli.telling import LAUNCHERS_FILE, tell
-from stormlit.errors import ConfigError, CrashElsewhereError, EnvironmentCrashError, StormlitError
+from stormlit.cli.telling import LAUNCHERS_FILE, PATIENCE_SECONDS, tell
+from stormlit.errors import (
+    ConfigError,
+    CrashElsewhereError,
+    EnvironmentCrashError,
+    RestoreElsewhereError,
+    StormlitError,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,16 +44,18 @@ def test_a_rank_that_nothing_has_launched_does_not_wait(
 @pytest.mark.parametrize(
     ("rank", "error", "waits"),
     [
-        ("0", ConfigError("ü"), False),
-        ("1", ConfigError("ü"), True),
-        ("1", EnvironmentCrashError("ü"), False),  # the others only know that some process has failed
-        ("0", CrashElsewhereError("ü"), True),
+        ("0", ConfigError("ü"), []),
+        ("1", ConfigError("ü"), [PATIENCE_SECONDS]),
+        ("1", EnvironmentCrashError("ü"), []),
+        # The others only know that some process has failed, and let one that found what nobody else did speak first.
+        ("0", CrashElsewhereError("ü"), [2 * PATIENCE_SECONDS]),
+        ("0", RestoreElsewhereError("ü"), [2 * PATIENCE_SECONDS]),
     ],
 )
 def test_a_launched_process_leaves_it_to_the_launcher(
     rank: str,
     error: StormlitError,
-    waits: bool,
+    waits: list[float],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -58,7 +65,7 @@ def test_a_launched_process_leaves_it_to_the_launcher(
     monkeypatch.setenv(LAUNCHERS_FILE, str(tmp_path / "error.json"))
     tell(error)
     assert json.loads((tmp_path / "error.json").read_text())["message"] == "stormlit: error: ü"
-    assert capsys.readouterr().err == "" and waited == [telling.PATIENCE_SECONDS] * waits
+    assert capsys.readouterr().err == "" and waited == waits
 
 
 def test_it_is_printed_where_the_launchers_file_cannot_be_written(
