@@ -74,6 +74,7 @@ def test_a_signal_ends_the_step_saves_and_goes_on_exactly(
 @pytest.mark.slow
 def test_a_run_stopped_many_times_is_one_run(tmp_path: Path) -> None:
     words = ("env.num_envs=2", "replay.capacity=20", "checkpoint.every=10", "resume=auto")
+    words += ("world_model.optimizer.decay=0.5",)
     for at in (26, 30, 32, 46):
         assert stopped(tmp_path / "b", at, signal.SIGTERM, words=words) == 143
     assert stopped(tmp_path / "b", 99, words=words) == 0
