@@ -264,3 +264,13 @@ def test_every_part_key_is_chosen_by_one_word() -> None:
                 node = node[step]
             assert node["name"] == name
             assert list(node)[1:] == list(registry.schema(kind, name))
+
+
+def test_what_is_done_to_one_configuration_is_not_in_the_next() -> None:
+    """Though their defaults are read once."""
+    first, untouched = compose(["tiny"]), to_yaml(compose(["tiny"]))
+    first.env.kwargs["cell"] = 3
+    first.world_model.encoder["stem_channels"] = 5
+    first.evaluation.baselines.append("constant")
+    registry.schema("encoder", "cnn")["stem_channels"] = 9
+    assert to_yaml(compose(["tiny"])) == untouched

@@ -18,6 +18,7 @@ from stormlit import registry
 from stormlit.cli.verbs import _parser, _split, main
 from stormlit.config.compose import compose, to_tree
 from stormlit.envs.catch import RANDOM_RETURN
+from stormlit.registry import parts
 from stormlit.runs.ablation import launchers
 from stormlit.runs.ablation.cells import cells_of
 from stormlit.runs.ablation.grid import read_grid
@@ -105,7 +106,7 @@ RUN = [
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_parts", {kind: dict(named) for kind, named in registry._parts.items()})
+    monkeypatch.setattr(parts, "_parts", {kind: dict(named) for kind, named in parts._parts.items()})
 
 
 @pytest.fixture

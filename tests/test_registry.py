@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from stormlit import registry
 from stormlit.cli.commands import list_components
 from stormlit.errors import ConfigError
-from stormlit.registry import Option, build, fill, kinds, names, part_class, register, schema
+from stormlit.registry import Option, allowed_values, build, fill, kinds, names, part_class, register, schema
 
 
 class Lamp:
@@ -42,7 +42,7 @@ class Candle:
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_parts", {})
+    monkeypatch.setattr(registry.parts, "_parts", {})
     assert register("light_source", "lamp")(Lamp) is Lamp
     register("light_source", "candle")(Candle)
     register("door", "oak")(Candle)
@@ -129,7 +129,7 @@ def test_an_option_is_declared_in_one_place() -> None:
     """Type, default, range and help are all read from the constructor, of a class nobody else has heard of."""
     register("shutter", "wooden")(Shutter)
     declared = registry.options(Shutter)
-    assert [(o.name, o.type, o.default, o.help, o.allowed) for o in declared.values()] == [
+    assert [(o.name, o.type, o.default, o.help, allowed_values(o)) for o in declared.values()] == [
         ("slats", int, 12, "slats of the shutter", "2 to 90"),
         ("lowest", float, 0.0, "its lower edge", "number"),
         ("highest", float, 1.0, "", "number"),

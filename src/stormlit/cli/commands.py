@@ -133,7 +133,8 @@ def list_components(kind: str | None, name: str | None = None) -> str:
             lines.append(f"  {each:<12} {(cls.__doc__ or '').strip().partition(chr(10))[0]}".rstrip())
             for option in registry.options(cls).values():
                 told = f"  {option.help}" if option.help else ""
-                lines.append(f"      {option.name} = {_as_word(option.default)}{told} ({option.allowed})")
+                default, allowed = _as_word(option.default), registry.allowed_values(option)
+                lines.append(f"      {option.name} = {default}{told} ({allowed})")
     return "\n".join(lines)
 
 
@@ -147,7 +148,7 @@ def list_keys(config: Config) -> str:
             chosen = registry.part_class(option.part, values[f"{key}.name"])
             values[key] = values[f"{key}.name"]
             rows += [(f"{key}.{name}", below) for name, below in registry.options(chosen).items()]
-        lines += [f"| `{k}` | {o.help} | `{_as_word(values[k])}` | {o.allowed} |" for k, o in rows]
+        lines += [f"| `{k}` | {o.help} | `{_as_word(values[k])}` | {registry.allowed_values(o)} |" for k, o in rows]
     return "\n".join(lines)
 
 

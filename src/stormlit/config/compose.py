@@ -24,7 +24,7 @@ from stormlit.config.parts import PART_KEYS, PART_LISTS
 from stormlit.config.schema import KEYS, Config
 from stormlit.config.text import Word, read_word, read_yaml, value_for, value_of_word
 from stormlit.errors import ConfigError, nearest
-from stormlit.registry import Option, fill, first_line, leaves, names, options, part_class
+from stormlit.registry import Option, allowed_values, fill, first_line, leaves, names, options, part_class, structured
 
 Tree = dict[str, Any]
 
@@ -73,11 +73,11 @@ def _typed(filled: Tree) -> Config:
             raise ConfigError(f"{key}={parent[leaf]} is no list: expected [] or [NAME,...] of {', '.join(names(kind))}")
         parent[leaf] = [fill(kind, node, f"{key}[{index}]") for index, node in enumerate(parent[leaf])]
     try:
-        config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), filled)))
+        config = cast(Config, OmegaConf.to_object(OmegaConf.merge(structured(Config), filled)))
     except OmegaConfBaseException as error:
         hint = "; Apple's GPUs are not supported: choose cpu" if filled["accelerator"] == "mps" else ""
         if error.full_key == "threads":  # OmegaConf names neither of the two types in words
-            hint = f": expected {KEYS['threads'].allowed}"
+            hint = f": expected {allowed_values(KEYS['threads'])}"
             raise ConfigError(f"threads={filled['threads']} is not possible{hint}") from error
         raise ConfigError(f"{error.full_key}: {first_line(error)}{hint}") from error
     check_ranges(config)
@@ -96,7 +96,7 @@ def to_yaml(config: Config) -> str:
 
 
 def _defaults() -> Tree:
-    return cast(Tree, OmegaConf.to_container(OmegaConf.structured(Config)))
+    return cast(Tree, OmegaConf.to_container(structured(Config)))
 
 
 def _read(name: str, following: str) -> tuple[Path, Tree]:

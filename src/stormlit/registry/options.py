@@ -1,4 +1,4 @@
-"""Options, each declared in one place, and parts by name.
+"""Options, each declared in one place.
 
 Whatever takes options says so in its constructor, by keyword-only parameters whose annotation says what they are:
 
@@ -7,8 +7,7 @@ Whatever takes options says so in its constructor, by keyword-only parameters wh
 Name, type, default, range and the line of help are read from there by the configuration, its checks, the listings of
 the command line and the table in docs/configuration.md. Positional parameters are a class's surroundings (shapes,
 widths, a device), which no configuration sets.
-
-A part is such a class with a name: a component node is ``{name: cnn, **options}``."""
+"""
 
 from __future__ import annotations
 
@@ -17,19 +16,12 @@ import dataclasses
 import functools
 import inspect
 import math
-import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from stormlit.errors import ConfigError, nearest
-from stormlit.files import class_in_module
-
-PartClass = TypeVar("PartClass", bound=type)
-
-_parts: dict[str, dict[str, type]] = {}
-_bases: dict[str, tuple[type, str]] = {}
+from stormlit.errors import ConfigError
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 """A group of options all of which have their defaults."""
@@ -75,28 +67,19 @@ class Option:
             return f"{self.low:g} to {self.high:g}"
         return f"at least {self.low:g}" if self.low > -math.inf else ""
 
-    @property
-    def allowed(self) -> str:
-        """What it may be, in words."""
-        words = names(self.part) if self.part else (True, False) if self.type is bool else self.choices
-        kinds = {int: "whole number", float: "number", str: "text", list: "list"}
-        kind = "path" if self.path else kinds.get(typing.get_origin(self.types[0]) or self.types[0], "")
-        named = ", ".join(str(word).lower() if word in (True, False) else word for word in words)
-        bounds = dataclasses.replace(self, high=math.inf) if self.high >= 10**9 else self  # as good as none
-        return " or ".join(filter(None, (named, bounds.range))) or kind or "any value"
 
-
-def options(cls: type) -> dict[str, Option]:
+@functools.cache
+def options(cls: type) -> Mapping[str, Option]:
     """The options of a class by name, in order: its constructor's keyword-only parameters, or a dataclass's fields.
 
-    Raises ``ConfigError`` for one without a type or without a default.
+    Every class is read once. Raises ``ConfigError`` for one without a type or without a default.
     """
     if dataclasses.is_dataclass(cls):
         defaults = {
             f.name: f.default_factory() if callable(f.default_factory) else f.default for f in dataclasses.fields(cls)
         }
     else:
-        defaults = {p.name: p.default for p in _keyword_only(cls)}
+        defaults = {p.name: p.default for p in keyword_only(cls)}
     try:
         constructor = cls if dataclasses.is_dataclass(cls) else cls.__init__  # type: ignore[misc]
         hints = typing.get_type_hints(constructor, include_extras=True)
@@ -113,7 +96,7 @@ def options(cls: type) -> dict[str, Option]:
             default={"name": default} if isinstance(default, str) and note.part else default,
             group=note.group or (type(default) if dataclasses.is_dataclass(default) else None),
         )
-    return declared
+    return MappingProxyType(declared)
 
 
 def options_below(cls: type, prefix: str = "") -> Iterator[tuple[str, Option]]:
@@ -142,6 +125,15 @@ def settings(cls: type, base: type | None = None) -> type:
     return dataclasses.make_dataclass(f"{cls.__name__}Options", fields, bases=(base,) if base else ())
 
 
+@functools.cache
+def structured(cls: type) -> Any:
+    """A class's options with their defaults, as a node of OmegaConf's to merge from. Made once, as that takes long."""
+    # An environment's process imports this module too, and needs no OmegaConf.
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(settings(cls))
+
+
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of nested mappings with its dotted key; an empty mapping is a value."""
     for name, value in tree.items():
@@ -166,129 +158,13 @@ def check_values(declared: Mapping[str, Option], values: Mapping[str, Any], pref
             raise ConfigError(f"{prefix}{key}={value} must be smaller than {prefix}{larger}={values[larger]}")
 
 
-def register(kind: str, name: str) -> Callable[[PartClass], PartClass]:
-    """Class decorator: make the class buildable as ``{kind: {name: name, ...}}``.
-
-    Raises ``ValueError`` when the name is taken, ``ConfigError`` when an option has no type or no default.
-    """
-
-    def decorate(cls: PartClass) -> PartClass:
-        registered = _parts.setdefault(kind, {})
-        if name in registered and registered[name] is not cls:
-            raise ValueError(f"{kind} '{name}' is registered twice: {registered[name]} and {cls}")
-        _keyword_only(cls)
-        registered[name] = cls
-        return cls
-
-    return decorate
-
-
-def require_base(kind: str, base: type, name: str) -> None:
-    """Have ``module:Class`` parts of a kind derive from ``base``, which a sentence calls ``name``."""
-    _bases[kind] = base, name
-
-
-def check_class(kind: str, cls: type) -> None:
-    """Raise ``ConfigError`` unless a class derives from what its kind requires, and declares its options."""
-    if kind in _bases and not issubclass(cls, _bases[kind][0]):
-        raise ConfigError(f"{cls.__name__} does not derive from {_bases[kind][1]}, as every {kind} must")
-    _keyword_only(cls)
-    for name, parameter in inspect.signature(cls).parameters.items():
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is not parameter.empty:
-            raise ConfigError(f"'{name}' of {cls.__name__} is no option: options stand after a '*'")
-
-
-def kinds() -> list[str]:
-    """Names of the kinds of parts that have at least one registered part."""
-    return sorted(_parts)
-
-
-def names(kind: str) -> list[str]:
-    """Names of the registered parts of one kind; raises ``ConfigError`` for an unknown kind."""
-    if kind not in _parts:
-        guess = nearest(kind, _parts)
-        raise ConfigError(f"there is no kind of part called '{kind}'{guess}; kinds are {', '.join(kinds())}")
-    return sorted(_parts[kind])
-
-
-def part_class(kind: str, name: str, key: str = "") -> type:
-    """The class registered under a name, or the one that ``module:Class`` names; ``key`` is named in the error."""
-    known, where = names(kind), f"{key}={name}: " if key else ""
-    if re.fullmatch(r"[\w.]+:\w+", name):
-        try:
-            cls = class_in_module(*name.split(":"))
-            check_class(kind, cls)
-            return cls
-        except ConfigError as error:
-            raise ConfigError(f"{where}{error}") from error
-    if name not in known:
-        # An encoder of vectors, named for images, or the other way round.
-        akin = [k for k in _parts if name in _parts[k] and (k.endswith(f"_{kind}") or kind.endswith(f"_{k}"))]
-        where += "".join(f"{key.replace(kind, other)}={name} exists, but " for other in akin)
-        what, guess = kind.replace("_", " "), nearest(name, known)
-        raise ConfigError(f"{where}no {what} is called '{name}'{guess}; choose one of {', '.join(known)}")
-    return _parts[kind][name]
-
-
-def schema(kind: str, name: str) -> dict[str, Any]:
-    """The options of a part with their defaults, in the order of its constructor."""
-    return {option.name: option.default for option in options(part_class(kind, name)).values()}
-
-
-def fill(kind: str, node: str | Mapping[str, Any], key: str = "") -> dict[str, Any]:
-    """Validate a component node and return it with every option present: ``{name: ..., **options}``.
-
-    node: a part's name, or a mapping with ``name`` and options.  key: configuration key for error messages.
-    Raises ``ConfigError`` for an unknown part or option and for a value of the wrong type or out of range.
-    """
-    # An environment's process imports this module too, and needs no OmegaConf.
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    where = key or kind
-    if not isinstance(node, (str, Mapping)):
-        raise ConfigError(
-            f"{where}={node} is neither a name nor a mapping with one; choose from {', '.join(names(kind))}"
-        )
-    given = {"name": node} if isinstance(node, str) else dict(node)
-    if "name" not in given:
-        raise ConfigError(f"{where} needs a name; choose one of {', '.join(names(kind))}")
-    name = given.pop("name")
-    cls = part_class(kind, str(name), key)
-    declared = options(cls)
-    for option in given:
-        if option not in declared:
-            raise ConfigError(
-                f"{where}.{option} is not an option of {kind.replace('_', ' ')} '{name}'{nearest(option, declared)}; "
-                f"it has {', '.join(declared) or 'no options'}"
-            )
-    try:
-        filled = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(settings(cls)), given))
-    except OmegaConfBaseException as error:
-        option = getattr(error, "full_key", None) or ""
-        raise ConfigError(f"{where}.{option}: {first_line(error)}") from error
-    check_values(declared, typing.cast(dict[str, Any], filled), f"{where}.")
-    return {"name": name, **typing.cast(dict[str, Any], filled)}
-
-
 def first_line(error: Exception) -> str:
     """What OmegaConf says of a value, without its table of details."""
     begins = "'${' begins a reference such as ${seed}, and " if type(error).__name__ == "GrammarParseError" else ""
     return begins + str(error).splitlines()[0]
 
 
-def build(kind: str, node: str | Mapping[str, Any], *surroundings: Any, key: str = "") -> Any:
-    """Construct the part a node describes; surroundings: the positional constructor arguments of its kind."""
-    filled = fill(kind, node, key)
-    cls = part_class(kind, name := filled.pop("name"), key)
-    try:
-        inspect.signature(cls).bind(*surroundings, **filled)
-    except TypeError as error:
-        raise ConfigError(f"{key or kind}={name} cannot be built with what {cls.__name__} is given: {error}") from error
-    return cls(*surroundings, **filled)
-
-
-def _keyword_only(cls: type) -> list[inspect.Parameter]:
+def keyword_only(cls: type) -> list[inspect.Parameter]:
     """The parameters that are options; raises ``ConfigError`` for one without a type or without a default."""
     found = [p for p in inspect.signature(cls).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     for parameter in found:
