@@ -28,8 +28,6 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 hypothesis.settings.register_profile("stormlit", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("stormlit")
 
-TIMEOUT = 600.0  # seconds, as in pyproject.toml
-
 RunStormlit = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -62,10 +60,11 @@ def mlflow_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs with a space")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Files first in which a test asks for more time than the others get."""
+    usual = float(config.getini("timeout"))
     longest: dict[Path, float] = {}
     for item in items:
         mark = item.get_closest_marker("timeout")
-        longest[item.path] = max(longest.get(item.path, TIMEOUT), float(mark.args[0]) if mark else TIMEOUT)
+        longest[item.path] = max(longest.get(item.path, usual), float(mark.args[0]) if mark else usual)
     items.sort(key=lambda item: -longest[item.path])

@@ -12,7 +12,7 @@ import yaml
 
 from stormlit import registry
 from stormlit.cli.verbs import _parser, _split
-from stormlit.config.compose import compose, to_tree, to_yaml
+from stormlit.config.compose import compose, from_tree, to_tree, to_yaml
 from stormlit.config.parts import PART_KEYS
 from stormlit.config.schema import Config
 from stormlit.errors import ConfigError
@@ -101,6 +101,7 @@ def test_a_file_may_use_dotted_keys(tmp_path: Path) -> None:
         [],
         ["env.game=Pong", "world_model.encoder=resnet", "tracking=csv", "agent.lambda_=0.5"],
         ["world_model.sequence_model=gru", "evaluation.baselines=[random, constant]", "run.name=a-1"],
+        ["env.id=Some-v0", "env.kwargs={word: '010', number: 8}", "world_model.objectives=[contrastive]"],
     ],
 )
 @pytest.mark.parametrize("file", ["storm", "tiny"])
@@ -111,6 +112,7 @@ def test_a_configuration_survives_trees_and_files(file: str, words: list[str], t
     assert compose([str(written)]) == config
     assert compose(["quickstart", str(written)]) == config
     assert yaml.safe_load(to_yaml(config)) == to_tree(config)
+    assert from_tree(to_tree(config)) == config
 
 
 def test_the_tree_is_a_copy() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import torch
 import faulty_envs
 import stormlit.storm.loop
 from stormlit.cli import main
+from stormlit.config.compose import compose
+from stormlit.runs.assembly import build_training
+from stormlit.runs.fabric import make_fabric
 from stormlit.storm.training import Training
 from test_training_run import SMALL
 
@@ -29,6 +33,24 @@ def test_overlapping_updates_know_all_but_the_newest_step(tmp_path: Path, monkey
         words = [f"run.dir={tmp_path}", f"run.name=overlap-{overlap}", f"loop.overlap={str(overlap).lower()}"]
         assert main(["train", *SMALL, *words, "evaluation.baselines=[]"]) == 0
     assert held[True] == held[False][:-1]
+
+
+@pytest.mark.parametrize(("error", "ended"), [(MemoryError, 1), (KeyboardInterrupt, 0)])
+def test_a_step_is_ended_before_it_is_saved_but_not_after_a_second_interrupt(
+    error: type[BaseException], ended: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nothing is saved, and an environment may be hanging."""
+
+    def fail(training: Training) -> None:
+        raise error
+
+    config = compose(SMALL[:1], [*SMALL[1:], "tracking=none", "loop.overlap=true", "loop.warmup_steps=8"])
+    training = build_training(config, make_fabric(config))
+    with closing(training.envs):
+        monkeypatch.setattr(stormlit.storm.loop, "fit_world_model", fail)
+        with pytest.raises(error):
+            stormlit.storm.loop.fit(training, lambda: None)
+        assert training.replay.rows == training.progress.env_steps == 9 + ended
 
 
 @pytest.mark.slow

@@ -106,6 +106,7 @@ def fill(kind: str, node: str | Mapping[str, Any], key: str = "") -> dict[str, A
     node: a part's name, or a mapping with ``name`` and options.  key: configuration key for error messages.
     Raises ``ConfigError`` for an unknown part or option and for a value of the wrong type or out of range.
     """
+    # An environment's process imports this module too, and needs no OmegaConf.
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

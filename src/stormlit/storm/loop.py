@@ -24,11 +24,13 @@ def fit(training: Training, after_step: Callable[[], None]) -> None:
     plan = training.plan
     while training.progress.env_steps < plan.env_steps:
         training.collector.step_async(select_action(training))
-        try:
-            if plan.overlap:  # environments are stepped and updates made at the same time; the newest step joins later
+        if plan.overlap:  # environments are stepped and updates made at the same time; the newest step joins later
+            try:
                 learn(training)
-        finally:  # also when memory runs out, or what is saved would be in the middle of a step
-            collect(training)
+            except Exception:  # what is saved when memory runs out must not be in the middle of a step
+                collect(training)
+                raise
+        collect(training)
         if not plan.overlap:
             learn(training)
         after_step()

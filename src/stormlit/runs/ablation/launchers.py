@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stormlit.config.text import value_of_word
 from stormlit.errors import ConfigError, nearest
-from stormlit.registry import Option, check_values, first_line, options, settings
+from stormlit.registry import Option, check_values, first_line, options, structured
 from stormlit.runs.ablation.launch import Launcher
 
 LAUNCHERS = {
@@ -76,7 +76,7 @@ def _checked(cls: type, given: Mapping[str, str]) -> dict[str, Any]:
     declared = options(cls)
     values = {key: value_of_word(declared[key], text, key) for key, text in given.items()}
     try:
-        filled = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(settings(cls)), values))
+        filled = OmegaConf.to_container(OmegaConf.merge(structured(cls), values))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{getattr(error, 'full_key', None) or 'launcher'}: {first_line(error)}") from error
     check_values(declared, cast(dict[str, Any], filled))
