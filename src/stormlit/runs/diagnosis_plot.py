@@ -36,7 +36,7 @@ def _open_loop(axes: Any, loop: dict[str, Any]) -> None:
                 label = f"{name}, {'moving' if ending else 'all'} pixels"
                 axes.plot(loop["horizon"][: len(values)], values, style, color=colour, label=label)
     axes.set(title="squared error of frames", xlabel="steps since a real frame", yscale="log")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False, fontsize=8)
 
 
 def _calibration(axes: Any, bins: list[dict[str, Any]], title: str, ends: tuple[float, float]) -> None:
