@@ -8,9 +8,7 @@ setup(
     packages=[*find_packages("src"), "stormlit.configs"],
     package_dir={"": "src", "stormlit.configs": "configs"},
     package_data={
-        "stormlit": ["py.typed"],
-        "stormlit.envs": ["*.csv"],
-        "stormlit.runs.comparison": ["*.csv"],
+        "": ["py.typed", "*.csv", "*.css", "*.html"],
         "stormlit.configs": ["**/*.yaml"],
     },
 )

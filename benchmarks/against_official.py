@@ -24,11 +24,11 @@ from official_play import acting, print_streams, their_modules
 from torch import Tensor, nn
 
 from stormlit.config.compose import compose
+from stormlit.data import Batch, Trajectory
 from stormlit.runs.assembly import build_modules
 from stormlit.runs.official import agent_state, official_sizes, world_model_state
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel
-from stormlit.types import Batch, Trajectory
 
 Differences = dict[str, tuple[float, float]]  # what -> largest absolute and relative difference
 OBS_SHAPE = (64, 64, 3)

@@ -13,10 +13,10 @@ import argparse
 
 import numpy as np
 
+from stormlit.analysis.evaluate import evaluate
 from stormlit.config.compose import compose
 from stormlit.envs import env_facts
 from stormlit.errors import ConfigError, EnvironmentSetupError, nearest
-from stormlit.storm.evaluate import evaluate
 
 
 class Mixture:

@@ -18,8 +18,8 @@ import numpy as np
 
 from stormlit.config.compose import compose
 from stormlit.runs.assembly import build_training
+from stormlit.runs.device import make_fabric
 from stormlit.runs.directory import RunDirectory
-from stormlit.runs.fabric import make_fabric
 from stormlit.runs.run import Run
 from stormlit.runs.snapshot import save_snapshot
 from stormlit.storm.loop import fit_world_model, improve_agent

@@ -32,15 +32,15 @@ from torch import nn
 from stormlit.cli.bench.report import header
 from stormlit.config.compose import compose
 from stormlit.config.schema import Config
+from stormlit.data import Batch, Trajectory
 from stormlit.envs import VectorEnv
 from stormlit.errors import StormlitError
 from stormlit.files import read_json, write_json
-from stormlit.nn.latents import straight_through
+from stormlit.nn.latents.latents import straight_through
 from stormlit.runs.assembly import build_modules
 from stormlit.runs.checkpoint import list_checkpoints
+from stormlit.runs.device import make_fabric
 from stormlit.runs.directory import RunDirectory
-from stormlit.runs.fabric import make_fabric
-from stormlit.types import Batch, Trajectory
 
 DONE, FAILED, CALL_AGAIN = 0, 1, 75
 PROGRAM = ("python", "benchmarks/gpu_protocol.py")

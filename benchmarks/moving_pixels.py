@@ -17,16 +17,16 @@ from torch import Tensor
 
 from stormlit.config.compose import compose
 from stormlit.config.schema import Config
+from stormlit.data import WorldState
 from stormlit.envs import VectorEnv
-from stormlit.ops.moving import MOVES
+from stormlit.ops.reconstruction import MOVES
 from stormlit.runs.assembly import build_modules, player_factory
-from stormlit.runs.fabric import make_fabric
+from stormlit.runs.device import make_fabric
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
 from stormlit.storm.learner import Learner
 from stormlit.storm.replay import ReplayBuffer
 from stormlit.storm.world_model import WorldModel
-from stormlit.types import WorldState
 
 STEPS, HELD_OUT = 3400, 600
 WINDOWS, LENGTH, CONTEXT, IMAGINED = 32, 16, 4, 10

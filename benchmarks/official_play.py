@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from stormlit.config.compose import compose
 from stormlit.envs import VectorEnv
+from stormlit.storm.acting import Player
 from stormlit.storm.agent import ActorCritic
-from stormlit.storm.player import Player
 from stormlit.storm.world_model import WorldModel
 
 

@@ -30,8 +30,8 @@ from stormlit.cli.bench.report import header
 from stormlit.config.compose import compose
 from stormlit.config.schema import Config
 from stormlit.files import write_json
-from stormlit.nn.fast.compilation import should_compile
-from stormlit.runs.memory import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
+from stormlit.nn.compilation import should_compile
+from stormlit.runs.malloc import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 from stormlit.runs.official import agent_state, world_model_state
 
 SAMPLE_16X64 = "sample 16x64"

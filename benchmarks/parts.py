@@ -15,14 +15,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stormlit import registry
+from stormlit.config.components import PART_KEYS, PART_LISTS
 from stormlit.config.compose import compose
-from stormlit.config.parts import PART_KEYS, PART_LISTS
 from stormlit.config.schema import Config
 from stormlit.runs.assembly import build_modules
 from stormlit.runs.threads import rehearsal
+from stormlit.spaces import ObservationSpace
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel
-from stormlit.types.observation_space import ObservationSpace
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "parts.md"
 WHEN = "When to use:"

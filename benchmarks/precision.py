@@ -22,15 +22,15 @@ from torch import Tensor, nn
 import stormlit
 from stormlit.config.compose import compose
 from stormlit.config.schema import Config
+from stormlit.data import Batch, Losses, Trajectory
 from stormlit.envs import VectorEnv
 from stormlit.ops.categorical import sample
 from stormlit.runs.assembly import build_modules, player_factory
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
-from stormlit.storm.imagine import imagine
+from stormlit.storm.imagination import imagine
 from stormlit.storm.replay import ReplayBuffer
 from stormlit.storm.world_model import WorldModel
-from stormlit.types import Batch, Losses, Trajectory
 
 Table = dict[str, list[str]]  # row -> cells
 # Off: a mask drawn in another precision is another mask, and would hide what rounding does.

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stormlit.data import Losses
 from stormlit.ops import categorical
 from stormlit.tracking.base import Tracker
-from stormlit.types import Losses
 
 
 class SoundEncoder(nn.Module):

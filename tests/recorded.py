@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from stormlit.analysis.evaluate import RandomPolicy
+from stormlit.demonstrations import Demonstration, Origin, record
 from stormlit.envs import EnvSettings
-from stormlit.storm.demonstrations import Demonstration, Origin, record
-from stormlit.storm.evaluate import RandomPolicy
 
 CATCH = EnvSettings(game=None, id="stormlit/Catch-v0", size=16)
 

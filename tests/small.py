@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stormlit.config import parts
+from stormlit.config import components
+from stormlit.data import Batch, OneHots, Trajectory
 from stormlit.ops.observations import channels_first
 from stormlit.registry import schema
+from stormlit.spaces import ObservationSpace
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel
-from stormlit.types import Batch, OneHots, Trajectory
-from stormlit.types.observation_space import ObservationSpace
 
 IMAGE = (16, 16, 3)  # Y, X, C
 VECTORS = ObservationSpace(None, (("place", 2), ("speed", 1)))
@@ -31,7 +31,7 @@ SMALL_OPTIONS: Mapping[str, Any] = {"stem_channels": 4, "groups": 4, "classes": 
 
 def small_part(kind: str, name: str, **options: Any) -> dict[str, Any]:
     """The component node of a part, with its widths reduced."""
-    assert kind in {*parts.PART_KEYS.values(), *parts.PART_LISTS.values()}
+    assert kind in {*components.PART_KEYS.values(), *components.PART_LISTS.values()}
     reduced = {option: SMALL_OPTIONS[option] for option in schema(kind, name) if option in SMALL_OPTIONS}
     return {"name": name, **reduced, **options}
 

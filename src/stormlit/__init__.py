@@ -12,8 +12,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stormlit.config.parts import check_part
-    from stormlit.runs.load import Trained, load, make_env
+    from stormlit.config.components import check_part
+    from stormlit.runs.api import Trained, load, make_env
 
 try:
     __version__ = metadata.version("stormlit")
@@ -26,11 +26,11 @@ __all__ = ["Trained", "__version__", "check_part", "load", "make_env"]
 def __getattr__(name: str) -> Any:
     # PyTorch takes seconds to import, which `stormlit --help` and the `lightning` command should not wait for.
     if name in ("Trained", "load", "make_env"):
-        from stormlit.runs import load as api
+        from stormlit.runs import api
 
         return getattr(api, name)
     if name == "check_part":
-        from stormlit.config.parts import check_part
+        from stormlit.config.components import check_part
 
         return check_part
     raise AttributeError(f"module 'stormlit' has no attribute '{name}'")

@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 
 from stormlit.errors import ConfigError, StormlitError, TrainingError, counted
-from stormlit.runs.ablation import launchers
-from stormlit.runs.ablation.cells import Cell, cells_of, check, last_lines, one_of_each, seconds_of
-from stormlit.runs.ablation.grid import Grid, read_grid
-from stormlit.runs.ablation.launch import Launcher
-from stormlit.runs.ablation.parent import REPORT, parent_run
-from stormlit.runs.ablation.record import Record
-from stormlit.runs.ablation.running import Board, run_all
-from stormlit.runs.ablation.table import Table, summary
-from stormlit.runs.comparison.write import write_report
+from stormlit.reports.write import write_report
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.signals import Stopped, StopSignals
+from stormlit.sweeps import launchers
+from stormlit.sweeps.cells import Cell, cells_of, check, last_lines, one_of_each, seconds_of
+from stormlit.sweeps.grid import Grid, read_grid
+from stormlit.sweeps.grid_file import Record
+from stormlit.sweeps.launch import Launcher
+from stormlit.sweeps.parent import REPORT, parent_run
+from stormlit.sweeps.scheduler import Board, run_all
+from stormlit.sweeps.table import Table, summary
 
 LAST_LINES = 6  # of a failed cell's log
 

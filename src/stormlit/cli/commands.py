@@ -11,23 +11,23 @@ import torch
 import yaml
 
 from stormlit import registry
+from stormlit.analysis.curves import write_curves
+from stormlit.analysis.dream import dream, dream_length, dream_window
+from stormlit.analysis.evaluate import EVALUATION_ROW
+from stormlit.analysis.pictures import write_dream_video
+from stormlit.checks.laws import LAWS
+from stormlit.config.components import PART_KEYS, PART_LISTS, check_part
 from stormlit.config.compose import compose, to_yaml
-from stormlit.config.parts import PART_KEYS, PART_LISTS, check_part
 from stormlit.config.schema import KEYS, Config
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
 from stormlit.files import write_json
-from stormlit.nn.laws import LAWS
+from stormlit.runs.api import load
 from stormlit.runs.assembly import player_factory, run_baselines, run_evaluation
-from stormlit.runs.curves import write_curves
-from stormlit.runs.fabric import make_fabric
-from stormlit.runs.load import load
-from stormlit.runs.pictures import write_dream_video
+from stormlit.runs.device import make_fabric
 from stormlit.runs.progress import evaluation_bar
 from stormlit.runs.threads import settle_threads
 from stormlit.storm.collect import Collector
-from stormlit.storm.dream import dream, dream_length, dream_window
-from stormlit.storm.evaluate import EVALUATION_ROW
 from stormlit.storm.replay import ReplayBuffer
 
 

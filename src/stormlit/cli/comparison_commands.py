@@ -8,10 +8,10 @@ from pathlib import Path
 from stormlit.cli.columns import columns
 from stormlit.envs import ATARI_100K_GAMES
 from stormlit.errors import ConfigError
-from stormlit.runs.comparison.literature import NOTES, Method, chosen, method_aggregates
-from stormlit.runs.comparison.publish import publish
-from stormlit.runs.comparison.statistics import AGGREGATES
-from stormlit.runs.comparison.write import write_report
+from stormlit.reports.literature import NOTES, Method, chosen, method_aggregates
+from stormlit.reports.publish import publish
+from stormlit.reports.statistics import AGGREGATES
+from stormlit.reports.write import write_report
 from stormlit.runs.directory import find_run
 
 

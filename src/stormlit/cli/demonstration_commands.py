@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stormlit.analysis.evaluate import Policy, RandomPolicy
 from stormlit.config.compose import compose
+from stormlit.demonstrations import Demonstration, check_fits, origin_of, read_demonstration, record, write_npz
+from stormlit.demonstrations.data import LARGEST_BYTES, shortened
 from stormlit.envs import env_facts
 from stormlit.envs.settings import env_key
 from stormlit.errors import ConfigError
 from stormlit.files import sha256
-from stormlit.runs.load import load
+from stormlit.runs.api import load
 from stormlit.runs.threads import settle_threads
-from stormlit.storm.demonstrations import Demonstration, check_fits, origin_of, read_demonstration, record, write_npz
-from stormlit.storm.demonstrations.data import LARGEST_BYTES, shortened
-from stormlit.storm.evaluate import Policy, RandomPolicy
 
 
 def describe_all(demonstrations: Sequence[Path]) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 from stormlit.cli.columns import columns
 from stormlit.errors import ConfigError
 from stormlit.registry import leaves
+from stormlit.reports.find_runs import Found, gather
 from stormlit.runs.checkpoint import list_checkpoints
-from stormlit.runs.comparison.gather import Found, gather
 from stormlit.runs.directory import RunDirectory, is_training
 from stormlit.runs.outcome import evaluations, step_of
 from stormlit.runs.result import Result

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stormlit.config.checks import check_ranges
-from stormlit.config.parts import PART_KEYS, PART_LISTS
+from stormlit.config.components import PART_KEYS, PART_LISTS
 from stormlit.config.schema import KEYS, Config
 from stormlit.config.text import Word, read_word, read_yaml, value_for, value_of_word
 from stormlit.errors import ConfigError, nearest

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from stormlit.envs import EnvSettings
 from stormlit.registry import Option, options_below, settings
+from stormlit.storm.acting import Player
 from stormlit.storm.agent import ActorCritic
-from stormlit.storm.imagine import Imagination
-from stormlit.storm.player import Player
+from stormlit.storm.imagination import Imagination
 from stormlit.storm.replay import ReplayBuffer
 from stormlit.storm.world_model import WorldModel
 

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from stormlit.errors import ActionError
-from stormlit.types.action_space import ActionSpace
+from stormlit.spaces import ActionSpace
 
 SUPPORTED = "Discrete, MultiDiscrete, MultiBinary and Box actions of floating-point numbers with finite bounds"
 

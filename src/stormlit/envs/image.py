@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from gymnasium import spaces
 
-from stormlit.types.observation_space import ObservationSpace
+from stormlit.spaces import ObservationSpace
 
 cv2.setNumThreads(1)  # frames are small: a thread pool costs more than it gives, and fights with torch for the cores
 

@@ -13,8 +13,7 @@ from stormlit.envs.atari import AtariProtocol
 from stormlit.envs.make import make_env
 from stormlit.envs.settings import EnvSettings
 from stormlit.errors import EnvironmentContractError, describe
-from stormlit.types.action_space import ActionSpace
-from stormlit.types.observation_space import ObservationSpace
+from stormlit.spaces import ActionSpace, ObservationSpace
 
 Command = Literal["reset", "step"]
 

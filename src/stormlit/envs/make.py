@@ -13,7 +13,7 @@ import numpy as np
 import stormlit.envs.catch  # noqa: F401  registers stormlit/Catch-v0
 from stormlit.envs.actions import SUPPORTED, StoredActions, action_space_of, described, is_stored_form
 from stormlit.envs.atari import NOOP, AtariProtocol, ale_games
-from stormlit.envs.contract import CheckedEnv
+from stormlit.envs.checked_env import CheckedEnv
 from stormlit.envs.minatar import ForgetLastAction
 from stormlit.envs.observations import View, view_of
 from stormlit.envs.settings import EnvSettings, check_settings, env_id, env_key

@@ -12,7 +12,7 @@ from stormlit.envs.image import SUPPORTED as IMAGES
 from stormlit.envs.image import ImageView, described, image_problem
 from stormlit.envs.settings import EnvSettings, image_size
 from stormlit.errors import nearest
-from stormlit.types.observation_space import ObservationSpace
+from stormlit.spaces import ObservationSpace
 
 SUPPORTED = (
     f"{IMAGES}, vectors (Box of one dimension, Discrete, MultiDiscrete, MultiBinary), and Dict and Tuple of them"

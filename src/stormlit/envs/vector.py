@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from stormlit.data import EnvStep
+from stormlit.envs.episode import EnvSlot, Restarts, open_envs
 from stormlit.envs.local import EnvFacts
 from stormlit.envs.settings import AtariSettings, EnvSettings, check_settings, env_key, env_name, is_atari
-from stormlit.envs.slot import EnvSlot, Restarts, open_envs
 from stormlit.errors import (
     ActionError,
     CheckpointError,
@@ -19,7 +20,6 @@ from stormlit.errors import (
     EnvironmentCrashError,
     IrreproducibleError,
 )
-from stormlit.types import EnvStep
 
 _log = logging.getLogger(__name__)
 

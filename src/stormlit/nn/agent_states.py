@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from stormlit.data import OneHots
 from stormlit.registry import register
-from stormlit.types import OneHots
 
 
 @register("agent_state", "latent")

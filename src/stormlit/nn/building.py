@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from stormlit.data import Batch, Losses, Reading
 from stormlit.errors import ConfigError, PartError, StormlitError
 from stormlit.nn import interfaces
-from stormlit.nn.fast.sparse import draw
+from stormlit.nn.sparse import draw
 from stormlit.registry import build, names, part_class, require_base
-from stormlit.types import Batch, Losses, Reading
-from stormlit.types.action_space import KINDS, ActionSpace
+from stormlit.spaces import KINDS, ActionSpace
 
 INTERFACES: dict[str, type] = {
     "encoder": interfaces.Encoder,
@@ -225,7 +225,7 @@ def some_reading(latent_dim: int, embed_dim: int, hidden_dim: int, num_actions: 
 def expect_losses(who: str, losses: Any) -> None:
     """Raise ``PartError`` unless these are ``Losses`` of finite float32 scalars, with a scale for every term."""
     if not isinstance(losses, Losses):
-        raise PartError(f"{who} gives a {type(losses).__name__} where Losses (stormlit.types) are expected")
+        raise PartError(f"{who} gives a {type(losses).__name__} where Losses (stormlit.data) are expected")
     if losses.terms.keys() != losses.scales.keys():
         raise PartError(f"{who} names the terms {sorted(losses.terms)} and the scales {sorted(losses.scales)}")
     for name, value in {**losses.terms, **losses.metrics}.items():

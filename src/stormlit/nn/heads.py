@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
-from stormlit.nn.fast.sparse import InputLinear
+from stormlit.data import OneHots
+from stormlit.nn.sparse import InputLinear
 from stormlit.ops.twohot import (
     hl_gauss_loss,
     symexp,
@@ -20,7 +21,6 @@ from stormlit.ops.twohot import (
     twohot_loss,
 )
 from stormlit.registry import Option, register
-from stormlit.types import OneHots
 
 
 @register("head", "mlp")

@@ -11,8 +11,8 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from stormlit.types import Losses, Reading
-from stormlit.types.action_space import Kind
+from stormlit.data import Losses, Reading
+from stormlit.spaces import Kind
 
 
 class Encoder(Protocol):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stormlit.nn.fast.autocast import full_precision
+from stormlit.data import Losses, Reading
+from stormlit.nn.autocast import full_precision
 from stormlit.registry import Option, register
-from stormlit.types import Losses, Reading
 
 
 @register("objective", "contrastive")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stormlit.ops import categorical as ops
 from stormlit.ops import normal
 from stormlit.registry import Option, part_class, register
-from stormlit.types.action_space import KINDS, ActionSpace, Kind
+from stormlit.spaces import KINDS, ActionSpace, Kind
 
 
 @register("policy", "categorical")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stormlit.ops.categorical import one_hot
-from stormlit.types.action_space import ActionSpace
+from stormlit.spaces import ActionSpace
 
 
 def encode(space: ActionSpace, action: Tensor) -> Tensor:

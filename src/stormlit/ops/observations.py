@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stormlit.ops.twohot import symlog
-from stormlit.types.observation_space import ObservationSpace, Seen
+from stormlit.spaces import ObservationSpace, Seen
 
 
 def channels_first(space: ObservationSpace, obs: Tensor) -> Tensor:

@@ -12,26 +12,25 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 
+from stormlit.analysis.evaluate import Evaluation, OnStep, evaluate, evaluate_baselines
 from stormlit.config.checks import check_windows_fit
 from stormlit.config.schema import Config
+from stormlit.data import Batch, Trajectory
+from stormlit.demonstrations import DemonstrationBuffer
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
-from stormlit.nn.fast.compilation import Compiled, has_length, should_compile
+from stormlit.nn.compilation import Compiled, has_length, should_compile
+from stormlit.spaces import ActionSpace, ObservationSpace
+from stormlit.storm.acting import Player
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
-from stormlit.storm.demonstrations import DemonstrationBuffer
-from stormlit.storm.evaluate import Evaluation, OnStep, evaluate, evaluate_baselines
 from stormlit.storm.experience import Experience, Windows
-from stormlit.storm.imagine import Imagination
+from stormlit.storm.imagination import Imagination
 from stormlit.storm.learner import Learner
-from stormlit.storm.player import Player
 from stormlit.storm.replay import ReplayBuffer
 from stormlit.storm.schedule import Plan, Ratio
 from stormlit.storm.training import Training
 from stormlit.storm.world_model import WorldModel
-from stormlit.types import Batch, Trajectory
-from stormlit.types.action_space import ActionSpace
-from stormlit.types.observation_space import ObservationSpace
 
 
 def build_training(config: Config, fabric: Fabric) -> Training:

@@ -10,17 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stormlit.envs import VectorEnv
-from stormlit.errors import ConfigError, StormlitError
-from stormlit.files import read_json, write_json
-from stormlit.registry import build
-from stormlit.runs.assembly import player_factory
-from stormlit.runs.diagnosis_plot import plot_diagnosis
-from stormlit.runs.directory import RunDirectory, exclusive
-from stormlit.runs.load import Trained, load
-from stormlit.runs.threads import settle_threads
-from stormlit.storm.collect import Collector
-from stormlit.storm.diagnosis import (
+from stormlit.analysis.diagnosis import (
     dream_returns,
     end_quality,
     latent_use,
@@ -31,8 +21,18 @@ from stormlit.storm.diagnosis import (
     value_quality,
     windows,
 )
-from stormlit.storm.dream import dream, dream_length, dream_window
-from stormlit.storm.evaluate import EVALUATION_ROW
+from stormlit.analysis.diagnosis_plot import plot_diagnosis
+from stormlit.analysis.dream import dream, dream_length, dream_window
+from stormlit.analysis.evaluate import EVALUATION_ROW
+from stormlit.envs import VectorEnv
+from stormlit.errors import ConfigError, StormlitError
+from stormlit.files import read_json, write_json
+from stormlit.registry import build
+from stormlit.runs.api import Trained, load
+from stormlit.runs.assembly import player_factory
+from stormlit.runs.directory import RunDirectory, exclusive
+from stormlit.runs.threads import settle_threads
+from stormlit.storm.collect import Collector
 from stormlit.storm.replay import ReplayBuffer
 from stormlit.tracking import MlflowTracker
 

@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 import torch
 from lightning import LightningModule
 
+from stormlit.analysis.evaluate import random_devices
 from stormlit.config.schema import Config
+from stormlit.data import Batch
 from stormlit.errors import ConfigError
 from stormlit.ops.observations import channels_first
-from stormlit.storm.evaluate import random_devices
 from stormlit.storm.experience import Windows
 from stormlit.storm.training import Training
 from stormlit.storm.world_model import WorldModel
-from stormlit.types import Batch
 
 Module = TypeVar("Module", bound=LightningModule)
 

@@ -13,7 +13,7 @@ from stormlit.runs.checkpoint import list_checkpoints, load_weights
 from stormlit.runs.checkpoint_writer import CheckpointWriter
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.official import agent_state, official_sizes, read_official, world_model_state
-from stormlit.types.action_space import ActionSpace
+from stormlit.spaces import ActionSpace
 
 
 def import_official(world_model_file: Path, agent_file: Path, overrides: Sequence[str], output: Path) -> str:

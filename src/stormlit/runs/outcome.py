@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from stormlit import __version__
+from stormlit.analysis.evaluate import Evaluation
 from stormlit.config.compose import to_tree
 from stormlit.envs import env_id, env_name, is_atari
 from stormlit.errors import CheckpointError
@@ -19,7 +20,6 @@ from stormlit.files import read_json
 from stormlit.runs.directory import RunDirectory
 from stormlit.runs.result import Result, config_hash, differences_from_default, protocol
 from stormlit.runs.run import Run
-from stormlit.storm.evaluate import Evaluation
 
 VARIANT = "variant"  # the tag by which a run knows its place in a grid
 

@@ -11,7 +11,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-from stormlit.storm.evaluate import OnStep
+from stormlit.analysis.evaluate import OnStep
 
 LOG_FILE_INTERVAL_SECONDS = 10.0
 TERMINAL_INTERVAL_SECONDS = 0.2

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
+from stormlit.analysis.evaluate import Evaluation
+from stormlit.analysis.returns_plot import plot_returns
 from stormlit.envs import env_name
 from stormlit.errors import counted, describe
-from stormlit.runs.best import told_best
+from stormlit.runs.after_step import warn_on_os_error
+from stormlit.runs.best_checkpoint import told_best
 from stormlit.runs.checkpoint import latest_checkpoint
-from stormlit.runs.housekeeping import warn_on_os_error
 from stormlit.runs.outcome import evaluations
-from stormlit.runs.plot import plot_returns
 from stormlit.runs.run import Run
 from stormlit.runs.threads import cores, told_threads
-from stormlit.storm.evaluate import Evaluation
 
 
 def headline(run: Run) -> str:

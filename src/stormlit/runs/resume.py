@@ -9,10 +9,10 @@ from pathlib import Path
 from stormlit.config.compose import compose
 from stormlit.config.schema import Config
 from stormlit.errors import ConfigError
-from stormlit.runs.changes import changed_configuration, refuse_other_configuration
+from stormlit.runs.allowed_changes import changed_configuration, refuse_other_configuration
 from stormlit.runs.checkpoint import find_checkpoint, list_checkpoints, newest_valid
+from stormlit.runs.device import make_fabric
 from stormlit.runs.directory import RunDirectory, find_run, refuse_if_training
-from stormlit.runs.fabric import make_fabric
 from stormlit.runs.snapshot import VerifiedSnapshot, verify_snapshot
 from stormlit.runs.train import new_run, plain_name, train_run
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from stormlit.analysis.evaluate import Evaluation
 from stormlit.config.schema import Config
 from stormlit.runs.directory import RunDirectory
 from stormlit.runs.progress import ProgressBar
 from stormlit.runs.replay_segments import ReplaySegments
 from stormlit.runs.signals import StopSignals
-from stormlit.storm.evaluate import Evaluation
 from stormlit.storm.schedule import Every, EveryMinutes
 from stormlit.storm.training import Training
 from stormlit.tracking import Tracker

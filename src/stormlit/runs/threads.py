@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from stormlit.analysis.evaluate import random_devices
 from stormlit.config.schema import Config
 from stormlit.errors import counted
 from stormlit.runs.estimate import copied, noise
 from stormlit.storm.agent import ActorCritic
-from stormlit.storm.evaluate import random_devices
 from stormlit.storm.experience import Windows
-from stormlit.storm.imagine import Imagination
+from stormlit.storm.imagination import Imagination
 from stormlit.storm.world_model import WorldModel
 
 GFLOP_A_THREAD = 8.0  # less gains nothing, and threads that wait for each other lose much beside a busy process

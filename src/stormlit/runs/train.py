@@ -13,18 +13,19 @@ from pathlib import Path
 
 from lightning.fabric import Fabric
 
+from stormlit.analysis.evaluate import Evaluation
 from stormlit.config.compose import to_tree, to_yaml
 from stormlit.config.schema import Config
 from stormlit.envs import env_name
 from stormlit.errors import ConfigError, SaveError, TrainingError
 from stormlit.files import write_atomically
 from stormlit.registry import build
+from stormlit.runs.after_step import after_step, evaluate_agent, log_metrics, make_media, record, warn_on_os_error
 from stormlit.runs.assembly import build_training, run_baselines
 from stormlit.runs.checkpoint import latest_checkpoint, list_checkpoints
+from stormlit.runs.device import launched_by_fabric
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.estimate import check_memory, out_of_memory, time_to_come
-from stormlit.runs.fabric import launched_by_fabric
-from stormlit.runs.housekeeping import after_step, evaluate_agent, log_metrics, make_media, record, warn_on_os_error
 from stormlit.runs.outcome import result_of
 from stormlit.runs.progress import ProgressBar
 from stormlit.runs.report import draw_returns, headline, report
@@ -38,7 +39,6 @@ from stormlit.runs.snapshot import (
     save_snapshot,
 )
 from stormlit.runs.threads import settle_threads
-from stormlit.storm.evaluate import Evaluation
 from stormlit.storm.loop import fit
 from stormlit.tracking import RunStatus, Tracker, run_tags
 

@@ -11,14 +11,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from stormlit.data import Losses, OneHots, PartNode, Trajectory
 from stormlit.nn.building import build_part, build_policy
 from stormlit.nn.heads import READINGS, Scoring
 from stormlit.nn.optimizers import OptimizerSettings, adam
 from stormlit.nn.return_normalizer import ReturnNormalizer
 from stormlit.ops.returns import lambda_returns
 from stormlit.registry import DEFAULTS, Option
-from stormlit.types import Losses, OneHots, PartNode, Trajectory
-from stormlit.types.action_space import ActionSpace
+from stormlit.spaces import ActionSpace
 
 OPTIMIZER = {"learning_rate": 3e-5, "eps": 1e-5, "clip_norm": 100.0}
 

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stormlit.data import Episode
 from stormlit.envs import VectorEnv
-from stormlit.storm.player import Player
+from stormlit.storm.acting import Player
 from stormlit.storm.replay import ReplayBuffer
-from stormlit.types import Episode
 
 
 class Collector:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from stormlit.storm.demonstrations import DemonstrationBuffer
+from stormlit.data import Batch
 from stormlit.storm.replay import ReplayBuffer
-from stormlit.types import Batch
+
+
+class Demonstrations(Protocol):
+    """Recorded play, drawn in windows as the replay buffer is; ``demonstrations.DemonstrationBuffer`` is one."""
+
+    files: list[Path]
+    steps: int
+
+    def sample(self, batch_size: int, length: int) -> Batch: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +50,7 @@ class Experience:
     """
 
     replay: ReplayBuffer
-    demonstrations: DemonstrationBuffer | None
+    demonstrations: Demonstrations | None
     device: torch.device
     batch: Windows
     contexts: Windows

@@ -11,12 +11,12 @@ from lightning.fabric import Fabric
 from lightning.fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor
 
+from stormlit.data import Losses
 from stormlit.errors import TrainingError
-from stormlit.nn.fast.compilation import Compiled
-from stormlit.nn.fast.norm import training_memory_format
+from stormlit.nn.compilation import Compiled
+from stormlit.nn.encoders.norm import training_memory_format
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel
-from stormlit.types import Losses
 
 
 @dataclass(slots=True)

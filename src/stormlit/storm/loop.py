@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
+from stormlit.data import Batch, Trajectory
 from stormlit.storm.learner import Learner, Update
 from stormlit.storm.training import Training
-from stormlit.types import Batch, Trajectory
 
 
 def fit(training: Training, after_step: Callable[[], None]) -> None:

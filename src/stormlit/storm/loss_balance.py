@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stormlit.types import Losses
+from stormlit.data import Losses
 
 HARMONISED: dict[str, tuple[str, ...]] = {
     "reconstruction": ("reconstruction", "vector_reconstruction"),

@@ -8,14 +8,13 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from stormlit.data import Batch, PartNode, TensorRecord, to_device
 from stormlit.nn.building import build_part
 from stormlit.nn.samplers import UniformSampler
 from stormlit.ops.observations import channels_first
 from stormlit.registry import Option
+from stormlit.spaces import ActionSpace, ObservationSpace
 from stormlit.storm.priorities import Priorities
-from stormlit.types import Batch, PartNode, TensorRecord, to_device
-from stormlit.types.action_space import ActionSpace
-from stormlit.types.observation_space import ObservationSpace
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 
+from stormlit.data import Batch, Trajectory
 from stormlit.envs import VectorEnv
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
@@ -20,7 +21,6 @@ from stormlit.storm.metrics import MetricBuffer
 from stormlit.storm.replay import ReplayBuffer
 from stormlit.storm.schedule import Plan, Progress
 from stormlit.storm.world_model import WorldModel
-from stormlit.types import Batch, Trajectory
 
 
 @dataclass(slots=True)

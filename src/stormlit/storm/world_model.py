@@ -11,19 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stormlit.data import Batch, Losses, OneHots, PartNode, Reading, WorldState
 from stormlit.nn.agent_states import HiddenState, LatentAndHiddenState, LatentState
 from stormlit.nn.building import build_part, build_sequence_model
-from stormlit.nn.fast.frozen import frozen
-from stormlit.nn.fast.sparse import draw
+from stormlit.nn.frozen import frozen
 from stormlit.nn.heads import READINGS
 from stormlit.nn.optimizers import OptimizerSettings, adam
-from stormlit.nn.tokens import build_separate
+from stormlit.nn.sequence.tokens import build_separate
+from stormlit.nn.sparse import draw
 from stormlit.ops.actions import encode
 from stormlit.ops.kl import kl_balance
 from stormlit.ops.observations import read
 from stormlit.registry import DEFAULTS, Option
+from stormlit.spaces import ActionSpace, ObservationSpace, Seen
 from stormlit.storm.loss_balance import Harmony
-from stormlit.storm.modalities import build_decoders, build_encoders, embed, features, reconstruction_errors
+from stormlit.storm.observer import build_decoders, build_encoders, embed, features, reconstruction_errors
 from stormlit.storm.world_model_words import (
     DecoderInput,
     FreeBitsClip,
@@ -35,9 +37,6 @@ from stormlit.storm.world_model_words import (
     VectorDecoder,
     VectorEncoder,
 )
-from stormlit.types import Batch, Losses, OneHots, PartNode, Reading, WorldState
-from stormlit.types.action_space import ActionSpace
-from stormlit.types.observation_space import ObservationSpace, Seen
 
 FRAMES_AT_ONCE = 128
 TOKENS: Mapping[str, Callable[..., Any]] = {"merged": build_sequence_model, "separate": build_separate}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from stormlit.data import PartNode
 from stormlit.nn.heads import Scoring
 from stormlit.registry import Option
-from stormlit.types import PartNode
 
 VectorEncoder = Annotated[PartNode, Option("what turns vectors into features", part="vector_encoder")]
 VectorDecoder = Annotated[PartNode, Option("what turns a latent into vectors", part="vector_decoder")]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from stormlit.cli.bench.counting import OperationCounter
 from stormlit.cli.bench.phases import PHASES, Phases, prepared
 from stormlit.config.schema import Config
-from stormlit.nn.fast.compilation import should_compile
+from stormlit.nn.compilation import should_compile
 
 WHOLE = "whole step"
 # Compiling and capturing on a GPU take a few runs of their own.

@@ -12,7 +12,7 @@ import torch
 from stormlit.cli.bench.counting import OperationCounter
 from stormlit.config.schema import Config
 from stormlit.runs.assembly import build_training
-from stormlit.runs.fabric import make_fabric
+from stormlit.runs.device import make_fabric
 from stormlit.runs.threads import settle_threads
 from stormlit.storm import loop
 from stormlit.storm.schedule import Ratio

@@ -14,7 +14,7 @@ from stormlit.cli.bench.phases import PHASES
 from stormlit.cli.columns import columns
 from stormlit.config.compose import to_tree
 from stormlit.errors import counted
-from stormlit.nn.fast.compilation import compile_report
+from stormlit.nn.compilation import compile_report
 from stormlit.tracking import run_tags
 
 # Of the JSON files, for those who read them.

@@ -1,0 +1,1 @@
+"""What looks at a trained model: evaluation, dreams, diagnosis, and their pictures."""

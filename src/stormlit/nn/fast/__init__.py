@@ -1,1 +1,0 @@
-"""Faster forms of the parts, each equal to the plain one."""

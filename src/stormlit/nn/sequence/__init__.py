@@ -1,0 +1,1 @@
+"""What reads latents and actions in order."""

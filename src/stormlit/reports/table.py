@@ -1,0 +1,289 @@
+"""The table that everything else is computed from: one score for each variant, environment and seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stormlit.envs import human_normalized
+from stormlit.errors import ConfigError, nearest
+from stormlit.registry import leaves
+from stormlit.reports.find_runs import Found
+from stormlit.reports.statistics import Scores
+from stormlit.runs.allowed_changes import MAY_CHANGE
+from stormlit.runs.result import NOT_WHAT_WAS_ASKED, Result
+
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One finished run.  score: the mean return of its last evaluation."""
+
+    variant: str
+    task: str
+    seed: int
+    score: float
+    folder: Path
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What counts as 0 and as 1 in an environment, so that environments can be averaged."""
+
+    zero: float
+    one: float
+
+    def __call__(self, score: np.ndarray) -> np.ndarray:
+        return (score - self.zero) / (self.one - self.zero)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a report is about.
+
+    variants: the base first.  cells: by variant and task, then by seed.  unfinished: run -> environment steps so far.
+    not_finite: runs whose last evaluation has returns that are no numbers; they are in no figure.
+    scales: for the tasks that every variant has played, or empty.  scale: what they are, in words, or why there are
+    none.
+    """
+
+    variants: list[str]
+    tasks: list[str]
+    cells: Mapping[tuple[str, str], Mapping[int, Cell]]
+    unfinished: Mapping[str, int]
+    not_finite: list[str]
+    scales: Mapping[str, Scale]
+    scale: str
+
+    @property
+    def base(self) -> str:
+        return self.variants[0]
+
+    @property
+    def others(self) -> list[str]:
+        return self.variants[1:]
+
+    @property
+    def is_atari(self) -> bool:
+        """Whether scores are human-normalised."""
+        return bool(self.scales) and all(human_normalized(task, 0.0) is not None for task in self.scales)
+
+    @property
+    def all_cells(self) -> list[Cell]:
+        return [cell for group in self.cells.values() for cell in group.values()]
+
+    def of(self, variant: str, task: str) -> list[Cell]:
+        """In the order of their seeds."""
+        return [cell for _, cell in sorted(self.cells.get((variant, task), {}).items())]
+
+    def scores(self, variant: str, task: str) -> np.ndarray:
+        """(R,): the mean return of each run."""
+        return np.array([cell.score for cell in self.of(variant, task)])
+
+    def normalised(self, variant: str) -> Scores:
+        """The scaled scores of the tasks that have a scale."""
+        return [scale(self.scores(variant, task)) for task, scale in self.scales.items()]
+
+    def pairs(self, variant: str, task: str) -> tuple[list[int], np.ndarray]:
+        """Seeds that both the variant and the base have, and the variant's score less the base's for each."""
+        ours, base = self.cells.get((variant, task), {}), self.cells.get((self.base, task), {})
+        seeds = sorted(ours.keys() & base.keys())
+        return seeds, np.array([ours[seed].score - base[seed].score for seed in seeds])
+
+    def missing_seeds(self) -> dict[tuple[str, str], list[int]]:
+        """For each variant and task, the seeds that another variant has there and it has not."""
+        missing = {}
+        for task in self.tasks:
+            seeds = {cell.seed for variant in self.variants for cell in self.of(variant, task)}
+            for variant in self.variants:
+                if lost := sorted(seeds - self.cells.get((variant, task), {}).keys()):
+                    missing[variant, task] = lost
+        return missing
+
+
+def compare(
+    found: Sequence[Found], base: str | None = None, references: Sequence[str] = (), usual_base: str | None = None
+) -> Comparison:
+    """Sort runs into a table.
+
+    base: the variant that others are compared with; None: usual_base, the one called "base", or the first,
+    whichever is there.
+    references: ``VARIANT``, or ``ENVIRONMENT=SCORE``: what counts as 1 where there is no human score.
+    Raises ``ConfigError`` when no run is finished, when runs of an environment were not measured alike, and when two
+    runs have the same place in the table.
+    """
+    finished = [(run, run.result) for run in found if run.result is not None]
+    if not finished:
+        raise ConfigError(f"none of {len(found)} runs is finished: there is nothing to report yet")
+    _refuse_mixed_protocols([result for _, result in finished])
+    variants = _variants([result for _, result in finished])
+    cells: dict[tuple[str, str], dict[int, Cell]] = {}
+    not_finite = []
+    for (run, result), variant in zip(finished, variants, strict=True):
+        returns = result.evaluation.get("agent") or [None]
+        if any(value is None for value in returns):
+            not_finite.append(run.name)
+            continue
+        cell = Cell(variant, result.task["name"], result.seed, float(np.mean(returns)), run.folder, result)  # type: ignore[arg-type]
+        group = cells.setdefault((variant, cell.task), {})
+        if other := group.get(cell.seed):
+            raise ConfigError(
+                f"the runs {other.folder} and {cell.folder} are the same: variant '{variant}', {cell.task}, seed "
+                f"{cell.seed}; name the runs that the report is about one by one"
+            )
+        group[cell.seed] = cell
+    if not cells:
+        raise ConfigError("every run that is finished has returns that are no numbers: there is nothing to compare")
+    names = _with_base_first(list(dict.fromkeys(variants)), base, usual_base)
+    tasks = list(dict.fromkeys(task for _, task in cells))
+    unfinished = {run.name: run.env_steps for run in found if run.result is None}
+    shared = [task for task in tasks if all((name, task) in cells for name in names)]
+    scales, scale = _scales(cells, shared, names, references)
+    return Comparison(names, tasks, cells, unfinished, not_finite, scales, scale)
+
+
+def _with_base_first(names: list[str], base: str | None, usual: str | None) -> list[str]:
+    if base is not None and base not in names:
+        raise ConfigError(f"--base={base}: there is no variant of that name{nearest(base, names)}; {_listed(names)}")
+    base = base or next((name for name in (usual, BASE) if name in names), names[0])
+    return [base, *(name for name in names if name != base)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"variants are {', '.join(names)}"
+
+
+def _refuse_mixed_protocols(results: Sequence[Result]) -> None:
+    """Budgets may differ, which the report says; anything else makes scores that cannot stand side by side."""
+    first: dict[str, Result] = {}
+    for result in results:
+        other = first.setdefault(result.task["name"], result)
+        before, now = (dict(leaves(each.task["protocol"])) for each in (other, result))
+        for key in dict.fromkeys([*before, *now]):
+            if key != "env_steps" and before.get(key) != now.get(key):
+                raise ConfigError(
+                    f"the runs {other.run['name']} and {result.run['name']} of {result.task['name']} were not measured "
+                    f"alike: {key} is {json.dumps(before.get(key))} in one and {json.dumps(now.get(key))} in the "
+                    "other, and a report compares runs of one protocol"
+                )
+
+
+def _variants(results: Sequence[Result]) -> list[str]:
+    """The variant of each run: its name in a grid, else what its configuration changes against that of the first."""
+    first = next((learned(result) for result in results if not result.run["variant"]), {})
+    return [result.run["variant"] or changes_in_words(first, learned(result)) for result in results]
+
+
+def learned(result: Result) -> dict[str, Any]:
+    """What decides how a run learns, but for its environment, seed and budget."""
+    return settings(result.config, result.task["protocol"])
+
+
+def settings(config: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a configuration as a tree.  measured: its protocol."""
+    task = [f"env.{key}" for key in measured["env"]]
+    flat = leaves({name: node for name, node in config.items() if name not in NOT_WHAT_WAS_ASKED})
+    return {key: value for key, value in flat if not key.startswith((*MAY_CHANGE, *task))}
+
+
+def changes_in_words(first: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What is set otherwise in the second settings than in the first, ``BASE`` where nothing is."""
+    changed = {key: value for key, value in now.items() if first.get(key) != value or key not in first}
+    names = {key: value for key, value in changed.items() if key.endswith(".name")}
+    # Where another part stands, its own options only say how.
+    inside = tuple(f"{key.removesuffix('.name')}." for key in names)
+    told = (
+        {**names, **{key: value for key, value in changed.items() if not key.startswith(inside)}} if names else changed
+    )
+    gone = sorted(first.keys() - now.keys()) if not changed else []
+    words = [f"{_short(key)}={value}" for key, value in told.items()] + [f"no {_short(key)}" for key in gone]
+    return ", ".join(words) or BASE
+
+
+def _short(key: str) -> str:
+    return ".".join(
+        key.removesuffix(".name").split(".")[-2 if key.count(".") > 1 and not key.endswith(".name") else -1 :]
+    )
+
+
+def _scales(
+    cells: Mapping[tuple[str, str], Mapping[int, Cell]],
+    tasks: Sequence[str],
+    variants: Sequence[str],
+    references: Sequence[str],
+) -> tuple[dict[str, Scale], str]:
+    given = dict(word.split("=", 1) for word in references if "=" in word)
+    named = [word for word in references if "=" not in word]
+    known = {task for _, task in cells}
+    for task, word in given.items():
+        if task not in known:
+            raise ConfigError(f"--reference={task}={word}: no run is of {task}{nearest(task, known)}")
+        if not _is_number(word):
+            raise ConfigError(f"--reference={task}={word}: expected a score, such as {task}=1.0")
+    if len(named) > 1 or any(name not in variants for name in named):
+        close = nearest(named[0], variants)
+        raise ConfigError(
+            f"--reference={named[-1]}: expected one variant or ENVIRONMENT=SCORE{close}; {_listed(variants)}"
+        )
+    if not tasks:
+        return {}, "no environment was played by every variant, so that there are no aggregates"
+    human = {task: _human(next(iter(cells[variants[0], task].values())).result) for task in tasks}
+    if all(human.values()) and not references:
+        return {task: scale for task, scale in human.items() if scale}, "human-normalised: 0 is random play, 1 a human"
+    reference = named[0] if named else variants[0]
+    scales = {}
+    for task in tasks:
+        zero = _random(cells, task)
+        one = (
+            float(given[task]) if task in given else float(np.mean([c.score for c in cells[reference, task].values()]))
+        )
+        if zero is None:
+            return (
+                {},
+                f"there are no aggregates: random play was not measured in {task} (evaluation.baselines=[random])",
+            )
+        if one <= zero:
+            return {}, (
+                f"there are no aggregates: in {task} the reference scores {one:.4g}, no more than random play's "
+                f"{zero:.4g}; choose another with --reference"
+            )
+        scales[task] = Scale(zero, one)
+    what = f"the mean of '{reference}'" if set(tasks) - given.keys() else "the score that was given"
+    return scales, f"scaled: 0 is random play, 1 {what}; both are taken as exact in the intervals"
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return bool(np.isfinite(float(word)))
+    except ValueError:
+        return False
+
+
+def _human(result: Result) -> Scale | None:
+    game = result.task["game"]
+    if game is None or human_normalized(game, 0.0) is None:
+        return None
+    at_zero, at_one = human_normalized(game, 0.0), human_normalized(game, 1.0)
+    assert at_zero is not None and at_one is not None
+    span = 1.0 / (at_one - at_zero)
+    return Scale(-at_zero * span, -at_zero * span + span)
+
+
+def _random(cells: Mapping[tuple[str, str], Mapping[int, Cell]], task: str) -> float | None:
+    """The mean return of random play, over all the runs of a task that have measured it."""
+    played = [
+        value
+        for (_, other), group in cells.items()
+        if other == task
+        for cell in group.values()
+        for value in cell.result.evaluation.get("random", ())
+        if value is not None
+    ]
+    return float(np.mean(played)) if played else None

@@ -1,0 +1,85 @@
+"""What a run computes with: device, precision, processes."""
+
+from __future__ import annotations
+
+import atexit
+import os
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
+
+from stormlit.config.schema import Config
+from stormlit.errors import ConfigError
+from stormlit.runs.malloc import keep_freed_memory
+
+
+def make_fabric(config: Config) -> Fabric:
+    """Device, precision and processes. Under ``fabric run`` its options decide, elsewhere the configuration.
+
+    Raises ``ConfigError`` when both ask for a different precision or accelerator, or the accelerator is not there.
+    """
+    accelerator = _agreed("accelerator", config.accelerator)
+    if accelerator not in ("auto", "cpu", "cuda"):  # what `fabric run` was given
+        raise ConfigError(f"accelerator={accelerator} is not supported: choose cpu or cuda")
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"accelerator={accelerator}: this machine has no CUDA device; choose auto or cpu")
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    precision = _agreed("precision", config.precision)
+    if precision == "auto":
+        precision = ("bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed") if on_gpu else "32-true"
+    if precision == "16-mixed" and not on_gpu:
+        raise ConfigError("precision=16-mixed needs a GPU; choose bf16-mixed or 32-true on the CPU")
+    if launched_by_fabric():
+        # Fabric reads what `fabric run` was given from the environment, and refuses to be told again.
+        fabric = Fabric(
+            accelerator="auto" if "LT_ACCELERATOR" in os.environ else ("cuda" if on_gpu else "cpu"),
+            precision=None if "LT_PRECISION" in os.environ else precision,  # type: ignore[arg-type]
+        )
+        atexit.register(_end_process_group)
+    else:
+        fabric = Fabric(
+            accelerator="cuda" if on_gpu else "cpu",
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]
+            plugins=LightningEnvironment(),  # not that of a SLURM job, whose tasks are no business of one process
+        )
+        fabric.launch()
+    # With several processes Fabric would round every float that goes into a training step to half precision, rewards
+    # and continuations too; autocast, which we open ourselves, rounds only where it is safe.
+    fabric._precision.convert_input = lambda data: data  # type: ignore[method-assign]
+    if config.deterministic:
+        # cuBLAS reads its setting at its first call; filling would touch all of the replay buffer.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if on_gpu:
+        torch.set_float32_matmul_precision("high")
+        # Its gradients with a mask can be NaN (github.com/pytorch/pytorch/issues/196678).
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    else:
+        keep_freed_memory()
+    return fabric
+
+
+def _end_process_group() -> None:
+    # Fabric leaves it open on a CPU, and its threads now and then abort an interpreter that ends before them.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def launched_by_fabric() -> bool:
+    """Whether ``fabric run`` started this process."""
+    return os.environ.get("LT_CLI_USED") == "1"
+
+
+def _agreed(name: str, configured: str) -> str:
+    """What ``fabric run`` was given for an option, else the configuration's; both may not name different things."""
+    given = os.environ.get(f"LT_{name.upper()}") if launched_by_fabric() else None
+    given = {"gpu": "cuda", "16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}.get(given or "", given)
+    if given is None or given == "auto":
+        return configured
+    if configured not in ("auto", given):
+        raise ConfigError(f"{name}={configured} contradicts `fabric run --{name} {given}`: give it in one place")
+    return given

@@ -1,0 +1,120 @@
+"""What a grid remembers of itself: ``grid.json`` in its folder.
+
+Which cells there are and what each asks for, so that a grid which has begun stays what it was; how far a cell has come
+is read from its own folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stormlit.config.compose import from_tree
+from stormlit.errors import ConfigError
+from stormlit.files import read_json, write_json
+from stormlit.runs.result import asked, differences
+from stormlit.sweeps.cells import Cell
+from stormlit.sweeps.grid import Grid
+
+FORMAT = 1
+FILE = "grid.json"
+
+# What may change in a grid that has begun: where its runs compute and what they leave, not what comes out.
+MAY_CHANGE = (
+    "env.isolation",
+    "env.step_timeout_seconds",
+    "env.max_restarts",
+    "env.irreproducible",
+    "loop.log_every_env_steps",
+    "loop.media_every_env_steps",
+    "loop.max_nonfinite_updates",
+    "checkpoint.",
+)
+
+
+class Record:
+    """A grid's file, read and written; ``content`` is what is in it.
+
+    Keys: ``format``; ``name``; ``words`` of the base; ``base``: the variant that changes nothing, or None;
+    ``variants``: name -> ``words`` and ``changes`` (key -> [base's value, its own]); ``environments``; ``seeds``;
+    ``cells``: ``name``, ``variant``, ``environment`` and ``seed`` of each; ``asked``: variant -> environment -> what
+    its configuration asks for; ``attempts``: how often each cell was started; ``parent``: the MLflow run, or None.
+    """
+
+    def __init__(self, folder: Path, content: dict[str, Any]) -> None:
+        self.folder, self.content = folder, content
+
+    @classmethod
+    def of(cls, grid: Grid, cells: Sequence[Cell], folder: Path) -> Record:
+        """The record of a grid, with what the folder has of it already; nothing is written.
+
+        Raises ``ConfigError`` when a cell is gone, or has begun and would be another one now.
+        """
+        before = read_json(folder / FILE) if (folder / FILE).is_file() else {}
+        named = {cell.name: cell for cell in cells}
+        for known in before.get("cells", []):
+            cell = named.get(known["name"])
+            what = "is not in it any more" if cell is None else _change(before.get("asked", {}), cell)
+            if what:
+                raise ConfigError(
+                    f"grid '{grid.name}' in {folder} began as another one: its cell '{known['name']}' {what}; give it "
+                    "back, or begin another grid with --name NAME (variants, environments and seeds may be added)"
+                )
+        changes = {cell.variant: dict(cell.changes) for cell in reversed(cells)}
+        all_asked: dict[str, dict[str, Any]] = {}
+        for cell in cells:
+            all_asked.setdefault(cell.variant, {}).setdefault(cell.environment, asked(cell.config))
+        content = {
+            "format": FORMAT,
+            "name": grid.name,
+            "words": list(grid.base),
+            "base": next((variant for variant in grid.variants if not changes[variant]), None),
+            "variants": {
+                name: {"words": list(words), "changes": changes[name]} for name, words in grid.variants.items()
+            },
+            "environments": list(dict.fromkeys(cell.environment for cell in cells)),
+            "seeds": list(grid.seeds),
+            "cells": [
+                {key: getattr(cell, key) for key in ("name", "variant", "environment", "seed")} for cell in cells
+            ],
+            "asked": all_asked,
+            "attempts": before.get("attempts", {}),
+            "parent": before.get("parent"),
+        }
+        return cls(folder, content)
+
+    def write(self) -> None:
+        """Raises ``ConfigError`` where the folder cannot be written."""
+        try:
+            write_json(self.folder / FILE, self.content)
+        except OSError as error:
+            raise ConfigError(
+                f"run.dir={self.folder.parent}: cannot write there ({error.strerror or error})"
+            ) from error
+
+    def count_attempt(self, cell: Cell) -> None:
+        self.content["attempts"][cell.name] = self.content["attempts"].get(cell.name, 0) + 1
+        self.write()
+
+
+def _change(before: dict[str, dict[str, Any]], cell: Cell) -> str:
+    """How a cell that has begun differs from what it was; empty where it does not, or has not begun.
+
+    before: variant -> environment -> what was asked for; it has not been written for grids of early versions.
+    """
+    was = before.get(cell.variant, {}).get(cell.environment)
+    if was in (None, asked(cell.config)) or not cell.directory.config_file.is_file():
+        return ""
+    try:
+        changed = differences(from_tree(was), cell.config)
+    except ConfigError as error:  # of a version that had other keys
+        return f"began with a configuration that is none now ({error})"
+    return next(
+        (
+            f"began with {key}={old} and has {new} now"
+            for key, (old, new) in changed.items()
+            if not key.startswith(MAY_CHANGE)
+        ),
+        "",
+    )

@@ -1,0 +1,237 @@
+"""Environments in processes of their own: the same streams bit for bit, the same state, and no process left over."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_resume import assert_same_run, resume
+from test_training_run import train
+from test_vector_env import _assert_equal_steps
+
+from stormlit.config.compose import compose
+from stormlit.envs import AtariSettings, EnvSettings, VectorEnv
+from stormlit.errors import CheckpointError, ConfigError, EnvironmentSetupError
+
+CATCH: dict[str, Any] = {"game": None, "id": "stormlit/Catch-v0", "size": 16}
+BREAKOUT: dict[str, Any] = {
+    "game": "Breakout",
+    "size": 32,
+    "max_episode_steps": 40,
+    "atari": AtariSettings(sticky_actions=0.25, noop_max=10),
+}
+
+
+def both(**settings: Any) -> tuple[VectorEnv, VectorEnv]:
+    here = VectorEnv(EnvSettings(**settings), seed=4)
+    return here, VectorEnv(EnvSettings(**settings, isolation="process"), seed=4)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has waited for yet counts."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until_gone(pids: list[int], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not all(map(gone, pids)):
+        assert time.monotonic() < deadline, f"of {pids} some are still there"
+        time.sleep(0.02)
+
+
+def pids(envs: VectorEnv) -> list[int]:
+    return [slot.env._process.pid for slot in envs._slots]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({**CATCH, "num_envs": 1}, 30),
+        ({**CATCH, "num_envs": 3, "reward_transform": "sign", "episode_seeds": "same"}, 20),
+        pytest.param({**BREAKOUT, "num_envs": 2}, 50, marks=pytest.mark.slow),
+    ],
+    ids=["catch", "three of catch", "breakout, sticky"],
+)
+def test_streams_are_identical_and_state_may_change_places(settings: dict[str, Any], steps: int) -> None:
+    here, there = both(**settings)
+    assert (here.obs_shape, here.num_actions, here.action_meanings) == (
+        there.obs_shape,
+        there.num_actions,
+        there.action_meanings,
+    )
+    np.testing.assert_array_equal(here.reset(), there.reset())
+    actions = np.random.default_rng(0).integers(here.num_actions, size=(2 * steps, here.num_envs))
+    ended = 0
+    for action in actions[:steps]:
+        step = here.step(action)
+        _assert_equal_steps(step, there.step(action))
+        ended += len(step.episodes)
+    assert ended
+    assert here.state_dict() == there.state_dict()
+    # Each goes on where the other one stood.
+    of_here, of_there = (pickle.loads(pickle.dumps(envs.state_dict())) for envs in (here, there))
+    here.load_state_dict(of_there)
+    there.load_state_dict(of_here)
+    np.testing.assert_array_equal(here.current_obs, there.current_obs)
+    for action in actions[steps:]:
+        _assert_equal_steps(here.step(action), there.step(action))
+    there.close()
+
+
+@pytest.mark.slow
+def test_a_run_may_change_isolation_when_it_is_resumed(tmp_path: Path) -> None:
+    words = ("env.num_envs=2", "replay.capacity=20", "checkpoint.every=10")
+    unbroken = train(tmp_path / "a", "run", *words, "loop.env_steps=56")
+    resumed = train(tmp_path / "b", "run", *words, "env.isolation=process", "loop.env_steps=32")
+    resume(resumed, 44, "env.isolation=none")
+    resume(resumed, 56, "env.isolation=process")
+    assert_same_run(unbroken, resumed)
+
+
+@pytest.mark.parametrize("isolation", ["none", "process"])
+def test_an_action_outside_the_space_never_reaches_the_environment(isolation: Any) -> None:
+    envs = VectorEnv(EnvSettings(**CATCH, num_envs=2, isolation=isolation), seed=0)
+    envs.reset()
+    state = envs.state_dict()
+    for action in ([0, 3], [-1, 0], [0, 2**62], [-(2**62), 0]):
+        with pytest.raises(ValueError, match="outside the action space, 0 to 2"):
+            envs.step(np.array(action))
+    assert envs.state_dict() == state  # none was taken, and none counted as a crash
+    state["rows"][0]["actions"] = [1, -1]
+    with pytest.raises(CheckpointError, match=r"^the checkpoint holds action -1, where Catch has 0 to 2$"):
+        envs.load_state_dict(state)
+    assert envs.restarts == 0
+    envs.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"game": "Pnog"}, r"env\.game=Pnog is not an Atari game \(did you mean 'Pong'\?\)"),
+        ({"game": None, "id": "no_such_module:X-v0"}, r"env\.id=no_such_module:X-v0 cannot be made"),
+        ({"game": None, "id": "CartPole-v1", "observations": ["pole"]}, r"env\.id=CartPole-v1 shows one thing, Box fl"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_as_in_this_process(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(EnvironmentSetupError, match=told):
+        VectorEnv(EnvSettings(**settings, num_envs=2, isolation="process"), seed=0)
+
+
+def test_a_process_that_ends_before_its_first_answer_is_no_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ends_at_once.py").write_text("import os\nos._exit(9)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EnvironmentSetupError, match=r"^env\.id=ends_at_once:X-v0 cannot be made: .* exited \(9\)$"):
+        VectorEnv(EnvSettings(game=None, id="ends_at_once:X-v0", isolation="process"), seed=0)
+
+
+def test_a_signal_without_a_name_is_a_crash_like_any_other(caplog: pytest.LogCaptureFixture) -> None:
+    envs = VectorEnv(EnvSettings(**CATCH, isolation="process"), seed=0)
+    envs.reset()
+    os.kill(pids(envs)[0], signal.SIGRTMIN + 3)
+    assert envs.step(np.array([1])).episodes[0].crashed
+    assert f"killed by signal {signal.SIGRTMIN + 3}" in caplog.text
+    envs.close()
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("env.isolation=thread", "env.isolation"),
+        ("env.step_timeout_seconds=5", "env.step_timeout_seconds=5 needs env.isolation=process"),
+        ("env.max_restarts=-1", "env.max_restarts=-1 is out of range: it must be at least 0"),
+    ],
+)
+def test_settings_are_checked(word: str, told: str) -> None:
+    with pytest.raises((ConfigError, EnvironmentSetupError), match=told):
+        VectorEnv(compose(["tiny"], [word]).env, seed=0)
+    with pytest.raises(EnvironmentSetupError, match=r"env\.isolation=thread does not exist"):
+        VectorEnv(EnvSettings(isolation="thread"), seed=0)  # type: ignore[arg-type]
+
+
+def test_closing_ends_the_processes() -> None:
+    envs = VectorEnv(EnvSettings(**CATCH, num_envs=2, isolation="process"), seed=0)
+    started = pids(envs)
+    assert not any(map(gone, started))
+    envs.close()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in started)  # waited for, too
+
+
+def test_signals_for_the_run_are_not_for_its_environments() -> None:
+    envs = VectorEnv(EnvSettings(**CATCH, isolation="process"), seed=0)
+    envs.reset()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(pids(envs)[0], number)
+    step = envs.step(np.array([1]))
+    assert not step.is_first[0] and envs.restarts == 0
+    envs.close()
+
+
+def test_environments_do_not_wait_for_one_another() -> None:
+    """Four that take half a second each take less than two seconds together."""
+    envs = VectorEnv(EnvSettings(game=None, id="faulty_envs:Slow-v0", size=8, num_envs=4, isolation="process"), seed=0)
+    envs.reset()
+    began = time.monotonic()
+    envs.step(np.zeros(4, np.int64))
+    assert time.monotonic() - began < 1.9
+    envs.close()
+
+
+def test_an_environments_process_does_without_torch() -> None:
+    code = "import sys, stormlit.envs.worker; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+PARENT = """
+import sys, time
+import numpy as np
+from stormlit.envs import EnvSettings, VectorEnv
+envs = VectorEnv(EnvSettings(game=None, id=sys.argv[1], size=8, num_envs=2, isolation="process"), seed=0)
+envs.reset()
+print(*(slot.env._process.pid for slot in envs._slots), flush=True)
+if sys.argv[2] == "ends":
+    sys.exit()
+while True:
+    envs.step(np.zeros(2, np.int64))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("env", "how"),
+    [
+        ("stormlit/Catch-v0", "killed"),
+        ("faulty_envs:Hang-v0", "killed"),
+        ("faulty_envs:Hang-v0", "ends"),
+        ("stormlit/Catch-v0", "interrupted"),
+    ],
+)
+def test_no_process_outlives_the_run(env: str, how: str) -> None:
+    """Not when it is killed, not even while an environment hangs, and a run that ends does not wait for them."""
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", PARENT, env, how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=path) as parent:
+        assert parent.stdout is not None
+        started = list(map(int, parent.stdout.readline().split()))
+        assert len(started) == 2
+        time.sleep(0.5)  # long enough to get stuck
+        if how != "ends":
+            assert not any(map(gone, started))
+            parent.send_signal(signal.SIGKILL if how == "killed" else signal.SIGINT)
+        try:
+            parent.wait(20)
+        finally:
+            parent.kill()
+    wait_until_gone(started)

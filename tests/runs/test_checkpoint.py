@@ -1,0 +1,403 @@
+"""Checkpoints are whole or not there, found by any name, and nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_training_run import newest, read, reseal, train
+
+import stormlit
+from stormlit.cli import main
+from stormlit.errors import CheckpointError
+from stormlit.runs.checkpoint import latest_checkpoint, manifest_digest, newest_valid, read_tensors, verify
+from stormlit.runs.checkpoint_writer import CheckpointWriter
+from stormlit.runs.directory import RunDirectory
+
+FILES = ("config.yaml", "weights.pt", "training-0.pt", "manifest.json", "replay-0.json")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("trained"), "run")
+
+
+def refused(capsys: pytest.CaptureFixture[str], run: Path, *verbs: str) -> list[str]:
+    """The sentence each of the verbs refuses the run's newest checkpoint with."""
+    newest_folder = max((run / "checkpoints").glob("step-*"))
+    sentences = []
+    for verb in verbs:
+        words = ["loop.env_steps=60"] if verb == "resume" else []
+        capsys.readouterr()
+        assert main([verb, str(newest_folder), *words]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        lines = captured.err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("stormlit: error: "), captured.err
+        sentences.append(lines[0])
+    assert json.loads((run / "tags.json").read_text())["status"] == "FINISHED"  # nothing was begun
+    return sentences
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (self.marker,)
+
+
+def test_a_bomb_goes_off_where_pickles_are_trusted(tmp_path: Path) -> None:
+    """Else the tests below would prove nothing."""
+    marker = tmp_path / "executed"
+    pickle.loads(pickle.dumps(Bomb(marker)))
+    assert marker.exists()
+    marker.unlink()
+    torch.save({"world_model": Bomb(marker)}, tmp_path / "weights.pt")
+    torch.load(tmp_path / "weights.pt", weights_only=False)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy", "bare"])
+@pytest.mark.parametrize("name", ["weights.pt", "training-0.pt"])
+def test_a_pickle_is_never_executed(
+    name: str, how: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker, file = tmp_path / "executed", newest(run) / name
+    state = {**read(file), "extra": Bomb(marker)}
+    if how == "bare":
+        file.write_bytes(pickle.dumps(Bomb(marker)))
+    else:
+        torch.save(state, file, _use_new_zipfile_serialization=how == "zip")
+    verbs = ("resume", "eval", "dream")
+    assert all(str(file) in sentence for sentence in refused(capsys, run, *verbs))  # the manifest already tells
+    assert not marker.exists()
+    reseal(newest(run))
+    readers = verbs if name == "weights.pt" else ("resume",)
+    assert all(name in sentence for sentence in refused(capsys, run, *readers))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("field", ["obs", "action", "reward", "terminated", "is_first", "another"])
+def test_a_pickle_among_replay_rows_is_never_executed(
+    field: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker, segment = tmp_path / "executed", sorted((run / "replay" / "0").iterdir())[0]
+    with np.load(segment) as stored:
+        arrays = dict(stored)
+    bombs = np.empty(len(arrays["action"]), dtype=object)
+    bombs[:] = [Bomb(marker)] * len(bombs)
+    np.savez(segment, allow_pickle=True, **{**arrays, field: bombs})
+    assert str(segment) in refused(capsys, run, "resume")[0]  # its checksum already tells
+    reseal(newest(run))
+    assert str(segment) in refused(capsys, run, "resume")[0]
+    assert not marker.exists()
+
+
+def test_a_pickle_in_the_configuration_is_never_executed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = tmp_path / "executed"
+    file = newest(run) / "config.yaml"
+    file.write_text(f"seed: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [{marker}]]\n")
+    reseal(newest(run))
+    assert all("config.yaml" in sentence for sentence in refused(capsys, run, "resume", "eval"))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "flipped", "folder"])
+def test_a_damaged_file_is_named(name: str, damage: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = newest(run) / name
+    content = file.read_bytes()
+    if damage == "flipped":
+        file.write_bytes(
+            content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 0x81]) + content[len(content) // 2 + 1 :]
+        )
+    elif damage in ("empty", "truncated"):
+        file.write_bytes(b"" if damage == "empty" else content[:-7])
+    else:
+        file.unlink()
+        if damage == "folder":
+            file.mkdir()
+    if name == "manifest.json" and damage == "missing":
+        # Without a manifest it is no checkpoint, and the one before is the newest.
+        assert latest_checkpoint(RunDirectory(run)).name == "step-000000024"
+        return
+    for sentence in refused(capsys, run, "resume", "eval"):
+        assert name in sentence
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "[]",
+        "{}",
+        '{"format": 1}',
+        '{"format": "1", "files": {}}',
+        '{"format": 1, "env_steps": 48, "files": {}}',
+        '{"format": 1, "env_steps": 48, "files": {"weights.pt": 3}}',
+        '{"format": 1, "env_steps": 48, "files": {"weights.pt": {}}}',
+        '{"format": 1, "env_steps": 48, "files": {"../../config.yaml": {"bytes": 1, "sha256": ""}}}',
+        '{"format": 1, "env_steps": 48, "files": []}',
+        "NaN",
+        '{"format": 1, "env_steps": "many", "files": {}}',
+    ],
+)
+def test_a_nonsensical_manifest_is_refused(manifest: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(manifest)
+    if isinstance(content, dict):  # with the checksum it should have, so that the rest is looked at
+        manifest = json.dumps({**content, "sha256": manifest_digest(content)})
+    (newest(run) / "manifest.json").write_text(manifest)
+    for sentence in refused(capsys, run, "resume", "eval"):
+        assert "step-000000048" in sentence and "checksum" not in sentence and "SHA-256 that it names" not in sentence
+
+
+def test_playing_needs_no_experience(run: Path) -> None:
+    shutil.rmtree(run / "replay")
+    assert main(["eval", "run", f"run.dir={run.parent}"]) == 0
+
+
+def test_a_newer_format_asks_for_an_upgrade(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = newest(run) / "manifest.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps({**manifest, "format": manifest["format"] + 1}))
+    for sentence in refused(capsys, run, "resume", "eval", "dream"):
+        assert f"format {manifest['format'] + 1}" in sentence and "upgrade" in sentence
+
+
+@pytest.mark.parametrize(
+    ("word", "tensor"),
+    [
+        ("world_model.hidden_dim=32", "world_model"),
+        ("agent.hidden_dim=32", "agent"),
+        ("world_model.sequence_model=gru", "world_model"),
+        ("world_model.sequence_model.num_layers=2", "world_model"),
+        ("agent.agent_state=hidden", "agent"),
+        ("env.game=Breakout", "env.game"),
+    ],
+)
+def test_a_checkpoint_of_another_configuration_is_refused(
+    word: str, tensor: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["resume", "loop.env_steps=60"], ["eval"]):
+        assert main([words[0], "run", f"run.dir={run.parent}", *words[1:], word]) == 2
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1 and "another configuration" in error and tensor in error
+
+
+@pytest.mark.parametrize("word", ["env.num_envs=2", "env.id=stormlit-test/Other-v0", "player.context_length=4"])
+def test_what_only_going_on_needs_is_checked_too(word: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resume", "run", f"run.dir={run.parent}", "loop.env_steps=60", word]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "reshaped", "retyped", "shortened"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_damaged_replay_segment_is_named(
+    which: int, damage: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segments = sorted((run / "replay" / "0").iterdir())
+    assert len(segments) == 2
+    file = segments[which]
+    content = file.read_bytes()
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    if damage == "missing":
+        file.unlink()
+    elif damage == "truncated":
+        file.write_bytes(content[:-100])
+    elif damage == "flipped":
+        file.write_bytes(content[:3000] + bytes([content[3000] ^ 1]) + content[3001:])
+    elif damage == "reshaped":
+        np.savez(file, **{**arrays, "obs": arrays["obs"][:, :, :8]})
+    elif damage == "retyped":
+        np.savez(file, **{**arrays, "reward": arrays["reward"].astype(np.float64)})
+    else:
+        np.savez(file, **{name: array[:-1] for name, array in arrays.items()})
+    assert str(file) in refused(capsys, run, "resume")[0]
+    if damage != "missing":
+        reseal(newest(run))
+        assert str(file) in refused(capsys, run, "resume")[0]
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_no_mutation_of_a_file_of_tensors_does_more_than_fail(trained: Path, data: st.DataObject) -> None:
+    """Without a manifest in the way; the file is read or refused, whatever its bytes."""
+    content = bytearray((newest(trained) / "training-0.pt").read_bytes())
+    with zipfile.ZipFile(io.BytesIO(bytes(content))) as archive:
+        length = archive.infolist()[0].file_size  # the pickle comes first
+    position = data.draw(st.integers(0, min(length + 200, len(content) - 9)))
+    replacement = data.draw(st.binary(min_size=1, max_size=8))
+    content[position : position + len(replacement)] = replacement
+    file = newest(trained).parent / "mutated.pt"
+    file.write_bytes(bytes(content))
+    try:
+        assert isinstance(read_tensors(file), dict)
+    except CheckpointError as error:
+        assert str(file) in str(error) and "\n" not in str(error)
+    finally:
+        file.unlink()
+
+
+def write(run: RunDirectory, env_steps: int, value: float, keep: int) -> None:
+    writer = CheckpointWriter(run, env_steps)
+    writer.begin()
+    writer.add("config.yaml", b"seed: 0\n")
+    writer.add_tensors("weights.pt", {"value": torch.tensor(value)})
+    writer.commit(keep)
+
+
+def killed_at(call: int, work: Callable[[], None]) -> bool:
+    """Do it in a child process that is killed with SIGKILL at its n-th change of the file system; False if it ends."""
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def counted(original: Callable[..., object]) -> Callable[..., object]:
+            def changed(*arguments: object, **options: object) -> object:
+                nonlocal calls
+                calls += 1
+                if calls > call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(*arguments, **options)
+
+            return changed
+
+        for module, name in ((os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (os, "mkdir")):
+            setattr(module, name, counted(getattr(module, name)))
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("env_steps", "keep"), [(20, 1), (20, 2), (10, 1), (10, 2)])
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(env_steps: int, keep: int, tmp_path: Path) -> None:
+    for survived in range(60):
+        run = RunDirectory(tmp_path / str(survived))
+        write(run, 5, 0.5, keep)
+        write(run, 10, 1.0, keep)
+        killed = killed_at(survived, lambda run=run: write(run, env_steps, 2.0, keep))
+        whole = latest_checkpoint(run)
+        verify(whole)
+        assert newest_valid(run, verify)[0].folder == whole
+        found = read_tensors(whole / "weights.pt")["value"].item()
+        assert found in (1.0, 2.0)
+        write(run, 30, 3.0, keep)  # and the next one does not mind what the kill left
+        assert read_tensors(latest_checkpoint(run) / "weights.pt")["value"].item() == 3.0
+        if not killed:
+            assert survived > 10 and found == 2.0
+            assert len(list(run.checkpoints.iterdir())) <= keep
+            return
+    raise AssertionError("the checkpoint never got through")
+
+
+def test_names_are_on_the_disk_only_after_what_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut keeps what was synced: files before their rename, the folder before it is renamed and after."""
+    seen: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor: int) -> None:
+        seen.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def note_replace(source: Path, target: Path) -> None:
+        seen.append(("name", f"{source} -> {target}"))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    run = RunDirectory(tmp_path)
+    write(run, 10, 1.0, 1)
+    temporary, final = run.checkpoints / ".step-000000010.tmp", run.checkpoints / "step-000000010"
+    manifest = next(index for index, (_, what) in enumerate(seen) if what.endswith("/manifest.json"))
+    written = {("sync", str(temporary / name)) for name in ("config.yaml", "weights.pt")}
+    assert written <= set(seen[:manifest])
+    assert seen[manifest - 1][0] == "sync" and "/.manifest.json." in seen[manifest - 1][1]
+    assert [entry for entry in seen[manifest + 1 :] if ".old.tmp" not in entry[1]] == [
+        ("sync", str(temporary)),
+        ("name", f"{temporary} -> {final}"),
+        ("sync", str(run.checkpoints)),
+    ]
+
+
+def test_the_manifest_has_the_sizes_and_checksums_of_what_is_on_the_disk(tmp_path: Path) -> None:
+    """Those of this process are of what was to be written, another process's are of the file."""
+    run = RunDirectory(tmp_path)
+    writer, other = CheckpointWriter(run, 10), CheckpointWriter(run, 10)
+    writer.begin()
+    for name in ("config.yaml", "weights.pt"):
+        writer.add(name, name.encode() * 100_000)
+    other.add("training-1.pt", b"other")
+    other.settle()
+    folder = writer.commit(keep=1)
+    assert set(verify(folder).manifest["files"]) == {"config.yaml", "weights.pt", "training-1.pt"}
+
+
+def test_saving_leaves_the_users_checksums_alone(tmp_path: Path) -> None:
+    write(RunDirectory(tmp_path), 10, 1.0, 1)
+    assert torch.serialization.get_crc32_options()
+
+
+def test_what_the_disk_refuses_is_told_when_it_settles(tmp_path: Path) -> None:
+    writer = CheckpointWriter(RunDirectory(tmp_path), 10)
+    writer.add("config.yaml", b"")  # without a folder
+    with pytest.raises(FileNotFoundError):
+        writer.settle()
+    writer.close(abandon=True)
+
+
+def test_a_half_written_checkpoint_is_not_seen(run: Path) -> None:
+    half = run / "checkpoints" / "step-000000099"
+    half.mkdir()
+    shutil.copy(newest(run) / "weights.pt", half)
+    assert latest_checkpoint(RunDirectory(run)).name == "step-000000048"
+    assert stormlit.load(str(run)).checkpoint.name == "step-000000048"
+
+
+def test_a_run_is_found_by_every_name(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = json.loads((run / "run.json").read_text())["run_id"]
+    older = run / "checkpoints" / "step-000000024"
+    monkeypatch.chdir(run.parent)
+    for reference, root, checkpoint in (
+        ("run", run.parent, "step-000000048"),
+        (run_id, run.parent, "step-000000048"),
+        (str(run), Path("elsewhere"), "step-000000048"),
+        (str(older), Path("elsewhere"), "step-000000024"),
+        (str(older / "weights.pt"), Path("elsewhere"), "step-000000024"),
+        (str(older / "manifest.json"), Path("elsewhere"), "step-000000024"),
+        ("run/checkpoints/step-000000024", Path("elsewhere"), "step-000000024"),
+        ("./run", Path("elsewhere"), "step-000000048"),
+        ("run", Path("elsewhere"), "step-000000048"),
+    ):
+        trained = stormlit.load(reference, run_dir=str(root))
+        assert trained.directory.path.resolve() == run and trained.checkpoint.name == checkpoint
+    assert main(["eval", str(older / "weights.pt")]) == 0
+    assert "step-000000024" in capsys.readouterr().out
+
+
+def test_files_hold_tensors_and_built_in_types_only(trained: Path) -> None:
+    """They can be read by torch's restricted reader, by anybody."""
+    for name in ("weights.pt", "training-0.pt"):
+        assert isinstance(read(newest(trained) / name), dict)
+    assert set(json.loads((newest(trained) / "manifest.json").read_text())["files"]) == {*FILES} - {"manifest.json"}

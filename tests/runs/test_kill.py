@@ -1,0 +1,136 @@
+"""Training processes killed with SIGKILL at random moments, and started again until the run is done, lose nothing.
+
+``STORMLIT_KILLS=13 python -m pytest -m slow tests/test_kill.py`` kills each of them so often.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from test_resume import assert_same_run
+from test_training_run import SMALL, newest, read, train
+
+from recorded import catch
+from stormlit.cli import main
+from stormlit.demonstrations import write_npz
+
+KILLS_PER_RUN = int(os.environ.get("STORMLIT_KILLS", "4"))
+BUDGET = ("loop.env_steps=96", "loop.warmup_steps=20")
+ATARI = (
+    "env.size=32",
+    "env.atari.sticky_actions=0.25",
+    "env.atari.noop_max=10",
+    "env.max_episode_steps=40",
+    "evaluation.episodes=1",
+    "evaluation.num_envs=1",
+)
+VARIANTS = {
+    "Catch": ("checkpoint.every=9",),
+    "Catch, 3 environments, ring wrapped": ("checkpoint.every=9", "env.num_envs=3", "replay.capacity=30"),
+    "Pong, sticky actions": ("env.game=Pong", *ATARI, "checkpoint.every=13"),
+    "Breakout, sticky actions, 2 environments, ring wrapped": (
+        "env.game=Breakout",
+        *ATARI,
+        "env.num_envs=2",
+        "replay.capacity=40",
+        "checkpoint.every=14",
+    ),
+    "MinAtar Breakout, 2 environments": (
+        "env.id=MinAtar/Breakout-v1",
+        "env.size=10",
+        "env.channels=as_is",
+        "env.max_episode_steps=1000",
+        "env.num_envs=2",
+        "checkpoint.every=14",
+    ),
+}
+
+
+EVERYTHING = (
+    "env.num_envs=2",
+    "env.isolation=process",
+    "replay.capacity=40",
+    "loop.overlap=true",
+    "player.context=frames",
+    "demonstrations.batch_size=2",
+    "demonstrations.imagination_batch_size=3",
+    "checkpoint.every=10",
+)
+
+
+def start(root: Path, words: tuple[str, ...]) -> int:
+    """``train ... resume=auto`` in a forked process; returns its number."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            log = os.open(root.parent / "log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            code = main(["train", *SMALL, *BUDGET, *words, "resume=auto", f"run.dir={root}", "run.name=run"])
+        finally:
+            os._exit(code)
+    return child
+
+
+def attempt(root: Path, words: tuple[str, ...], killed_after: float | None) -> int:
+    """``start`` and wait; returns the exit code, the negative signal if it was killed.
+
+    killed_after: seconds; None lets it end.
+    """
+    child = start(root, words)
+    if killed_after is not None:
+        time.sleep(killed_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed_again_and_again(root: Path, words: tuple[str, ...], kills: int, seconds: float, seed: int) -> int:
+    """Kill so many attempts, each at a random moment within ``seconds``, then let one end; returns how many died."""
+    root.mkdir(parents=True)
+    chance = random.Random(seed)
+    died = sum(attempt(root, words, chance.uniform(0, seconds)) == -signal.SIGKILL for _ in range(kills))
+    assert attempt(root, words, None) == 0, (root.parent / "log").read_text()
+    return died
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_again_and_again_is_as_never_killed(variant: str, tmp_path: Path) -> None:
+    words = VARIANTS[variant]
+    begun = time.monotonic()
+    unbroken = train(tmp_path / "a", "run", *BUDGET, *words, "resume=auto")
+    seconds = time.monotonic() - begun
+    died = killed_again_and_again(tmp_path / "b" / "runs", words, KILLS_PER_RUN, 0.8 * seconds, seed=len(variant))
+    assert died >= 1
+    resumed = tmp_path / "b" / "runs" / "run"
+    assert newest(resumed).name == "step-000000096"
+    assert_same_run(unbroken, resumed)
+
+
+@pytest.mark.slow
+def test_killed_with_everything_on_at_once_is_as_never_killed(tmp_path: Path) -> None:
+    """Three times, each behind another checkpoint, with demonstrations, processes, a wrapped ring and overlap."""
+    write_npz(catch(40), tmp_path / "a.npz")
+    words = (*EVERYTHING, f"demonstrations.path={tmp_path / 'a.npz'}")
+    unbroken = train(tmp_path / "a", "run", *BUDGET, *words, "resume=auto")
+    root = tmp_path / "b" / "runs"
+    root.mkdir(parents=True)
+    chance = random.Random(0)
+    for steps in (30, 50, 70):
+        child = start(root, words)
+        while not (root / "run" / "checkpoints" / f"step-{steps:09d}" / "manifest.json").exists():
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), (root.parent / "log").read_text()
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.1))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert attempt(root, words, None) == 0, (root.parent / "log").read_text()
+    assert_same_run(unbroken, root / "run")
+    state = read(newest(root / "run") / "training-0.pt")
+    assert state["replay"]["total_rows"] == 48 and state["demonstrations"] and "frames" in state["collector"]["player"]

@@ -1,0 +1,230 @@
+"""What a run leaves in its folder, and what may be done with it: broken off, gone back, moved, named oddly, shared."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cli_errors import refusal
+from test_resume import assert_same_run, rows
+from test_training_run import SMALL, logged, newest, small, status, train
+
+import stormlit.runs.train
+from stormlit.cli import main
+from stormlit.config.compose import compose
+from stormlit.runs.checkpoint import list_checkpoints
+from stormlit.runs.directory import RunDirectory, exclusive
+from stormlit.storm.schedule import Every
+from stormlit.storm.training import Training
+
+# Shorter than SMALL, with three checkpoints.
+SHORT = ("loop.warmup_steps=8", "loop.env_steps=24", "checkpoint.every=8", "checkpoint.keep=5", "evaluation.episodes=1")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("trained"), "run", *SHORT)
+
+
+def kept(run: Path) -> dict[Path, bytes]:
+    """Everything a run can go on from."""
+    return {path: path.read_bytes() for part in ("checkpoints", "replay") for path in (run / part).rglob("*.*[a-z]")}
+
+
+@pytest.mark.slow
+def test_a_tracker_that_does_not_answer_costs_no_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = kept(run)
+    assert len(list_checkpoints(RunDirectory(run))) == 3 and len(list((run / "replay" / "0").iterdir())) == 3
+    older = run / "checkpoints" / "step-000000008"
+    sentence = refusal(capsys, "resume", str(older), "tracking=mlflow", "tracking.uri=foo://x")
+    assert "tracking.uri=foo://x" in sentence
+    assert kept(run) == before
+
+
+def test_going_back_drops_what_came_later_and_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    older = run / "checkpoints" / "step-000000008"
+    capsys.readouterr()
+    assert main(["resume", str(older), "loop.env_steps=12", "checkpoint.every=100"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "dropped" in line]
+    assert len(told) == 1 and "step-000000016, step-000000024" in told[0]
+    assert [folder.name for folder in list_checkpoints(RunDirectory(run))] == ["step-000000008", "step-000000012"]
+    assert len(rows(run)["number"]) == 12
+    assert main(["resume", str(run), "loop.env_steps=13"]) == 0
+    assert "dropped" not in capsys.readouterr().err
+
+
+def test_two_processes_cannot_train_the_same_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = run.parent / "new"
+    with exclusive(RunDirectory(new)):
+        sentence = refusal(capsys, "train", *SMALL, f"run.dir={run.parent}", "run.name=new")
+        assert "run.name=new" in sentence and "another process" in sentence
+    assert [path.name for path in new.iterdir()] == ["lock"]
+    before = kept(run), (run / "config.yaml").read_bytes(), (run / "metrics.csv").read_bytes()
+    with exclusive(RunDirectory(run)):
+        for reference in (run, run / "checkpoints" / "step-000000008"):
+            sentence = refusal(capsys, "resume", str(reference), "loop.env_steps=30")
+            assert "run.name=run" in sentence and "another process" in sentence
+    assert (kept(run), (run / "config.yaml").read_bytes(), (run / "metrics.csv").read_bytes()) == before
+    assert main(["resume", str(run), "loop.env_steps=25"]) == 0  # the lock goes with its holder
+
+
+@pytest.mark.slow
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    run = train(tmp_path / "b", "run", *SHORT, "seed=1", "loop.env_steps=20")
+    shutil.rmtree(run / "checkpoints")
+    unfinished = run / "checkpoints" / ".step-000000007.tmp"  # of a step that is not saved again
+    unfinished.mkdir(parents=True)
+    (unfinished / "weights.pt").write_bytes(b"half")
+    assert list((run / "replay" / "0").iterdir())
+    begun_anew = train(tmp_path / "b", "run", *SHORT)
+    assert not unfinished.exists()
+    with (run / "metrics.csv").open() as file:
+        places = [(row["step"], row["key"]) for row in csv.DictReader(file)]
+    assert len(places) == len(set(places)) and {step for step, _ in places} == {"8", "16", "24"}
+    assert main(["resume", str(begun_anew), "loop.env_steps=32"]) == 0
+    unbroken = train(tmp_path / "a", "run", *SHORT, "loop.env_steps=32")
+    assert len(rows(begun_anew)["number"]) == 32
+    assert_same_run(unbroken, begun_anew)
+
+
+def test_another_interval_counts_from_its_next_multiple() -> None:
+    often = Every(2500)
+    assert [step for step in range(0, 10_001, 100) if often.due(step)] == [2500, 5000, 7500, 10_000]
+    seldom = Every(5000)
+    seldom.load_state_dict(often.state_dict())
+    assert [step for step in range(10_000, 25_001, 100) if seldom.due(step)] == [15_000, 20_000, 25_000]
+    oftener = Every(1000)
+    oftener.load_state_dict(often.state_dict())
+    assert [step for step in range(10_000, 12_501, 100) if oftener.due(step)] == [11_000, 12_000]
+
+
+def test_the_rhythm_may_change_on_the_way(run: Path) -> None:
+    words = ["loop.env_steps=42", "checkpoint.every=10", "loop.log_every_env_steps=5", "checkpoint.keep=9"]
+    assert main(["resume", str(run), *words]) == 0
+    steps = [int(folder.name.removeprefix("step-")) for folder in list_checkpoints(RunDirectory(run))]
+    assert steps == [8, 16, 24, 30, 40, 42]  # and the last one at the end
+    # The evaluation of the run that ended at 24 was logged there.
+    assert {step for step, _ in logged(run)} == {8, 16, 24, 25, 30, 35, 40, 42}
+
+
+def test_a_run_broken_off_in_its_last_evaluation_is_finished_by_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(training: Training) -> None:
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(stormlit.runs.train, "evaluate_agent", interrupt)
+        assert main(["train", *SMALL, *SHORT, f"run.dir={tmp_path}", "run.name=run"]) == 130
+    evaluation = run / "evaluation" / "step-000000024.json"
+    assert status(run) == "KILLED" and newest(run).name == "step-000000024" and not evaluation.exists()
+    capsys.readouterr()
+    assert main(["resume", "run", f"run.dir={tmp_path}"]) == 0
+    assert "24 environment steps: returns" in capsys.readouterr().out
+    assert len(json.loads(evaluation.read_text())["episodes"]) == 1
+    assert status(run) == "FINISHED" and (24, "eval/return") in logged(run)
+
+
+def test_a_deleted_evaluation_is_made_again_and_a_finished_run_says_so(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = run / "evaluation" / "step-000000024.json"
+    before = evaluation.read_bytes()
+    evaluation.unlink()
+    assert main(["resume", str(run)]) == 0
+    assert evaluation.read_bytes() == before
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 0
+    captured = capsys.readouterr()
+    assert "has taken all its 24 environment steps" in captured.out and captured.err == ""
+
+
+def test_the_shortened_random_start_is_kept(tmp_path: Path) -> None:
+    run = train(tmp_path, "run", *SHORT, "loop.env_steps=16", "loop.warmup_steps=1000")
+    assert logged(run)[16, "progress/world_model_updates"] == 8
+    # Of the larger budget half would be 20 steps, of which 4 are still to come.
+    assert main(["resume", str(run), "loop.env_steps=40"]) == 0
+    assert logged(run)[40, "progress/world_model_updates"] == 32
+
+
+@pytest.mark.parametrize("file", ["my cfg(1).yaml", "-.v2+.yaml", "((.yaml"])
+def test_a_file_may_be_called_anything(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(file).write_text("seed: 3\n")
+    # As a path with a folder, as a word that begins with a dash would be an option.
+    assert main(["train", *SMALL, *SHORT, "loop.env_steps=9", f"./{file}"]) == 0
+    (run,) = (path for path in Path("runs").iterdir() if path.is_dir())
+    assert run.name.endswith("-Catch-s3")
+    assert main(["eval", run.name, "evaluation.episodes=1"]) == 0
+    assert main(["resume", run.name, "loop.env_steps=10"]) == 0
+
+
+@pytest.mark.parametrize("name", ["007", "1e3"])
+def test_a_name_that_looks_like_a_number_keeps_its_text(name: str, tmp_path: Path) -> None:
+    run = train(tmp_path, name, *SHORT, "loop.env_steps=9")
+    assert run.is_dir() and json.loads((run / "run.json").read_text())["name"] == name
+    assert compose([str(run / "config.yaml")]).run.name == name
+    assert compose([str(newest(run) / "config.yaml")]).run.name == name
+    assert main(["resume", name, f"run.dir={tmp_path}", "loop.env_steps=10"]) == 0
+    assert main(["eval", name, f"run.dir={tmp_path}"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.slow
+def test_the_folder_of_all_runs_may_be_called_anything(tmp_path: Path) -> None:
+    root = tmp_path / "a: b #1"
+    run = train(root, "run", *SHORT, "loop.env_steps=9")
+    assert compose([str(run / "config.yaml")]).run.dir == str(root)
+    for reference in (["run", f"run.dir={root}"], [str(run)]):
+        steps = 1 + int(newest(run).name.removeprefix("step-"))
+        assert main(["resume", *reference, f"loop.env_steps={steps}"]) == 0
+        assert newest(run).name == f"step-{steps:09d}"
+        assert main(["eval", *reference, "evaluation.episodes=1"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a: b #1"]
+
+
+@pytest.mark.slow
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(elsewhere)
+    for root, folder in (("~", home), ("~/deeper", home / "deeper")):
+        assert main(["train", *small(*SHORT), "loop.env_steps=9", f"run.dir={root}", "run.name=run"]) == 0
+        assert (folder / "run" / "run.json").is_file()
+        assert main(["eval", "run", f"run.dir={root}"]) == 0
+        assert main(["resume", "run", f"run.dir={root}", "loop.env_steps=10"]) == 0
+        assert newest(folder / "run").name == "step-000000010"
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", ".mlflow.lock", "artifacts"]
+)
+def test_names_of_mlflows_own_files_are_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = refusal(capsys, "train", *SMALL, f"run.dir={tmp_path / 'runs'}", f"run.name={name}")
+    assert f"run.name={name}" in sentence and "MLflow" in sentence
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_moved_run_goes_on_where_it_is_now(trained: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    old = tmp_path / "old" / "run"
+    moved = tmp_path / "new" / "renamed"
+    shutil.copytree(trained, old)
+    moved.parent.mkdir()
+    shutil.move(old, moved)
+    assert main(["resume", "renamed", f"run.dir={moved.parent}", "loop.env_steps=30"]) == 0
+    assert newest(moved).name == "step-000000030"
+    assert (moved / "evaluation" / "step-000000030.json").is_file()
+    settings = compose([str(moved / "config.yaml")]).run
+    assert (settings.dir, settings.name) == (str(moved.parent), "renamed")
+    assert not old.exists() and [path.name for path in moved.parent.iterdir()] == ["renamed"]
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+    assert np.all(np.diff(rows(moved)["number"]) == 1)

@@ -1,0 +1,199 @@
+"""Signals stop a training after the step, with a checkpoint that goes on exactly; handlers come back afterwards."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_resume import assert_same_run, resume
+from test_training_run import SMALL, logged, newest, status, train
+
+import stormlit.runs.after_step
+import stormlit.runs.snapshot
+import stormlit.runs.train
+import stormlit.storm.loop
+from stormlit.cli import main
+from stormlit.runs.run import Run
+from stormlit.runs.signals import STOPPING, Stopped, StopSignals
+from stormlit.storm.training import Training
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("unbroken"), "run")
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(number) for number in STOPPING]
+
+
+def stopped(root: Path, at: int, *numbers: int, words: tuple[str, ...] = ()) -> int:
+    """Train, with signals coming in the middle of the step after ``at`` environment steps; returns the exit code."""
+    improve = stormlit.storm.loop.fit_world_model
+
+    def signalled(training: Training) -> None:
+        if training.progress.env_steps == at:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        improve(training)
+
+    before = handlers()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stormlit.storm.loop, "fit_world_model", signalled)
+        code = main(["train", *SMALL, f"run.dir={root}", "run.name=run", *words])
+    assert handlers() == before
+    return code
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(number, marks=[] if number == signal.SIGTERM else pytest.mark.slow) for number in STOPPING]
+)
+def test_a_signal_ends_the_step_saves_and_goes_on_exactly(
+    number: signal.Signals,
+    unbroken: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    capsys.readouterr()
+    assert stopped(tmp_path / "b", 37, number) == 128 + number
+    told = capsys.readouterr().err
+    assert f"stopped by {number.name} after step 37" in told
+    run = tmp_path / "b" / "run"
+    assert newest(run).name == "step-000000037" and status(run) == "KILLED"
+    monkeypatch.chdir("/")
+    assert main(shlex.split(told.rpartition("go on with `")[2].rpartition("`")[0])[1:]) == 0  # as it is printed
+    assert_same_run(unbroken, run)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_many_times_is_one_run(tmp_path: Path) -> None:
+    words = ("env.num_envs=2", "replay.capacity=20", "checkpoint.every=10", "resume=auto")
+    words += ("world_model.optimizer.decay=0.5",)
+    for at in (26, 30, 32, 46):
+        assert stopped(tmp_path / "b", at, signal.SIGTERM, words=words) == 143
+    assert stopped(tmp_path / "b", 99, words=words) == 0
+    assert_same_run(train(tmp_path / "a", "run", *words), tmp_path / "b" / "run")
+
+
+def test_a_second_interrupt_stops_at_once(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stopped(tmp_path / "b", 37, signal.SIGINT, signal.SIGINT) == 130
+    assert "stormlit: interrupted" in capsys.readouterr().err
+    run = tmp_path / "b" / "run"
+    assert newest(run).name == "step-000000024" and status(run) == "KILLED"
+    resume(run, 48)
+    assert_same_run(unbroken, run)
+
+
+@pytest.mark.slow
+def test_other_signals_do_not_hurry_a_stop(tmp_path: Path) -> None:
+    assert stopped(tmp_path, 37, signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1) == 128 + signal.SIGUSR1
+    assert newest(tmp_path / "run").name == "step-000000037"
+
+
+@pytest.mark.parametrize("moment", ["add_tensors", pytest.param("commit", marks=pytest.mark.slow)])
+def test_a_second_interrupt_while_saving_harms_no_checkpoint(
+    moment: str, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original: Callable[..., object] = getattr(stormlit.runs.snapshot.CheckpointWriter, moment)
+
+    def interrupted(writer: stormlit.runs.snapshot.CheckpointWriter, *arguments: object, **facts: object) -> object:
+        if writer.env_steps == 37:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(writer, *arguments, **facts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stormlit.runs.snapshot.CheckpointWriter, moment, interrupted)
+        assert stopped(tmp_path / "b", 37, signal.SIGINT) == 130
+    run = tmp_path / "b" / "run"
+    assert newest(run).name == "step-000000024"
+    resume(run, 48)
+    assert_same_run(unbroken, run)
+
+
+def test_a_signal_in_the_last_evaluation_does_not_wait_for_it(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signalled(run: Run) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        raise AssertionError("it went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stormlit.runs.train, "evaluate_agent", signalled)
+        assert main(["train", *SMALL, f"run.dir={tmp_path / 'b'}", "run.name=run"]) == 128 + signal.SIGUSR1
+    run = tmp_path / "b" / "run"
+    assert status(run) == "KILLED" and newest(run).name == "step-000000048"
+    assert not list(run.glob("evaluation/*"))
+    resume(run, 48)
+    assert_same_run(unbroken, run)
+
+
+@pytest.mark.slow
+def test_an_evaluation_on_the_way_is_finished_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = stormlit.runs.after_step.evaluate_agent
+
+    def signalled(run: Run) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        evaluate(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stormlit.runs.after_step, "evaluate_agent", signalled)
+        words = ["evaluation.every_env_steps=30", f"run.dir={tmp_path}", "run.name=run"]
+        assert main(["train", *SMALL, *words]) == 143
+    assert newest(tmp_path / "run").name == "step-000000030"
+    assert (30, "eval/return") in logged(tmp_path / "run")
+
+
+def test_the_context_itself() -> None:
+    before = handlers()
+    with StopSignals() as signals:
+        assert signals.received == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+        with pytest.raises(Stopped, match="SIGTERM") as stop, signals.at_once():
+            raise AssertionError("it came before")
+        assert stop.value.exit_code == 143
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert handlers() == before
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+def test_the_clock_saves_without_changing_anything(unbroken: Path, tmp_path: Path) -> None:
+    """At every step, since even the shortest one takes longer than this."""
+    words = ("checkpoint.every_minutes=1e-9", "checkpoint.keep=100", "loop.env_steps=40")
+    run = train(tmp_path / "b", "run", *words)
+    assert len(list((run / "checkpoints").iterdir())) == 40
+    resume(run, 48, "checkpoint.every_minutes=0")
+    assert_same_run(unbroken, run)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_while_an_object_is_collected_is_not_lost() -> None:
+    """Python drops what is raised there; the end of the block raises it again."""
+
+    class Collected:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)  # where the handler runs
+
+    reached = False
+    with pytest.raises(Stopped) as stopped, StopSignals() as signals, signals.at_once():
+        Collected()  # nobody holds it
+        reached = True
+    assert reached and stopped.value.exit_code == 128 + signal.SIGTERM

@@ -1,0 +1,176 @@
+"""The replay buffer, filled with counters so that every sampled value says where it came from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from small import assert_distributed_as
+from stormlit.data import Batch
+from stormlit.storm.replay import ReplayBuffer
+
+OBS_SHAPE = (2, 3, 4)  # Y, X, C, all different
+
+
+def _value(row: int, env: int) -> int:
+    """A number that no other step written has."""
+    return 10 * row + env
+
+
+def _frame(value: int) -> np.ndarray:
+    """A frame whose first two bytes spell the value, and whose others are different from each other."""
+    pixels = np.arange(24, dtype=np.uint8)
+    pixels[:2] = value % 256, value // 256
+    return pixels.reshape(OBS_SHAPE)
+
+
+def _write(replay: ReplayBuffer, first: int, last: int) -> None:
+    """Rows ``first`` to ``last`` (excluded); an episode begins with every fifth row, one row later for every env."""
+    for row in range(first, last):
+        value = np.array([_value(row, env) for env in range(replay.num_envs)])
+        terminated = np.array([(row - env) % 5 == 4 for env in range(replay.num_envs)])
+        is_first = np.array([(row - env) % 5 == 0 for env in range(replay.num_envs)])
+        obs = np.stack([_frame(v) for v in value])
+        replay.append(obs, value * 3, value.astype(np.float32) / 2, terminated, is_first)
+
+
+def _buffer(rows_written: int, capacity: int = 24, num_envs: int = 2, seed: int = 0) -> ReplayBuffer:
+    replay = ReplayBuffer(capacity, num_envs, OBS_SHAPE, device=torch.device("cpu"), seed=seed)
+    _write(replay, 0, rows_written)
+    return replay
+
+
+def _values(batch: Batch) -> torch.Tensor:
+    """The counters (B, T) spelt in the frames."""
+    return batch.obs[:, :, 0, 0, 0].long() + 256 * batch.obs[:, :, 1, 0, 0].long()
+
+
+def _check_windows(batch: Batch, oldest: int, newest: int) -> None:
+    """Consecutive rows of one environment within what is held, and every field of the same step."""
+    values = _values(batch)
+    rows, envs = values // 10, values % 10
+    assert (rows.diff(dim=1) == 1).all() and (envs == envs[:, :1]).all()
+    assert rows.min() >= oldest and rows.max() <= newest
+    assert torch.equal(batch.action, values * 3)
+    assert torch.equal(batch.reward, values / 2)
+    assert torch.equal(batch.is_first, (rows - envs) % 5 == 0)
+    assert torch.equal(batch.terminated, (rows - envs) % 5 == 4)
+
+
+# Twelve rows fit: before, at and after the ring is full, at the seam, and after several rounds.
+@pytest.mark.parametrize("written", [5, 11, 12, 13, 18, 24, 25, 55])
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_no_window_crosses_the_seam_or_mixes_environments(written: int, length: int) -> None:
+    replay = _buffer(written)
+    _check_windows(replay.sample(2000, length), oldest=max(0, written - 12), newest=written - 1)
+
+
+@given(st.integers(1, 4), st.integers(1, 40), st.integers(1, 60), st.integers(1, 12))
+def test_windows_are_consecutive_whatever_the_sizes(num_envs: int, capacity: int, written: int, length: int) -> None:
+    replay = _buffer(written, capacity, num_envs)
+    held = min(written, max(capacity // num_envs, 1))
+    assert (replay.rows, replay.steps) == (held, held * num_envs)
+    if length > held:
+        with pytest.raises(ValueError, match=f"{length} steps is longer than the {held} rows"):
+            replay.sample(4, length)
+    else:
+        _check_windows(replay.sample(64, length), oldest=written - held, newest=written - 1)
+
+
+@pytest.mark.parametrize("written", [9, 31])
+def test_every_window_is_equally_likely(written: int) -> None:
+    replay, length, draws = _buffer(written), 4, 40_000
+    first = _values(replay.sample(draws, length))[:, 0]
+    oldest = max(0, written - 12)
+    possible = [_value(row, env) for row in range(oldest, written - length + 1) for env in range(2)]
+    counts = torch.tensor([int((first == value).sum()) for value in possible])
+    assert counts.sum() == draws
+    assert_distributed_as(counts, torch.full((len(possible),), 1 / len(possible)))
+
+
+def test_the_longest_window_is_all_there_is() -> None:
+    values = _values(_buffer(31).sample(50, 12))
+    assert set(map(tuple, values.tolist())) == {tuple(_value(row, env) for row in range(19, 31)) for env in range(2)}
+
+
+def test_windows_equal_slices_of_the_rows_in_order_of_age() -> None:
+    replay = _buffer(31)
+    rows = replay.read(19, 31)
+    batch = replay.sample(100, 5)
+    start, env = _values(batch)[:, 0] // 10 - 19, _values(batch)[:, 0] % 10
+    for b in range(100):
+        window = slice(int(start[b]), int(start[b]) + 5), int(env[b])
+        assert torch.equal(batch.obs[b], rows.obs[window].permute(0, 3, 1, 2))
+        for name in ("action", "reward", "terminated", "is_first"):
+            assert torch.equal(getattr(batch, name)[b], getattr(rows, name)[window])
+
+
+def test_types_and_layout() -> None:
+    batch = _buffer(20).sample(7, 5)
+    assert batch.obs.shape == (7, 5, 4, 2, 3) and batch.obs.dtype == torch.uint8
+    assert batch.obs.permute(0, 1, 3, 4, 2).is_contiguous(), "frames are a channels-last view of what was gathered"
+    dtypes = (torch.int64, torch.float32, torch.bool, torch.bool)
+    for tensor, dtype in zip((batch.action, batch.reward, batch.terminated, batch.is_first), dtypes, strict=True):
+        assert tensor.shape == (7, 5) and tensor.dtype == dtype
+
+
+def test_a_batch_is_a_copy() -> None:
+    replay = _buffer(12)
+    batch = replay.sample(8, 4)
+    before = _values(batch).clone()
+    _write(replay, 12, 24)
+    assert torch.equal(_values(batch), before)
+
+
+@pytest.mark.parametrize("written", [0, 3])
+def test_a_window_longer_than_the_buffer_is_refused(written: int) -> None:
+    with pytest.raises(ValueError, match=f"4 steps is longer than the {written} rows"):
+        _buffer(written).sample(1, 4)
+
+
+def test_memory_is_bounded_and_known_beforehand() -> None:
+    # Per step: Y X C bytes of frame, 8 of action, 4 of reward, 1 each of terminated and is_first.
+    replay = _buffer(0, capacity=101, num_envs=2)
+    expected = 50 * 2 * (2 * 3 * 4 + 8 + 4 + 1 + 1)
+    assert replay.nbytes == expected
+    _write(replay, 0, 130)
+    assert (replay.nbytes, replay.rows, replay.steps) == (expected, 50, 100)
+
+
+def test_draws_depend_on_the_seed_and_a_given_generator_leaves_them_alone() -> None:
+    plain, same, other = _buffer(12), _buffer(12), _buffer(12, seed=1)
+    same.sample(16, 3, torch.Generator().manual_seed(5))
+    first = _values(plain.sample(16, 3))
+    assert torch.equal(first, _values(same.sample(16, 3)))
+    assert not torch.equal(first, _values(other.sample(16, 3)))
+    looks = [_values(plain.sample(16, 3, torch.Generator().manual_seed(5))) for _ in range(2)]
+    assert torch.equal(looks[0], looks[1])
+
+
+@pytest.mark.parametrize("written", [7, 31])
+def test_a_restored_buffer_goes_on_as_the_old_one(written: int) -> None:
+    """In pieces, as a checkpoint stores them; the draws and the rows written next are the same too."""
+    replay, restored = _buffer(written), _buffer(0)
+    replay.sample(3, 2)
+    oldest = replay.total_rows - replay.rows
+    for start in range(oldest, written, 5):
+        end = min(start + 5, written)
+        restored.restore(replay.read(start, end), end)
+    restored.load_state_dict(replay.state_dict())
+    assert (restored.rows, restored.total_rows) == (replay.rows, written)
+    for one in (replay, restored):
+        _write(one, written, written + 3)
+    batch, again = replay.sample(200, 4), restored.sample(200, 4)
+    for name in ("obs", "action", "reward", "terminated", "is_first"):
+        assert torch.equal(getattr(batch, name), getattr(again, name))
+    _check_windows(again, oldest=max(0, written + 3 - 12), newest=written + 2)
+
+
+@pytest.mark.parametrize(("start", "end"), [(18, 20), (30, 32), (25, 24)])
+def test_reading_rows_that_are_not_held_is_refused(start: int, end: int) -> None:
+    replay = _buffer(31)  # rows 19 to 30
+    with pytest.raises(ValueError, match="not all in the buffer"):
+        replay.read(start, end)

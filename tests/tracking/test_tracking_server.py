@@ -1,0 +1,236 @@
+"""A real ``mlflow server`` that dies, hangs and comes back while a real run trains."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_training_run import SMALL
+
+import stormlit.storm.loop
+from stormlit.cli import main
+from stormlit.runs.directory import RunDirectory
+from stormlit.storm.training import Training
+from stormlit.tracking import MlflowTracker
+from stormlit.tracking.spool import Spool
+
+pytestmark = pytest.mark.slow
+
+STEPS = 150
+WORDS = (*SMALL, "tracking=mlflow", "tracking.flush_seconds=0.2", f"loop.env_steps={STEPS}")
+LOGGED = ("loop.log_every_env_steps=2", "checkpoint.every=25", "evaluation.every_env_steps=25")
+
+
+class Server:
+    """``mlflow server`` on a port of its own, with a SQLite database and a folder for artifacts."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.database = f"sqlite:///{folder}/server.db"
+        self._log = folder / "server.log"
+        self._command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.database]
+        self._command += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
+        self._command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + 180
+        while True:
+            assert time.monotonic() < deadline and self._process.poll() is None, self._log.read_text()
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.2)
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the server and its workers."""
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self.signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    pytest.importorskip("mlflow")
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def running(server: Server) -> Server:
+    server.kill()
+    server.start()
+    return server
+
+
+class Watch:
+    """What training hands to the tracker."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.points: list[tuple[str, int, float]] = []
+        log = MlflowTracker.log
+
+        def watched(tracker: MlflowTracker, metrics: Mapping[str, float], step: int) -> None:
+            self.points += [(key, step, value) for key, value in metrics.items()]
+            log(tracker, metrics, step)
+
+        monkeypatch.setattr(MlflowTracker, "log", watched)
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    return Watch(monkeypatch)
+
+
+def at_steps(monkeypatch: pytest.MonkeyPatch, events: dict[int, Callable[[], None]]) -> None:
+    """Do something before certain environment steps are taken."""
+    collect = stormlit.storm.loop.collect
+
+    def collect_and_more(training: Training) -> None:
+        if event := events.pop(training.progress.env_steps, None):
+            event()
+        collect(training)
+
+    monkeypatch.setattr(stormlit.storm.loop, "collect", collect_and_more)
+
+
+def stored(server: Server, run: Path) -> tuple[Counter[tuple[str, int, float]], Any]:
+    """Every point of the run as the server's database has it, and the run."""
+    from mlflow import MlflowClient
+
+    run_id = RunDirectory(run).run_id()
+    assert run_id is not None
+    client = MlflowClient(server.uri)
+    found = client.get_run(run_id)
+    points: Counter[tuple[str, int, float]] = Counter()
+    for key in found.data.metrics:
+        points.update((point.key, point.step, point.value) for point in client.get_metric_history(run_id, key))
+    return points, found
+
+
+def assert_there_once(server: Server, run: Path, watch: Watch, what: str) -> None:
+    points, found = stored(server, run)
+    handed = Counter(watch.points)
+    lost, doubled = handed - points, points - handed
+    spool = Spool(next((run / "spool").glob("*.spool")))
+    spooled = sum(len(entry.get("points", ())) for entry in spool.entries())
+    print(
+        f"\n{what}: {handed.total()} points logged, {spooled} spooled, {points.total()} stored, {lost.total()} lost, "
+        f"{doubled.total()} doubled"
+    )
+    assert max(handed.values()) == 1 and handed.total() > 1500
+    assert not lost and not doubled and spooled == handed.total()
+    assert found.info.status == "FINISHED"
+
+
+def artifacts(server: Server, run: Path, folder: str) -> list[str]:
+    from mlflow import MlflowClient
+
+    return [file.path for file in MlflowClient(server.uri).list_artifacts(str(RunDirectory(run).run_id()), folder)]
+
+
+@pytest.mark.parametrize("fault", ["killed", "hanging"])
+def test_a_server_that_is_gone_for_the_middle_third(
+    fault: str, running: Server, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hanging server answers too late what it was asked before: points whose answer is lost arrive twice."""
+
+    def hang() -> None:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        running.signal(signal.SIGSTOP)
+
+    def go_on() -> None:
+        time.sleep(5)  # long enough for calls to end without their answer
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        running.signal(signal.SIGCONT)
+
+    away, back = (hang, go_on) if fault == "hanging" else (running.kill, running.start)
+    events = {STEPS // 3: away, 2 * STEPS // 3: back}
+    at_steps(monkeypatch, events)
+    run = tmp_path / "run"
+    words = [*WORDS, *LOGGED, f"run.dir={tmp_path}", "run.name=run", f"tracking.uri={running.uri}"]
+    assert main(["train", *words]) == 0
+    assert events == {}
+    assert main(["sync", str(run)]) == 0  # a busy server may not have taken it all when the run's patience ended
+    assert_there_once(running, run, watch, f"server {fault} for the middle third")
+    assert "evaluation/step-000000075.json" in artifacts(running, run, "evaluation")
+
+
+def test_a_server_that_comes_back_after_the_end(
+    running: Server,
+    watch: Watch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    at_steps(monkeypatch, {STEPS // 2: running.kill})
+    run = tmp_path / "run"
+    words = [*WORDS, *LOGGED, f"run.dir={tmp_path}", "run.name=run", f"tracking.uri={running.uri}"]
+    assert main(["train", *words]) == 0
+    capsys.readouterr()
+    assert main(["sync", str(run)]) == 2
+    assert "are still to be sent" in capsys.readouterr().err
+    running.start()
+    assert main(["sync", str(run)]) == 0
+    with capsys.disabled():
+        print(f"\n{capsys.readouterr().out}", end="")
+        assert_there_once(running, run, watch, "server back after the end")
+    assert f"checkpoints/step-{STEPS:09d}" in artifacts(running, run, "checkpoints")
+    assert main(["sync", str(run)]) == 0
+    assert capsys.readouterr().out == "run: nothing is left to send\n"
+    # Without its position everything is sent once more, which changes nothing.
+    next((run / "spool").glob("*.sent")).unlink()
+    assert main(["sync", str(run)]) == 0
+    assert f"sent {len(watch.points):,} metric points" in capsys.readouterr().out
+    assert_there_once(running, run, watch, "all sent twice")
+
+
+def test_a_run_resumed_while_the_server_is_down(
+    running: Server, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped behind a checkpoint, resumed without the server, which is back before the end."""
+
+    def die() -> None:
+        running.kill()
+        raise KeyboardInterrupt
+
+    events: dict[int, Callable[[], None]] = {65: die}
+    at_steps(monkeypatch, events)
+    words = [*WORDS, *LOGGED, f"run.dir={tmp_path}", "run.name=run", f"tracking.uri={running.uri}"]
+    assert main(["train", *words]) == 130
+    events[100] = running.start
+    before = [point for point in watch.points if point[1] > 50]
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    # What was logged behind the checkpoint was logged again, the same but for measured times: it counts once.
+    again = Counter((key, step) for key, step, _ in watch.points)
+    assert [key for key, count in again.items() if count > 1] == [point[:2] for point in before] != []
+    first: dict[tuple[str, int], float] = {}
+    for key, step, value in watch.points:
+        assert first.setdefault((key, step), value) == value or key.startswith("throughput/")
+    watch.points = [(*place, value) for place, value in first.items()]
+    assert main(["sync", str(tmp_path / "run")]) == 0
+    assert_there_once(running, tmp_path / "run", watch, "resumed while the server is down")
