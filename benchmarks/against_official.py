@@ -179,7 +179,7 @@ def recorded_step(module: Any) -> dict[str, Tensor]:
 def our_step(module: WorldModel | ActorCritic, batch: Any) -> tuple[Any, dict[str, Tensor]]:
     module.train()
     optimizer = module.configure_optimizers()
-    losses = module.training_step(batch)
+    losses = module.losses(batch)
     losses.total.backward()
     nn.utils.clip_grad_norm_(module.parameters(), module.optimizer_settings.clip_norm)
     gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}

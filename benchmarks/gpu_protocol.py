@@ -36,7 +36,7 @@ from stormlit.data import Batch, Trajectory
 from stormlit.envs import VectorEnv
 from stormlit.errors import StormlitError
 from stormlit.files import read_json, write_json
-from stormlit.nn.latents.latents import straight_through
+from stormlit.ops.categorical import straight_through
 from stormlit.runs.assembly import build_modules
 from stormlit.runs.checkpoint import list_checkpoints
 from stormlit.runs.device import make_fabric
@@ -180,7 +180,7 @@ class Parity:
         trajectory = Trajectory(*(getattr(self.trajectory, name).to(device) for name in Trajectory.__slots__))
         for name, module, data in (("world model", model.train(), batch), ("agent", agent.train(), trajectory)):
             with autocast:
-                losses = module.training_step(data)
+                losses = module.losses(data)
             losses.total.backward()
             found |= {f"{name} loss: {term}": value for term, value in losses.terms.items()}
             gradients = [p.grad.flatten().float() for p in module.parameters() if p.grad is not None]

@@ -19,7 +19,7 @@ from stormlit.config.compose import compose
 from stormlit.config.schema import Config
 from stormlit.data import WorldState
 from stormlit.envs import VectorEnv
-from stormlit.ops.reconstruction import MOVES
+from stormlit.ops.losses import MOVES
 from stormlit.runs.assembly import build_modules, player_factory
 from stormlit.runs.device import make_fabric
 from stormlit.storm.agent import ActorCritic

@@ -28,7 +28,7 @@ from stormlit.ops.categorical import sample
 from stormlit.runs.assembly import build_modules, player_factory
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
-from stormlit.storm.imagination import imagine
+from stormlit.storm.imagination import Imagination
 from stormlit.storm.replay import ReplayBuffer
 from stormlit.storm.world_model import WorldModel
 
@@ -61,15 +61,15 @@ class Subject:
 
     def dream(self, seed: int) -> Trajectory:
         torch.manual_seed(seed)
-        options = {"horizon": self.settings.horizon, "from_posterior": self.settings.start == "posterior"}
-        return imagine(self.world_model, self.agent, self.contexts, **options)
+        options = {"horizon": self.settings.horizon, "start": self.settings.start}
+        return Imagination(self.world_model, self.agent, **options)(self.contexts)
 
     def losses(self, of: str, data: Batch | Trajectory, seed: int, mixed: bool) -> Losses:
         """Of copies in training mode, so that no call leaves a trace in BatchNorm or in the return scale."""
         module = copy.deepcopy(getattr(self, of)).train()
         torch.manual_seed(seed)
         with self.autocast(mixed):
-            return module.training_step(data)
+            return module.losses(data)
 
 
 def load(run: str | None, config_name: str, device: str, words: tuple[str, ...] = ()) -> Subject:
@@ -111,7 +111,7 @@ def kinds(subject: Subject) -> Table:
     for of, module, data in (("world model", world_model, subject.batch), ("agent", agent, subject.dream(0))):
         optimizer = module.configure_optimizers(fused=False)
         with subject.autocast(True):
-            losses = module.training_step(data)  # type: ignore[arg-type]
+            losses = module.losses(data)  # type: ignore[arg-type]
         losses.total.backward()
         optimizer.step()
         only(f"loss terms of the {of}", losses.terms.values())

@@ -235,10 +235,6 @@ class HalfPrecision(SoundLatent):
         return self.hidden(hidden).unflatten(-1, (self.groups, -1)).log_softmax(-1).to(self.hidden(hidden).dtype)
 
 
-class SparseInName(SoundLatent):
-    accepts_sparse = True
-
-
 class SoundSequence(nn.Module):
     """A memory of one number for every row: a decaying sum of what came in."""
 
@@ -374,10 +370,6 @@ class FlatHead(SoundHead):
 class WrongInput(SoundHead):
     def __init__(self, in_dim: int, out_dim: int, hidden_dim: int) -> None:
         super().__init__(in_dim + 1, out_dim, hidden_dim)
-
-
-class DenseOnly(SoundHead):
-    accepts_sparse = True
 
 
 class Tuple(SoundHead):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from stormlit.config import components
-from stormlit.data import Batch, OneHots, Trajectory
-from stormlit.ops.observations import channels_first
+from stormlit.data import Batch, Trajectory
+from stormlit.ops.spaces import channels_first
 from stormlit.registry import schema
 from stormlit.spaces import ObservationSpace
 from stormlit.storm.agent import ActorCritic
+from stormlit.storm.imagination import Imagination
 from stormlit.storm.world_model import WorldModel
 
 IMAGE = (16, 16, 3)  # Y, X, C
@@ -128,11 +129,19 @@ def random_trajectory(rows: int = 4, horizon: int = 5, latent_dim: int = 16, see
     )
 
 
-def dense(latent: Tensor | OneHots, latent_dim: int = LATENT) -> Tensor:
-    """A latent as it is, or (..., Z) float32 of one-hots."""
-    if not isinstance(latent, OneHots):
-        return latent
-    return torch.nn.functional.one_hot(latent.positions, latent_dim).sum(dim=-2).float()
+def imagine(
+    world_model: WorldModel,
+    agent: ActorCritic,
+    context: Batch,
+    *,
+    horizon: int,
+    from_posterior: bool,
+    hard_ends: bool = False,
+) -> Trajectory:
+    """One imagination of ``horizon`` steps after each context."""
+    start: Literal["prior", "posterior"] = "posterior" if from_posterior else "prior"
+    rollouts = Imagination(world_model, agent, horizon=horizon, start=start, ends="hard" if hard_ends else "weighted")
+    return rollouts(context)
 
 
 def dense_twohot(value: float, bins: list[float]) -> list[float]:

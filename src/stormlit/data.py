@@ -6,9 +6,6 @@ Symbols used in every shape comment of the package:
     G groups       K classes         Z latent width (G * K if categorical)  D hidden width
     E embedding    F agent state     A actions    V vector width        C, Y, X image channels, rows, columns
 
-A latent is dense, (..., Z) float32: the form that every part takes. Where no gradient passes through it, one made of
-one-hot groups may be ``OneHots`` instead, if all the parts that it comes to say ``accepts_sparse = True``.
-
 One timing rule (STORM's): ``reward[t]`` and ``terminated[t]`` follow ``action[t]``, which was taken at ``obs[t]``.
 """
 
@@ -74,7 +71,7 @@ class TensorRecord:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The fields in their order."""
-        return tuple(getattr(self, name) for name in self.__slots__)
+        return tuple([getattr(self, name) for name in self.__slots__])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """A new record of what ``function`` makes of each field."""
@@ -99,7 +96,7 @@ class Batch(TensorRecord):
 
     def to(self, device: torch.device) -> Batch:
         """Copy to ``device``, see ``to_device``."""
-        return self.map(lambda tensor: to_device(tensor, device))
+        return Batch(*[to_device(tensor, device) for tensor in self.tensors()])
 
     @staticmethod
     def cat(first: Batch, second: Batch) -> Batch:
@@ -114,36 +111,16 @@ class Batch(TensorRecord):
 
 
 @dataclass(slots=True)
-class OneHots:
-    """Vectors that begin with one-hot groups, in sparse form: a latent, or the state that an agent reads.
-
-    positions: (..., G) int64, where the ones are among the Z numbers of a latent.
-    rest: (..., D), the numbers that follow the latent, or None.
-    """
-
-    positions: Tensor
-    rest: Tensor | None = None
-
-    def __getitem__(self, index: Any) -> OneHots:
-        """Index the leading dimensions of both."""
-        return OneHots(self.positions[index], None if self.rest is None else self.rest[index])
-
-    def clone(self) -> OneHots:
-        """The same in memory of its own."""
-        return OneHots(self.positions.clone(), None if self.rest is None else self.rest.clone())
-
-
-@dataclass(slots=True)
 class Trajectory(TensorRecord):
     """N imagined rollouts of H steps; state t is what the policy saw before ``action[:, t]``.
 
-    latent: (N, H + 1, Z), or one-hots.  hidden: (N, H + 1, D).  action: (N, H) int64, or (N, H, dims).
+    latent: (N, H + 1, Z).  hidden: (N, H + 1, D).  action: (N, H) int64, or (N, H, dims).
     reward: (N, H) float32, predicted for ``action[:, t]``.
     continuation: (N, H) float32 in [0, 1], probability that the episode goes on after ``action[:, t]``.
     weight: (N, H) float32 in [0, 1], probability that state t is still inside its episode.
     """
 
-    latent: Tensor | OneHots
+    latent: Tensor
     hidden: Tensor
     action: Tensor
     reward: Tensor
@@ -159,10 +136,10 @@ class Trajectory(TensorRecord):
 class WorldState:
     """Where an imagined (or real) trajectory stands: what the policy sees, and the memory behind it.
 
-    latent: (N, Z), or one-hots.  hidden: (N, D).  memory: the sequence model's cache.
+    latent: (N, Z).  hidden: (N, D).  memory: the sequence model's cache.
     """
 
-    latent: Tensor | OneHots
+    latent: Tensor
     hidden: Tensor
     memory: Any
 

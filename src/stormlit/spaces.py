@@ -132,7 +132,8 @@ class ActionSpace:
     def first_outside(self, actions: np.ndarray) -> int | None:
         """The first of actions (N, *shape) that is outside the space (NaN is), by its number; None if none is."""
         if self.is_discrete:  # at every step, of one or a few environments: NumPy takes many times as long
-            return next((i for i, action in enumerate(actions.tolist()) if not 0 <= action < self.num_actions), None)
+            outside = [index for index, action in enumerate(actions.tolist()) if not 0 <= action < self.classes[0]]
+            return outside[0] if outside else None
         low, high = (-1.0, 1.0) if self.kind == "box" else (0, np.array(self.classes) - 1)
         inside = ((actions >= low) & (actions <= high)).reshape(len(actions), self.dims).all(axis=1)
         return None if inside.all() else int(inside.argmin())

@@ -51,7 +51,6 @@ WRONG = [
     ("latent", "NoGradient", r": sample passes no gradient to what it is given"),
     ("latent", "ShortLatent", r": sample gives \(8, 2, 15\) where its latent_dim says 16"),
     ("latent", "HalfPrecision", r": prior gives torch.bfloat16 under bfloat16 autocast where float32 is expected"),
-    ("latent", "SparseInName", r" says accepts_sparse"),
     ("sequence_model", "SeesTheNext", r": hidden\[:, \d\] depends on the latent of step \d, which comes later"),
     ("sequence_model", "Averages", r": hidden\[:, 0\] depends on the latent of step \d, which comes later"),
     ("sequence_model", "ForgetsTheCut", r"depends on the latent of step \d, which belongs to an earlier episode"),
@@ -74,7 +73,6 @@ WRONG = [
     ("sampler", "Whimsical", r" gives another answer to the same windows"),
     ("head", "FlatHead", r" gives \(2, 5\) where \(1, 2, 5\) is expected for \(1, 2, 32\)"),
     ("head", "WrongInput", r" fails on \(2, 32\): RuntimeError: mat1 and mat2 shapes"),
-    ("head", "DenseOnly", r", which says accepts_sparse, fails"),
     ("head", "Tuple", r" gives a tuple where a tensor \(2, 5\) is expected"),
     ("agent_state", "WrongState", r" gives \(2, 48\) where its state_dim says 16"),
 ]

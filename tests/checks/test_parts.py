@@ -48,7 +48,7 @@ def test_every_part_says_what_it_is(kind: str, name: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), EVERY_MODULE)
 def test_every_part_keeps_the_laws_of_its_kind(kind: str, name: str) -> None:
-    """In dense form, and in sparse form where it says so; image parts at three sizes, policies for their actions."""
+    """Image parts at three sizes, policies for their actions."""
     sizes = (16, 32, 64) if kind in ("encoder", "decoder") else (16,)
     settings = [surroundings(kind, (3, size, size)) for size in sizes]
     if kind == "policy":
@@ -84,12 +84,11 @@ def test_every_pixel_of_an_odd_image_is_seen(name: str) -> None:
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_samples_and_draws_of_a_categorical_latent_are_one_hot_groups(mixed: bool) -> None:
+def test_samples_of_a_categorical_latent_are_one_hot_groups(mixed: bool) -> None:
     latent = build("latent", small_part("latent", "categorical"), *surroundings("latent"))
     embed, hidden = (torch.randn(2, 3, width) for width in surroundings("latent"))
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         seen = [latent.sample(latent.posterior(embed)), latent.sample(latent.prior(hidden))]
-        seen += [latent.draw_posterior(embed, sparse=False), latent.draw_prior(hidden, sparse=False)]
         classes = latent.prior(hidden).shape[-1]
     for drawn in seen:
         one_hot = drawn.detach().unflatten(-1, (-1, classes))

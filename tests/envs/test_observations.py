@@ -15,15 +15,14 @@ import torch
 from gymnasium import spaces
 
 from observation_envs import SPACES, Level
-from small import BOTH, HIDDEN, VECTORS, gradientless, random_batch, small_agent, small_world_model
+from small import BOTH, HIDDEN, VECTORS, gradientless, imagine, random_batch, small_agent, small_world_model
 from stormlit.analysis.dream import dream, dream_errors
 from stormlit.data import Batch
 from stormlit.envs import EnvSettings, VectorEnv, env_facts, make_env
 from stormlit.errors import EnvironmentContractError, EnvironmentSetupError
-from stormlit.ops.observations import read, split
+from stormlit.ops.spaces import read, split
 from stormlit.spaces import ObservationSpace
 from stormlit.storm.acting import Player
-from stormlit.storm.imagination import imagine
 from stormlit.storm.replay import ReplayBuffer
 
 SEEN = {"vectors": VECTORS, "both": BOTH}
@@ -161,7 +160,7 @@ def test_isolated_environments_show_the_same() -> None:
 @pytest.mark.parametrize("decoder_input", ["latent", "both"])
 def test_gradients_reach_every_parameter(space: ObservationSpace, decoder_input: str) -> None:
     world_model = small_world_model(observations=space, decoder_input=decoder_input).train()
-    losses = world_model.training_step(random_batch(observations=space))
+    losses = world_model.losses(random_batch(observations=space))
     losses.total.backward()
     assert gradientless(world_model) == []
     assert ("reconstruction" in losses.terms) is (space.image is not None)
@@ -178,7 +177,7 @@ def test_the_vectors_error_is_squared_in_symlog_and_summed_over_their_numbers() 
         output.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
     batch = random_batch(rows=1, length=2, observations=VECTORS)
     batch.obs.copy_(torch.tensor([[[0.0, math.e - 1, 0.0], [1.0, 0.0, -1.0]]]))
-    losses = world_model.training_step(batch)
+    losses = world_model.losses(batch)
     expected = (0.0 + math.log(2) ** 2 + 1.0 + math.log(2) ** 2) / 2
     assert float(losses.terms["vector_reconstruction"].detach()) == pytest.approx(expected, rel=1e-5)
     assert losses.scales["vector_reconstruction"] == 7
@@ -188,7 +187,7 @@ def test_harmony_weighs_both_reconstructions_alike() -> None:
     world_model = small_world_model(observations=BOTH, loss_balance="harmony")
     with torch.no_grad():
         world_model.harmony.log_scale.copy_(torch.tensor([math.log(2.0), 0.0, 0.0]))  # type: ignore[union-attr]
-    scales = world_model.training_step(random_batch(observations=BOTH)).scales
+    scales = world_model.losses(random_batch(observations=BOTH)).scales
     for name in ("reconstruction", "vector_reconstruction"):
         assert float(torch.as_tensor(scales[name]).detach()) == pytest.approx(0.5)
 

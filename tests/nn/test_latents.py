@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from small import gradientless, random_batch, small_agent, small_part, small_world_model
+from small import gradientless, imagine, random_batch, small_agent, small_part, small_world_model
 from stormlit.data import Losses
 from stormlit.errors import PartError
 from stormlit.nn.latents.quantised import IMPOSSIBLE, code_use, nearest
 from stormlit.ops import normal
 from stormlit.registry import build, names
-from stormlit.storm.imagination import imagine
 
 
 def latent(name: str, **options: Any) -> Any:
@@ -172,14 +171,14 @@ def test_the_distance_of_deterministic_latents_by_hand() -> None:
 def test_every_latent_trains_dreams_and_logs(name: str) -> None:
     world_model = small_world_model(latent=small_part("latent", name), free_bits=0.0).train()
     batch = random_batch(4, 8, starts=((0, 0), (1, 4)))
-    losses = world_model.training_step(batch)
+    losses = world_model.losses(batch)
     losses.total.backward()
     assert gradientless(world_model) == []
     assert losses.metrics["kl"] >= 0.0
     assert ("code_use" in losses.metrics) is (name in ("vq", "fsq"))
     agent = small_agent(world_model.eval())
     trajectory = imagine(world_model, agent, batch, horizon=3, from_posterior=False)
-    agent.training_step(trajectory).total.backward()
+    agent.losses(trajectory).total.backward()
 
 
 @pytest.mark.parametrize("name", [name for name in names("latent") if name != "categorical"])
@@ -187,7 +186,7 @@ def test_every_latent_learns_one_batch(name: str) -> None:
     world_model = small_world_model(latent=small_part("latent", name)).train()
     optimizer, batch, totals = world_model.configure_optimizers(), random_batch(4, 8, starts=((1, 4),)), []
     for _ in range(60):
-        total = world_model.training_step(batch).total
+        total = world_model.losses(batch).total
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stormlit.nn.return_normalizer import ReturnNormalizer
+from stormlit.storm.agent import ReturnNormalizer
 
 
 def test_moving_average_by_hand() -> None:

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 import stormlit
-from small import random_batch, random_trajectory, small_agent, small_part, small_world_model
+from small import imagine, random_batch, random_trajectory, small_agent, small_part, small_world_model
 from stormlit.analysis.dream import dream
 from stormlit.data import Batch
 from stormlit.errors import ConfigError, PartError
 from stormlit.nn.building import build_policy
 from stormlit.nn.policies import BoundedNormalPolicy, CategoricalPolicy, CategoricalsPolicy
-from stormlit.ops.actions import random_like
+from stormlit.ops.spaces import random_like
 from stormlit.registry import names
 from stormlit.spaces import ActionSpace
 from stormlit.storm.acting import Player
-from stormlit.storm.imagination import imagine
 
 MULTI = ActionSpace.choices("multi_discrete", (3, 2))
 BITS = ActionSpace.choices("multi_binary", (2, 2))
@@ -108,7 +107,7 @@ def test_auto_chooses_the_policy_that_fits_and_adds_nothing_to_the_weights(space
 
 def test_auto_is_the_same_as_the_policy_by_its_name() -> None:
     trajectory = random_trajectory()
-    one, other = (small_agent(policy=policy).training_step(trajectory) for policy in ("auto", "categorical"))
+    one, other = (small_agent(policy=policy).losses(trajectory) for policy in ("auto", "categorical"))
     assert all(torch.equal(one.terms[name], other.terms[name]) for name in one.terms)
 
 
@@ -220,7 +219,7 @@ def test_the_loss_is_one_formula(space: ActionSpace) -> None:
     """Equation 7's first two terms with the log-probability and the entropy of the policy, whatever it is."""
     agent, trajectory = small_agent(actions=space), random_trajectory()
     trajectory.action = random_like(space, torch.from_numpy(space.zeros(*trajectory.reward.shape)))
-    losses = agent.training_step(trajectory)
+    losses = agent.losses(trajectory)
     distribution = agent.policy(trajectory.latent[:, :-1], trajectory.hidden[:, :-1])
     entropy = agent.distribution.entropy(distribution)
     assert losses.terms["entropy"].item() == pytest.approx(-(trajectory.weight * entropy).mean().item(), abs=1e-6)
@@ -236,10 +235,10 @@ def test_every_sequence_model_trains_imagines_acts_and_dreams(space: ActionSpace
     agent = small_agent(world_model)
     batch = _batch(space)
     for _ in range(3):
-        world_model.training_step(batch).total.backward()
+        world_model.losses(batch).total.backward()
         trajectory = imagine(world_model, agent, batch, horizon=3, from_posterior=True)
         assert trajectory.action.shape == (2, 3, *space.shape)
-        agent.training_step(trajectory).total.backward()
+        agent.losses(trajectory).total.backward()
     weight = world_model.get_parameter("sequence_model.mixer.action.weight")
     assert weight.shape[1] == space.width and weight.grad is not None and weight.grad.any()
     seen = dream(world_model, Batch(*(tensor[:1] for tensor in batch.tensors())), 2)

@@ -24,6 +24,7 @@ from small import (
     ACTIONS,
     HIDDEN,
     assert_distributed_as,
+    imagine,
     random_batch,
     random_trajectory,
     small_agent,
@@ -35,7 +36,6 @@ from stormlit.data import Batch, Losses, Trajectory
 from stormlit.ops.categorical import sample
 from stormlit.ops.returns import lambda_returns
 from stormlit.runs.device import make_fabric
-from stormlit.storm.imagination import imagine
 from stormlit.storm.learner import Learner
 
 
@@ -71,7 +71,7 @@ def losses(of: str, seed: int, in_half: bool) -> Losses:
     trajectory = random_trajectory(rows=16, latent_dim=world_model.latent_dim, seed=seed)
     torch.manual_seed(seed)
     with half() if in_half else contextlib.nullcontext():
-        return world_model.training_step(batch) if of == "world_model" else agent.training_step(trajectory)
+        return world_model.losses(batch) if of == "world_model" else agent.losses(trajectory)
 
 
 # Over 20 seeds the largest differences were, relative, 0.0014 for the terms of the world model, and, absolute, 0.0012
@@ -111,7 +111,7 @@ def test_everything_that_is_counted_with_is_in_float32() -> None:
     agent = small_agent(world_model)
     context = random_batch(rows=4, length=3)
     with torch.no_grad(), half():
-        trajectory = imagine(world_model, agent, context, horizon=4, from_posterior=True, sparse=False)
+        trajectory = imagine(world_model, agent, context, horizon=4, from_posterior=True)
         state = (trajectory.latent, trajectory.hidden)
         hidden = trajectory.hidden.bfloat16()
         seen = {

@@ -10,8 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from small import assert_distributed_as
-from stormlit.nn.latents.latents import straight_through
-from stormlit.ops.categorical import entropy, one_hot, running_sum_by_product, sample, unimix_log_probs
+from stormlit.ops.categorical import (
+    entropy,
+    one_hot,
+    running_sum_by_product,
+    sample,
+    straight_through,
+    unimix_log_probs,
+)
 
 DRAWS = 200_000
 

@@ -8,10 +8,10 @@ import math
 import torch
 from torch import Tensor
 
-from stormlit.ops import kl
+from stormlit.ops import losses
 from stormlit.ops.categorical import divergence, unimix_log_probs
 
-kl_balance = functools.partial(kl.kl_balance, divergence)
+kl_balance = functools.partial(losses.kl_balance, divergence)
 EVERY = torch.ones(1, 2, dtype=torch.bool)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from small import random_batch, small_world_model
-from stormlit.ops.reconstruction import focus_weights, frame_errors, reconstruction_error
+from stormlit.ops.losses import focus_weights, frame_errors, reconstruction_error
 
 # One window of two grey frames of two pixels: the left is always black, the right goes from black to white.
 FRAMES = torch.tensor([[0.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 1, 2)
@@ -52,7 +52,7 @@ def test_the_world_model_focuses_where_it_is_told_to() -> None:
     for focus in (0.0, 0.9):
         world_model = small_world_model(reconstruction_focus=focus)
         torch.manual_seed(1)
-        terms.append(world_model.training_step(batch).terms["reconstruction"])
+        terms.append(world_model.losses(batch).terms["reconstruction"])
     torch.manual_seed(1)
     obs = batch.obs / 255.0
     latent = world_model.latent.sample(world_model.posterior(batch.obs))

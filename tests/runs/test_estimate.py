@@ -20,7 +20,7 @@ from stormlit.runs.assembly import build_training
 from stormlit.runs.device import make_fabric
 from stormlit.runs.estimate import seconds_per_env_step, time_to_come
 from stormlit.runs.run import Run
-from stormlit.storm.experience import Windows
+from stormlit.storm.replay import Windows
 from stormlit.storm.training import Training
 
 

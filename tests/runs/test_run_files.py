@@ -18,8 +18,7 @@ from stormlit.cli import main
 from stormlit.config.compose import compose
 from stormlit.runs.checkpoint import list_checkpoints
 from stormlit.runs.directory import RunDirectory, exclusive
-from stormlit.storm.schedule import Every
-from stormlit.storm.training import Training
+from stormlit.storm.training import Every, Training
 
 # Shorter than SMALL, with three checkpoints.
 SHORT = ("loop.warmup_steps=8", "loop.env_steps=24", "checkpoint.every=8", "checkpoint.keep=5", "evaluation.episodes=1")

@@ -10,12 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from small import ACTIONS, HIDDEN, dense_cross_entropy, random_batch, random_trajectory, small_agent, small_world_model
+from small import (
+    ACTIONS,
+    HIDDEN,
+    dense_cross_entropy,
+    imagine,
+    random_batch,
+    random_trajectory,
+    small_agent,
+    small_world_model,
+)
 from stormlit.data import Trajectory
 from stormlit.nn.heads import READINGS
 from stormlit.runs.checkpoint import VerifiedCheckpoint, load_modules
 from stormlit.storm.agent import ActorCritic
-from stormlit.storm.imagination import imagine
 
 
 def _bandit(rows: int = 60) -> Trajectory:
@@ -48,7 +56,7 @@ def test_each_term_of_the_loss_is_what_the_paper_says() -> None:
             parameter += 0.1 * torch.randn(parameter.shape)
     logits, value, slow_value = _values(agent, trajectory)
     probabilities = agent.policy(trajectory.latent[:, :-1], trajectory.hidden[:, :-1]).exp().tolist()
-    losses = agent.training_step(trajectory)
+    losses = agent.losses(trajectory)
 
     rows, horizon = trajectory.action.shape
     returns = torch.zeros(rows, horizon)
@@ -81,7 +89,7 @@ def test_each_term_of_the_loss_is_what_the_paper_says() -> None:
 def _after_a_step_on(agent: ActorCritic, trajectory: Trajectory, term: str) -> tuple[Tensor, Tensor]:
     """The policy in the first state before and after one plain gradient step on one term."""
     before = agent.policy(trajectory.latent[:1, 0], trajectory.hidden[:1, 0]).exp()[0].detach()
-    agent.training_step(trajectory).terms[term].backward()
+    agent.losses(trajectory).terms[term].backward()
     with torch.no_grad():
         for parameter in agent.actor.parameters():
             parameter -= 0.1 * parameter.grad
@@ -96,7 +104,7 @@ def test_the_policy_loss_raises_what_paid_and_lowers_what_cost() -> None:
 def test_states_without_weight_teach_nothing() -> None:
     agent, trajectory = small_agent(), _bandit()
     trajectory.weight.zero_()
-    losses = agent.training_step(trajectory)
+    losses = agent.losses(trajectory)
     assert all(float(term.detach()) == 0.0 for term in losses.terms.values())
     losses.total.backward()
     assert not any(p.grad.any() for p in agent.parameters() if p.grad is not None)
@@ -110,7 +118,7 @@ def test_the_entropy_term_makes_the_policy_more_random() -> None:
 
 def test_a_policy_that_starts_at_zero_is_uniform() -> None:
     agent = small_agent(actor={"name": "mlp", "zero_output": True})
-    losses = agent.training_step(_bandit())
+    losses = agent.losses(_bandit())
     assert float(losses.terms["entropy"].detach()) == pytest.approx(-math.log(ACTIONS), rel=1e-5)
     assert float(losses.metrics["entropy"]) == pytest.approx(math.log(ACTIONS), rel=1e-5)
 
@@ -123,7 +131,7 @@ def test_every_way_of_scoring_the_value_learns_the_mean_return_or_what_it_says_o
     optimizer = torch.optim.Adam(agent.critic.parameters(), lr=1e-2)
     for _ in range(200):
         optimizer.zero_grad()
-        agent.training_step(trajectory).terms["value"].backward()
+        agent.losses(trajectory).terms["value"].backward()
         optimizer.step()
     value = float(agent.value(trajectory.latent[0, 0], trajectory.hidden[0, 0]).detach())
     assert value == pytest.approx(1.0 if word == "symexp_twohot" else 4 ** (1 / 3) - 1, rel=0.05)
@@ -135,7 +143,7 @@ def test_the_value_loss_moves_the_value_towards_the_return() -> None:
     optimizer = torch.optim.Adam(agent.critic.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
-        agent.training_step(trajectory).terms["value"].backward()
+        agent.losses(trajectory).terms["value"].backward()
         optimizer.step()
     assert float(agent.value(trajectory.latent[0, 0], trajectory.hidden[0, 0])) == pytest.approx(20.0, rel=0.1)
 
@@ -143,7 +151,7 @@ def test_the_value_loss_moves_the_value_towards_the_return() -> None:
 def test_actor_and_critic_each_learn_from_their_own_terms() -> None:
     for term, learning, resting in (("policy", "actor", "critic"), ("value", "critic", "actor")):
         agent = small_agent()
-        agent.training_step(random_trajectory()).terms[term].backward()
+        agent.losses(random_trajectory()).terms[term].backward()
         assert any(p.grad is not None and p.grad.any() for p in getattr(agent, learning).parameters())
         assert not any(p.grad is not None and p.grad.any() for p in getattr(agent, resting).parameters())
 
@@ -152,14 +160,14 @@ def test_the_return_scale_divides_the_advantage_and_is_remembered() -> None:
     agent, trajectory = small_agent(critic={"name": "mlp", "zero_output": True}), _bandit()
     trajectory.reward *= 50
     # Values are 0, so advantages are returns: 50, -50 and 0 over a scale of 100.
-    first = agent.training_step(trajectory)
+    first = agent.losses(trajectory)
     log_probs = agent.policy(trajectory.latent[:, 0], trajectory.hidden[:, 0])
     expected = -float((trajectory.reward / 100 * log_probs.gather(-1, trajectory.action)).mean())
     assert float(first.metrics["return_scale"]) == pytest.approx(100.0)
     assert float(first.terms["policy"].detach()) == pytest.approx(expected, rel=1e-4)
     # Then a scale of 0, with a share of one in a hundred: 0.99 * 100.
     trajectory.reward.zero_()
-    assert float(agent.training_step(trajectory).metrics["return_scale"]) == pytest.approx(99.0)
+    assert float(agent.losses(trajectory).metrics["return_scale"]) == pytest.approx(99.0)
     assert "return_normalizer.bounds" in agent.state_dict()
 
 
@@ -179,7 +187,7 @@ def test_the_slow_critic_follows_exactly_and_never_learns_by_itself() -> None:
     torch.testing.assert_close(list(agent.slow_critic.parameters()), list(agent.critic.parameters()), atol=0, rtol=0)
     optimizer = agent.configure_optimizers()
     slow = [p.clone() for p in agent.slow_critic.parameters()]
-    agent.training_step(random_trajectory()).total.backward()
+    agent.losses(random_trajectory()).total.backward()
     assert all(p.grad is None and not p.requires_grad for p in agent.slow_critic.parameters())
     optimizer.step()
     torch.testing.assert_close(list(agent.slow_critic.parameters()), slow, atol=0, rtol=0)
@@ -196,10 +204,10 @@ def test_the_slow_critic_follows_exactly_and_never_learns_by_itself() -> None:
 def test_the_agent_s_losses_never_reach_the_world_model() -> None:
     world_model = small_world_model()
     agent = small_agent(world_model)
-    trajectory = imagine(world_model, agent, random_batch(), horizon=3, from_posterior=False, sparse=False)
+    trajectory = imagine(world_model, agent, random_batch(), horizon=3, from_posterior=False)
     tensors = (trajectory.latent, trajectory.hidden, trajectory.reward, trajectory.continuation, trajectory.weight)
     assert not any(tensor.requires_grad for tensor in tensors)
-    agent.training_step(trajectory).total.backward()
+    agent.losses(trajectory).total.backward()
     assert all(p.grad is None for p in world_model.parameters())
     assert all(p.grad is not None for part in (agent.actor, agent.critic) for p in part.parameters())
 
@@ -215,13 +223,13 @@ def test_acting_greedily_takes_the_most_likely_action_and_otherwise_samples() ->
 
 def test_policy_values_and_losses_are_float32_in_mixed_precision() -> None:
     agent, trajectory = small_agent(), random_trajectory()
-    expected = agent.training_step(trajectory).terms
+    expected = agent.losses(trajectory).terms
     agent = small_agent()
     with torch.autocast("cpu", torch.bfloat16):
         trajectory.hidden = trajectory.hidden.bfloat16()
         log_probs = agent.policy(trajectory.latent, trajectory.hidden)
         value = agent.value(trajectory.latent, trajectory.hidden)
-        losses = agent.training_step(trajectory)
+        losses = agent.losses(trajectory)
     assert log_probs.dtype == value.dtype == torch.float32
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(4, 6))
     for name, term in losses.terms.items():

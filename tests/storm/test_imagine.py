@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from small import HIDDEN, dense, random_batch, small_agent, small_world_model
-from stormlit.data import Batch, OneHots, Trajectory
+from small import HIDDEN, imagine, random_batch, small_agent, small_world_model
+from stormlit.data import Batch, Trajectory
 from stormlit.storm.agent import ActorCritic
-from stormlit.storm.imagination import imagine
 from stormlit.storm.world_model import WorldModel
 
 HORIZON = 5
@@ -18,31 +17,25 @@ ROWS, CONTEXT = 4, 6
 STARTS = ((0, 3), (1, CONTEXT - 1), (2, 0))
 
 every_sequence_model = pytest.mark.parametrize("sequence_model", ["transformer", "gru"])
-every_form = pytest.mark.parametrize("sparse", [False, True])
 every_start = pytest.mark.parametrize("from_posterior", [False, True])
 
 
 def _rollout(
-    sequence_model: str, from_posterior: bool, mixed: bool = False, sparse: bool | None = None
+    sequence_model: str, from_posterior: bool, mixed: bool = False
 ) -> tuple[WorldModel, ActorCritic, Batch, Trajectory]:
     world_model = small_world_model(sequence_model)
     agent, context = small_agent(world_model), random_batch(ROWS, CONTEXT, starts=STARTS)
     torch.manual_seed(7)
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        trajectory = imagine(world_model, agent, context, horizon=HORIZON, from_posterior=from_posterior, sparse=sparse)
+        trajectory = imagine(world_model, agent, context, horizon=HORIZON, from_posterior=from_posterior)
     return world_model, agent, context, trajectory
 
 
 @every_sequence_model
 @every_start
-@every_form
 @pytest.mark.parametrize("mixed", [False, True])
-def test_shapes_and_types(sequence_model: str, from_posterior: bool, mixed: bool, sparse: bool) -> None:
-    world_model, _, _, trajectory = _rollout(sequence_model, from_posterior, mixed, sparse)
-    if sparse:
-        assert isinstance(trajectory.latent, OneHots) and trajectory.latent.positions.dtype == torch.int64
-        assert trajectory.latent.positions.shape == (ROWS, HORIZON + 1, 4)
-        trajectory.latent = dense(trajectory.latent)
+def test_shapes_and_types(sequence_model: str, from_posterior: bool, mixed: bool) -> None:
+    world_model, _, _, trajectory = _rollout(sequence_model, from_posterior, mixed)
     assert trajectory.latent.shape == (ROWS, HORIZON + 1, world_model.latent_dim)
     assert trajectory.hidden.shape == (ROWS, HORIZON + 1, HIDDEN)
     for name in ("action", "reward", "continuation", "weight"):
@@ -56,11 +49,9 @@ def test_shapes_and_types(sequence_model: str, from_posterior: bool, mixed: bool
 
 @every_sequence_model
 @every_start
-@every_form
-def test_the_cached_rollout_equals_full_passes(sequence_model: str, from_posterior: bool, sparse: bool) -> None:
+def test_the_cached_rollout_equals_full_passes(sequence_model: str, from_posterior: bool) -> None:
     """The recorded latents and actions, forced through the sequence model together with the context."""
-    world_model, _, context, trajectory = _rollout(sequence_model, from_posterior, sparse=sparse)
-    trajectory.latent = dense(trajectory.latent)
+    world_model, _, context, trajectory = _rollout(sequence_model, from_posterior)
     torch.manual_seed(7)
     context_latent = world_model.sample_posterior(context.obs)  # the first draws of the rollout
     known = CONTEXT - 1 if from_posterior else CONTEXT
@@ -77,15 +68,6 @@ def test_the_cached_rollout_equals_full_passes(sequence_model: str, from_posteri
     torch.testing.assert_close(trajectory.hidden, hidden, atol=1e-5, rtol=0)
 
 
-@every_sequence_model
-@every_start
-def test_sparse_and_dense_latents_give_the_same_rollout(sequence_model: str, from_posterior: bool) -> None:
-    (*_, plain), (*_, fast) = (_rollout(sequence_model, from_posterior, sparse=sparse) for sparse in (False, True))
-    assert torch.equal(plain.latent, dense(fast.latent)) and torch.equal(plain.action, fast.action)
-    for name in ("hidden", "reward", "continuation", "weight"):
-        torch.testing.assert_close(getattr(fast, name), getattr(plain, name), atol=1e-5, rtol=0)
-
-
 @every_start
 def test_actions_are_drawn_from_the_policy_at_each_state(from_posterior: bool) -> None:
     """A policy that is certain of the group-0 class it sees must have played it."""
@@ -97,7 +79,7 @@ def test_actions_are_drawn_from_the_policy_at_each_state(from_posterior: bool) -
     agent = small_agent(world_model)
     agent.policy = certain
     context = random_batch(32, 4)
-    trajectory = imagine(world_model, agent, context, horizon=HORIZON, from_posterior=from_posterior, sparse=False)
+    trajectory = imagine(world_model, agent, context, horizon=HORIZON, from_posterior=from_posterior)
     seen = trajectory.latent[:, :-1, :3]
     shows_a_class = seen.any(-1)
     assert shows_a_class.sum() > 50

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stormlit.storm.schedule import Every, Progress, Ratio
+from stormlit.storm.training import Every, Progress, Ratio
 
 STEPS = st.lists(st.integers(1, 64), max_size=200)
 

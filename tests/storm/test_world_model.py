@@ -11,7 +11,7 @@ from torch import Tensor
 
 from small import dense_cross_entropy, gradientless, random_batch, small_part, small_world_model
 from stormlit.data import Batch, Losses
-from stormlit.ops.observations import normalize_pixels, pixels
+from stormlit.ops.spaces import normalize_pixels, pixels
 
 STARTS = ((0, 0), (0, 3), (1, 5))
 
@@ -63,13 +63,13 @@ def test_each_term_of_the_loss_is_what_the_paper_says(sequence_model: str) -> No
         "rep": sum(clipped) / len(kls),
     }
     torch.manual_seed(1)
-    terms = world_model.training_step(batch).terms
+    terms = world_model.losses(batch).terms
     assert {name: float(term.detach()) for name, term in terms.items()} == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_total_is_the_scaled_sum_and_is_logged_without_a_gradient() -> None:
     world_model, batch = small_world_model(), random_batch()
-    losses = world_model.training_step(batch)
+    losses = world_model.losses(batch)
     scales = {"reconstruction": 1.0, "reward": 2.0, "continuation": 3.0, "dyn": 0.5, "rep": 0.1}
     total = sum(scales[name] * float(term.detach()) for name, term in losses.terms.items())
     assert float(losses.total.detach()) == pytest.approx(total, rel=1e-5)
@@ -86,23 +86,23 @@ def test_terms_and_scales_must_have_the_same_names(scales: dict[str, float]) -> 
 
 def test_the_first_frame_of_an_episode_is_not_held_against_the_prior() -> None:
     world_model, batch = small_world_model(free_bits=0.0), random_batch()
-    assert all(world_model.training_step(batch).terms[name] > 0 for name in ("dyn", "rep"))
+    assert all(world_model.losses(batch).terms[name] > 0 for name in ("dyn", "rep"))
     batch.is_first[:, 1:] = True
-    losses = world_model.training_step(batch)
+    losses = world_model.losses(batch)
     assert losses.terms["dyn"] == losses.terms["rep"] == losses.metrics["kl"] == 0.0
 
 
 @pytest.mark.parametrize("sequence_model", ["transformer", "gru"])
 def test_gradients_reach_every_parameter(sequence_model: str) -> None:
     world_model = small_world_model(sequence_model, free_bits=0.0).train()
-    world_model.training_step(random_batch(starts=STARTS)).total.backward()
+    world_model.losses(random_batch(starts=STARTS)).total.backward()
     assert gradientless(world_model) == []
 
 
 def test_a_training_step_is_finite_in_mixed_precision_with_float32_terms() -> None:
     world_model = small_world_model().train()
     with torch.autocast("cpu", torch.bfloat16):
-        losses = world_model.training_step(random_batch(starts=STARTS))
+        losses = world_model.losses(random_batch(starts=STARTS))
     assert all(term.dtype == torch.float32 and term.isfinite() for term in losses.terms.values())
     losses.total.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in world_model.parameters())
@@ -167,7 +167,7 @@ def test_sixty_updates_on_one_batch_bring_the_loss_down() -> None:
     world_model = small_world_model(sequence_model="transformer", latent=small_part("latent", "categorical")).train()
     optimizer, batch, totals = world_model.configure_optimizers(), random_batch(4, 8, starts=((1, 4),)), []
     for _ in range(60):
-        total = world_model.training_step(batch).total
+        total = world_model.losses(batch).total
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

@@ -13,6 +13,7 @@ from small import (
     HIDDEN,
     LATENT,
     gradientless,
+    imagine,
     pairwise,
     random_batch,
     small_agent,
@@ -31,7 +32,6 @@ from stormlit.ops.twohot import hl_gauss_loss, symlog_bins
 from stormlit.registry import build, names
 from stormlit.spaces import ActionSpace
 from stormlit.storm.acting import Player
-from stormlit.storm.imagination import imagine
 from stormlit.storm.loss_balance import Harmony
 from stormlit.storm.world_model import hidden_before
 
@@ -41,13 +41,13 @@ STARTS = ((0, 0), (0, 3), (1, 5))
 def _every_use(world_model: Any, trainable: bool = True) -> None:
     """Train a step, imagine, dream and act."""
     batch = random_batch(starts=STARTS)
-    world_model.train().training_step(batch).total.backward()
+    world_model.train().losses(batch).total.backward()
     if trainable:
         assert gradientless(world_model) == []
     agent = small_agent(world_model.eval())
     for from_posterior in (False, True):
         trajectory = imagine(world_model, agent, batch, horizon=3, from_posterior=from_posterior)
-        agent.training_step(trajectory).total.backward()
+        agent.losses(trajectory).total.backward()
     dreamt = dream(world_model, batch.map(lambda x: x[1:, :5]), 3)
     assert dreamt.frames is not None and dreamt.frames.imagined.shape == dreamt.frames.real.shape
     player = Player(world_model, agent, 2, context_length=4)
@@ -190,20 +190,20 @@ def test_the_contrastive_loss_by_hand() -> None:
 def test_the_contrastive_loss_asks_nothing_of_an_episodes_last_step() -> None:
     world_model = small_world_model(objectives=["contrastive"])
     batch = random_batch()
-    assert float(world_model.training_step(batch).terms["contrastive"].detach()) > 0.0
+    assert float(world_model.losses(batch).terms["contrastive"].detach()) > 0.0
     batch.is_first[:, 1:] = True
-    assert float(world_model.training_step(batch).terms["contrastive"].detach()) == 0.0
+    assert float(world_model.losses(batch).terms["contrastive"].detach()) == 0.0
 
 
 def test_an_objective_is_added_with_its_scale_and_its_metrics() -> None:
     batch = random_batch(starts=STARTS)
     world_model = small_world_model(objectives=[{"name": "contrastive", "scale": 2.0, "width": 8}])
     torch.manual_seed(1)
-    losses = world_model.training_step(batch)
+    losses = world_model.losses(batch)
     plain = small_world_model()
     plain.load_state_dict(world_model.state_dict(), strict=False)
     torch.manual_seed(1)
-    without = plain.training_step(batch)
+    without = plain.losses(batch)
     assert losses.terms.keys() - without.terms.keys() == {"contrastive"}
     added = float((losses.total - without.total).detach())
     assert added == pytest.approx(2.0 * float(losses.terms["contrastive"].detach()), rel=1e-3)
@@ -213,7 +213,7 @@ def test_an_objective_is_added_with_its_scale_and_its_metrics() -> None:
 def test_two_objectives_of_one_name_are_refused_by_a_sentence() -> None:
     world_model = small_world_model(objectives=["contrastive", "contrastive"])
     with pytest.raises(PartError, match="two loss terms or metrics of the world model are called 'contrastive'"):
-        world_model.training_step(random_batch())
+        world_model.losses(random_batch())
 
 
 def test_objectives_are_chosen_by_a_list_and_keep_their_options() -> None:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stormlit import registry
 from stormlit.errors import ConfigError
-from stormlit.storm.metrics import MetricBuffer
+from stormlit.storm.training import MetricBuffer
 from stormlit.tracking import CsvTracker, MlflowTracker, NoneTracker, Tracker, run_tags
 
 PARAMS = {"world_model": {"encoder": {"name": "cnn", "widths": [32, 64]}, "heads": {}}, "seed": 3, "note": None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor
 from stormlit.analysis.dream import Dream, Views
 from stormlit.data import Batch
 from stormlit.nn.latents.quantised import CodeLatent, code_use
-from stormlit.ops.reconstruction import MOVES
+from stormlit.ops.losses import MOVES
 from stormlit.storm.agent import ActorCritic
-from stormlit.storm.imagination import imagine
+from stormlit.storm.imagination import Imagination
 from stormlit.storm.replay import ReplayRows
 from stormlit.storm.world_model import WorldModel, hidden_before
 
@@ -226,10 +226,12 @@ def dream_returns(
     kept = batch.map(lambda tensor: tensor[~(cut | over)])
     outside = (kept.reward[:, ahead] * alive[~(cut | over)] * discount).sum(dim=1).numpy()
     parts = []
+    start_at: Literal["prior", "posterior"] = "posterior" if from_posterior else "prior"
+    imagine = Imagination(world_model, agent, horizon=horizon, start=start_at)
     device = next(world_model.parameters()).device
     for start in range(0, len(outside), AT_ONCE):
         context = kept.map(lambda tensor, start=start: tensor[start : start + AT_ONCE, :context_length])  # type: ignore[misc]
-        dreamt = imagine(world_model, agent, context.to(device), horizon=horizon, from_posterior=from_posterior)
+        dreamt = imagine(context.to(device))
         parts.append((dreamt.reward * dreamt.weight).cpu() @ discount)
     inside = torch.cat(parts).numpy() if parts else np.zeros(0)
     return {

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from stormlit.data import Batch, WorldState
-from stormlit.ops.observations import pixels, split
-from stormlit.ops.reconstruction import frame_errors
+from stormlit.ops.losses import frame_errors
+from stormlit.ops.spaces import pixels, split
 from stormlit.ops.twohot import symexp, symlog
 from stormlit.spaces import Seen
 from stormlit.storm.replay import ReplayBuffer
@@ -95,7 +95,7 @@ def dream(world_model: WorldModel, window: Batch, context_length: int) -> Dream:
     context_length = max(min(context_length, length - 1), 1)
     latent, action = world_model.sample_posterior(window.obs), world_model.encode_action(window.action)
     seen = world_model.sequence_model(latent, action, window.is_first)
-    reconstructed = world_model.decode_all(latent, hidden_before(seen, window.is_first))
+    reconstructed = world_model.decode(latent, hidden_before(seen, window.is_first))
     hidden, memory = world_model.sequence_model.prefill(
         latent[:, :context_length], action[:, :context_length], window.is_first[:, :context_length], length
     )
@@ -103,12 +103,11 @@ def dream(world_model: WorldModel, window: Batch, context_length: int) -> Dream:
     last = hidden[:, -1]
     state = WorldState(world_model.sample_prior(last), last, memory)
     for t in range(context_length, length):
-        assert isinstance(state.latent, torch.Tensor)  # as the state began
         latents.append(state.latent.unsqueeze(1))
         state = world_model.step(state, window.action[:, t])
         hiddens.append(state.hidden.unsqueeze(1))
     hidden = torch.cat(hiddens, dim=1)
-    imagined = world_model.decode_all(torch.cat(latents, dim=1), hidden_before(hidden, window.is_first))
+    imagined = world_model.decode(torch.cat(latents, dim=1), hidden_before(hidden, window.is_first))
     frames, vector = _views(split(world_model.observation_space, window.obs), reconstructed, imagined)
     return Dream(
         frames=frames,

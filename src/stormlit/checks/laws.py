@@ -15,10 +15,8 @@ from stormlit.checks.action_laws import POLICY_LAWS, SPACES, action_vectors
 from stormlit.checks.latent_laws import LATENT_LAWS, divergence_of
 from stormlit.checks.objective_laws import OBJECTIVE_LAWS
 from stormlit.checks.sampler_laws import SAMPLER_LAWS
-from stormlit.checks.sparse_law import sparse_form
 from stormlit.errors import PartError, StormlitError
 from stormlit.nn.building import ask, try_part
-from stormlit.nn.frozen import frozen
 
 LATENT, ACTIONS, HIDDEN, OUT, EMBED, VECTOR = 16, 3, 32, 5, 24, 6
 LENGTH = 7
@@ -165,17 +163,16 @@ def mixed_precision(case: Case) -> None:
 
 
 def any_memory_order(case: Case) -> None:
-    """the memory order of images does not matter, and its frozen form, if it has one, gives the same"""
+    """the memory order of images does not matter"""
     part = case.part()
     given = case.passes(part)[0][2][0]
     with torch.no_grad():
         plain = part(given)
         part.to(memory_format=torch.channels_last)
-        for name, function in (("channels-last", part), ("frozen", frozen(part))):
-            other = given.to(memory_format=torch.channels_last) if given.ndim == 4 else given
-            seen = ask(f"{case.who} in {name} form", function, other)
-            if not torch.allclose(seen, plain, atol=1e-4, rtol=1e-4):
-                raise case.fail(f" gives something else in {name} form")
+        other = given.to(memory_format=torch.channels_last) if given.ndim == 4 else given
+        seen = ask(f"{case.who} in channels-last form", part, other)
+        if not torch.allclose(seen, plain, atol=1e-4, rtol=1e-4):
+            raise case.fail(" gives something else in channels-last form")
 
 
 def causal(case: Case) -> None:
@@ -269,9 +266,9 @@ _SHARED = (promised_shapes, rows_apart, trains, mixed_precision)
 LAWS: dict[str, tuple[Callable[[Case], None], ...]] = {
     **dict.fromkeys(("encoder", "decoder"), (*_SHARED, any_memory_order)),
     **dict.fromkeys(("vector_encoder", "vector_decoder"), _SHARED),
-    "latent": (*_SHARED, *LATENT_LAWS, sparse_form),
-    "sequence_model": (*_SHARED, causal, remembers, carried, sparse_form, action_vectors),
-    **dict.fromkeys(("head", "agent_state"), (*_SHARED, sparse_form)),
+    "latent": (*_SHARED, *LATENT_LAWS),
+    "sequence_model": (*_SHARED, causal, remembers, carried, action_vectors),
+    **dict.fromkeys(("head", "agent_state"), _SHARED),
     "objective": (promised_shapes, *OBJECTIVE_LAWS),
     "policy": (promised_shapes, *POLICY_LAWS),
     "sampler": (promised_shapes, *SAMPLER_LAWS),

@@ -11,13 +11,12 @@ from stormlit.checks.action_laws import spaces_for
 from stormlit.checks.laws import LAWS, broken_laws, surroundings
 from stormlit.config.schema import KEYS
 from stormlit.errors import ConfigError
-from stormlit.nn import agent_states as agent_state
 
 PART_KEYS = {key: option.part for key, option in KEYS.items() if option.part and get_origin(option.type) is not list}
 # Keys that hold any number of parts.
 PART_LISTS = {key: option.part for key, option in KEYS.items() if option.part and key not in PART_KEYS}
 
-__all__ = ["PART_KEYS", "PART_LISTS", "agent_state", "check_part", "nn", "tracking"]
+__all__ = ["PART_KEYS", "PART_LISTS", "check_part", "nn", "tracking"]
 
 
 def check_part(kind: str, part: str | type, **options: Any) -> list[str]:

@@ -58,7 +58,7 @@ def from_tree(tree: Tree) -> Config:
     """The configuration that ``to_tree`` made one of, or a part of one; what is missing has its default."""
     filled = _defaults()
     # As from a file, or the text "010" would be taken for a number.
-    _assign(filled, leaves(read_yaml(OmegaConf.to_yaml(OmegaConf.create(tree)))), source="")
+    _assign(filled, leaves(read_yaml(OmegaConf.to_yaml(OmegaConf.create(tree)))), source="a saved configuration: ")
     return _typed(filled)
 
 
@@ -153,11 +153,17 @@ def _parse(override: str) -> Iterator[tuple[str, Any]]:
     yield from leaves({key: read_word(text, key)}) if mapping else [(key, text)]
 
 
+# Keys of earlier releases that nothing reads any more. Files, such as an old run's config.yaml, may still hold them.
+REMOVED = {"world_model.sequence_model.cache": "keys and values are kept, which gives the same numbers for less work"}
+
+
 def _assign(tree: Tree, assignments: Iterable[tuple[str, Any]], source: str) -> None:
     """Write ``(key, value)`` pairs into the tree: names of parts first, so that the order given does not matter."""
     pairs = [(f"{key}.name" if key in PART_KEYS else key, value) for key, value in assignments]
     names = {f"{key}.name": key for key in PART_KEYS}
     for key, value in sorted(pairs, key=lambda pair: pair[0] not in names):
+        if key in REMOVED and source:
+            continue
         try:
             if key in names:
                 part = names[key]
@@ -188,6 +194,8 @@ def _parent(tree: Tree, key: str) -> tuple[Tree, str]:
 
 def _option(tree: Tree, key: str) -> Option:
     """What a key sets; raises ``ConfigError`` unless that is one value of the schema or of the part now named."""
+    if key in REMOVED:
+        raise ConfigError(f"{key} is gone: {REMOVED[key]}")
     allowed, where, path = options(Config), "", key.split(".")
     for depth, name in enumerate(path, start=1):
         if name not in allowed:

@@ -42,7 +42,9 @@ class CheckedEnv(gymnasium.Wrapper[np.ndarray, int, np.ndarray, int]):
         if not isinstance(returned, tuple) or len(returned) != 2:
             self._refuse(f"{described(returned)} from reset, where Gymnasium expects (observation, info)")
         obs, info = returned
-        return self._seen(obs), self._checked_info(info)
+        if not isinstance(info, dict):
+            self._refuse(f"{described(info)} as info, not a dictionary")
+        return self._seen(obs), {"life_lost": False, **info}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if not self.action_space.contains(action):
@@ -58,13 +60,10 @@ class CheckedEnv(gymnasium.Wrapper[np.ndarray, int, np.ndarray, int]):
         if not (isinstance(terminated, BOOLS) and isinstance(truncated, BOOLS)):
             word, value = ("truncated", truncated) if isinstance(terminated, BOOLS) else ("terminated", terminated)
             self._refuse(f"{word} as {described(value)}, not as a bool")
-        return (
-            self._seen(obs),
-            self._checked_reward(reward),
-            bool(terminated),
-            bool(truncated),
-            self._checked_info(info),
-        )
+        if not isinstance(info, dict):
+            self._refuse(f"{described(info)} as info, not a dictionary")
+        seen = self._seen(obs), self._checked_reward(reward)
+        return *seen, bool(terminated), bool(truncated), {"life_lost": False, **info}
 
     def _seen(self, obs: Any) -> np.ndarray:
         try:
@@ -86,11 +85,6 @@ class CheckedEnv(gymnasium.Wrapper[np.ndarray, int, np.ndarray, int]):
         if isinstance(reward, str | bytes) or np.ndim(reward):
             raise TypeError
         return float(reward)
-
-    def _checked_info(self, info: Any) -> dict[str, Any]:
-        if not isinstance(info, dict):
-            self._refuse(f"{described(info)} as info, not a dictionary")
-        return {"life_lost": False, **info}
 
     def _refuse(self, what: str) -> NoReturn:
         where = f"at step {self._steps} of" if self._steps else "at the reset of"

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from stormlit.data import Batch, Losses, Reading
 from stormlit.errors import ConfigError, PartError, StormlitError
 from stormlit.nn import interfaces
-from stormlit.nn.sparse import draw
 from stormlit.registry import build, names, part_class, require_base
 from stormlit.spaces import KINDS, ActionSpace
 
@@ -152,8 +151,6 @@ def _try_latent(who: str, part: Any, embed_dim: int, hidden_dim: int) -> None:
             raise PartError(f"{who}: {side} gives {what} where float32 with the leading axes (8, 2) is expected")
         why = f"its latent_dim says {part.latent_dim}"
         expect(f"{who}: sample", ask(f"{who}: sample", part.sample, given), (8, 2, part.latent_dim), why)
-        drawn = ask(f"{who}: draw_{side}", lambda x, side=side: draw(part, side, x, sparse=False), features)
-        expect(f"{who}: draw_{side}", drawn, (8, 2, part.latent_dim), why)
         entropy = ask(f"{who}: entropy", part.entropy, given)
         expect(f"{who}: entropy", entropy, (8, 2), "nats over the leading axes (8, 2) are expected")
         if not entropy.isfinite().all():

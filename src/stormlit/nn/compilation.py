@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Generic, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
 
 import torch
-from lightning.fabric import Fabric
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from stormlit.data import Batch
 from stormlit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -28,7 +29,6 @@ class Compiled(Generic[Arguments, Result]):
     modes, which count operations: the compiler would refuse it there, for good.
 
     function: without data-dependent control flow.  what: the function in the warning.
-    compile_when: whether to compile for the shapes of these arguments, by default always; what is not runs as it is.
     """
 
     def __init__(
@@ -36,19 +36,17 @@ class Compiled(Generic[Arguments, Result]):
         function: Callable[Arguments, Result],
         what: str,
         device: torch.device,
-        compile_when: Callable[..., bool] | None = None,
     ) -> None:
         # Random numbers of the generator that runs without compiling use, or the two could not be compared.
         torch._inductor.config.fallback_random = True
-        self.function, self.what, self.compile_when = function, what, compile_when
+        self.function, self.what = function, what
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         self.compiled: Callable[Arguments, Result] | None = torch.compile(
             function, fullgraph=True, dynamic=False, mode=mode
         )
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        compile_when = self.compile_when is None or self.compile_when(*args, **kwargs)
-        if self.compiled is not None and compile_when and not is_in_torch_dispatch_mode():
+        if self.compiled is not None and not is_in_torch_dispatch_mode():
             try:
                 return self.compiled(*args, **kwargs)
             except Exception as error:
@@ -91,13 +89,6 @@ def compile_report() -> dict[str, Any]:
     """
     skipped = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
     return {"not_compiled": list(FAILURES), "cuda_graphs_skipped": skipped}
-
-
-def has_length(length: int) -> Callable[[Batch], bool]:
-    """Whether a batch's windows have ``length`` steps: those of a buffer that is still filling are shorter, grow with
-    every step, and would be compiled anew each time.
-    """
-    return lambda batch: batch.action.shape[1] == length
 
 
 def should_compile(setting: Literal["auto", True, False], fabric: Fabric) -> bool:

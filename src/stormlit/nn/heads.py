@@ -1,14 +1,14 @@
-"""Small networks that read a state: reward, continuation, policy, value."""
+"""What policy and critic see of the world model's state, and the small networks that read a state: reward,
+continuation, policy and value."""
 
 from __future__ import annotations
 
 import itertools
 from typing import Annotated, Literal
 
+import torch
 from torch import Tensor, nn
 
-from stormlit.data import OneHots
-from stormlit.nn.sparse import InputLinear
 from stormlit.ops.twohot import (
     hl_gauss_loss,
     symexp,
@@ -23,6 +23,61 @@ from stormlit.ops.twohot import (
 from stormlit.registry import Option, register
 
 
+@register("agent_state", "latent")
+class LatentState(nn.Module):
+    """The current frame's latent z alone.
+
+    latent_dim: Z.  hidden_dim: D.
+
+    When to use: where a single frame shows all that counts, or to ask what the memory adds. The sequence model then
+    only serves the dreams.
+    """
+
+    def __init__(self, latent_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.state_dim = latent_dim
+
+    def forward(self, latent: Tensor, hidden: Tensor) -> Tensor:
+        """latent: (..., Z).  hidden: (..., D).  Returns (..., F)."""
+        return latent
+
+
+@register("agent_state", "hidden")
+class HiddenState(nn.Module):
+    """The memory h of everything before the current frame, alone.
+
+    latent_dim: Z.  hidden_dim: D.
+
+    When to use: to ask what the memory alone is worth. Such an agent acts before it has seen the frame.
+    """
+
+    def __init__(self, latent_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.state_dim = hidden_dim
+
+    def forward(self, latent: Tensor, hidden: Tensor) -> Tensor:
+        """latent: (..., Z).  hidden: (..., D).  Returns (..., F)."""
+        return hidden
+
+
+@register("agent_state", "both")
+class LatentAndHiddenState(nn.Module):
+    """[z, h], as in the paper.
+
+    latent_dim: Z.  hidden_dim: D.
+
+    When to use: the default. The agent sees the current frame and what came before it.
+    """
+
+    def __init__(self, latent_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.state_dim = latent_dim + hidden_dim
+
+    def forward(self, latent: Tensor, hidden: Tensor) -> Tensor:
+        """latent: (..., Z).  hidden: (..., D).  Returns (..., F)."""
+        return torch.cat([latent, hidden.to(latent.dtype)], dim=-1)
+
+
 @register("head", "mlp")
 class MLPHead(nn.Module):
     """``num_layers`` times Linear - LayerNorm - ReLU, then a linear output.
@@ -31,8 +86,6 @@ class MLPHead(nn.Module):
 
     When to use: it is the only one bundled.
     """
-
-    accepts_sparse = True
 
     def __init__(
         self,
@@ -49,17 +102,16 @@ class MLPHead(nn.Module):
         super().__init__()
         widths = [in_dim] + [hidden_dim] * num_layers
         layers: list[nn.Module] = []
-        for index, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
-            linear = InputLinear if index == 0 else nn.Linear
-            layers += [linear(fan_in, fan_out, bias=False), nn.LayerNorm(fan_out), nn.ReLU(inplace=True)]
+        for fan_in, fan_out in itertools.pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out, bias=False), nn.LayerNorm(fan_out), nn.ReLU(inplace=True)]
         self.hidden = nn.Sequential(*layers)
-        self.output = nn.Linear(widths[-1], out_dim) if layers else InputLinear(in_dim, out_dim, bias=True)
+        self.output = nn.Linear(widths[-1], out_dim)
         if zero_output:
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
 
-    def forward(self, x: Tensor | OneHots) -> Tensor:
-        """x: (..., in_dim), or the same as one-hots.  Returns (..., out_dim)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in_dim).  Returns (..., out_dim)."""
         return self.output(self.hidden(x))
 
 

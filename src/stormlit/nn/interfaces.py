@@ -1,9 +1,4 @@
-"""What a part of each kind has to offer. ``stormlit.check_part`` holds every part to this.
-
-Everything is dense: latents are (..., Z) float32, and so is what is made of them. A part may say
-``accepts_sparse = True``. It is then also given ``OneHots`` (see ``types``) where no gradient passes, if the latent,
-the sequence model, the agent state, the actor and the critic all say so, and must answer as it does to the dense form.
-"""
+"""What a part of each kind has to offer. ``stormlit.check_part`` holds every part to this."""
 
 from __future__ import annotations
 
@@ -60,9 +55,6 @@ class Latent(Protocol):
 
     Optional: ``auxiliary(posterior)`` returns ``Losses`` (see ``types``): named terms with scales that are added to
     the world model's loss, and metrics such as how many codes are in use.
-    Optional: ``draw_posterior(embed, *, sparse)`` and ``draw_prior(hidden, *, sparse)`` for a faster
-    ``sample(posterior(embed))`` and ``sample(prior(hidden))`` without gradients; as ``OneHots`` if ``sparse``, which is
-    asked of a latent that says ``accepts_sparse = True`` only.
     """
 
     latent_dim: int

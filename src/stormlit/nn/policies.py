@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -157,34 +157,17 @@ class BoundedNormalPolicy(nn.Module):
 
 
 @register("policy", "auto")
-class FittingPolicy(nn.Module):
+class FittingPolicy:
     """The policy that fits the action space, with its defaults.
 
     Discrete: ``categorical``.  MultiDiscrete and MultiBinary: ``categoricals``.  Box: ``bounded_normal``.
+    Building it builds that one.
 
     When to use: the default.
     """
 
     fits: ClassVar[tuple[Kind, ...]] = tuple(KINDS)
 
-    def __init__(self, action_space: ActionSpace) -> None:
-        super().__init__()
+    def __new__(cls, action_space: ActionSpace) -> Any:
         chosen = {"discrete": "categorical", "box": "bounded_normal"}.get(action_space.kind, "categoricals")
-        self.chosen = part_class("policy", chosen)(action_space)
-        self.out_dim: int = self.chosen.out_dim
-
-    def forward(self, output: Tensor) -> Tensor:
-        """See the policy that was chosen, as for all that follows."""
-        return self.chosen(output)
-
-    def log_prob(self, distribution: Tensor, action: Tensor) -> Tensor:
-        return self.chosen.log_prob(distribution, action)
-
-    def entropy(self, distribution: Tensor) -> Tensor:
-        return self.chosen.entropy(distribution)
-
-    def mode(self, distribution: Tensor) -> Tensor:
-        return self.chosen.mode(distribution)
-
-    def sample(self, distribution: Tensor) -> Tensor:
-        return self.chosen.sample(distribution)
+        return part_class("policy", chosen)(action_space)

@@ -30,35 +30,20 @@ def sample(log_probs: Tensor) -> Tensor:
     return sample_probabilities(log_probs.float().exp())
 
 
-def sample_unimix(logits: Tensor, unimix: float) -> Tensor:
-    """``sample(unimix_log_probs(logits, unimix))`` without the logarithms, which sampling has no use for.
-
-    logits: (..., K) any float dtype.  Returns (...,) int64, but for rounding the same classes for the same
-    random state.
-    """
-    probabilities = F.softmax(logits, dim=-1, dtype=torch.float32)
-    if unimix:
-        probabilities = probabilities.mul_(1.0 - unimix).add_(unimix / logits.shape[-1])
-    return sample_probabilities(probabilities)
-
-
 def sample_probabilities(probabilities: Tensor) -> Tensor:
     """``sample`` of probabilities instead of their logarithms.  (..., K) float32.  Returns (...,) int64."""
-    cumulative = _running_sum(probabilities)
+    if probabilities.is_cuda and torch.are_deterministic_algorithms_enabled():
+        # CUDA's cumsum of floats may differ from run to run, and is refused.
+        cumulative = running_sum_by_product(probabilities)
+    else:
+        cumulative = probabilities.cumsum(dim=-1)
     # Scaling by the row's total makes rounding of the running sum harmless; uniforms are below 1, so the class exists.
     threshold = torch.rand_like(cumulative[..., :1]) * cumulative[..., -1:]
     return (cumulative <= threshold).sum(dim=-1).clamp_(max=cumulative.shape[-1] - 1)
 
 
-def _running_sum(values: Tensor) -> Tensor:
-    """The running sum over the last axis, in float32."""
-    if values.is_cuda and torch.are_deterministic_algorithms_enabled():
-        return running_sum_by_product(values)  # CUDA's cumsum of floats may differ from run to run, and is refused
-    return values.cumsum(dim=-1)
-
-
 def running_sum_by_product(values: Tensor) -> Tensor:
-    """The same by a matrix product, in float64: neither autocast nor TF32 rounds it.  (..., K) float32."""
+    """The running sum by a matrix product, in float64: neither autocast nor TF32 rounds it.  (..., K) float32."""
     size = values.shape[-1]
     triangle = torch.ones(size, size, dtype=torch.float64, device=values.device).triu()
     return (values.double() @ triangle).float()
@@ -67,6 +52,21 @@ def running_sum_by_product(values: Tensor) -> Tensor:
 def one_hot(index: Tensor, classes: int) -> Tensor:
     """float32 one-hot rows.  index: (...,) int64.  Returns (..., classes)."""
     return torch.zeros(*index.shape, classes, device=index.device).scatter_(-1, index.unsqueeze(-1), 1.0)
+
+
+def sample_straight_through(log_probs: Tensor) -> Tensor:
+    """One-hot samples with the gradient of the probabilities (Bengio et al. 2013), STORM's equation 1.
+
+    log_probs: (..., K) float32.  Returns (..., K) float32.
+    """
+    probabilities = log_probs.exp()
+    return straight_through(one_hot(sample_probabilities(probabilities.detach()), log_probs.shape[-1]), probabilities)
+
+
+def straight_through(hard: Tensor, probabilities: Tensor) -> Tensor:
+    """The value of ``hard`` with the gradient of the probabilities.  Both (..., K) float32."""
+    # The difference is exactly zero. A function of our own would keep PyTorch from caching what it has compiled.
+    return hard + (probabilities - probabilities.detach())
 
 
 def entropy(log_probs: Tensor) -> Tensor:

@@ -31,14 +31,16 @@ def after_step(run: Run) -> None:
     Raises ``EnvironmentCrashError``, after a checkpoint, when environments crash more often than allowed, and
     ``Stopped``, after a checkpoint, when a signal asked for the end.
     """
-    _show_progress(run)
-    training, schedules, env_steps = run.training, run.schedules, run.env_steps
+    training, schedules, env_steps = run.training, run.schedules, run.training.progress.env_steps
+    was_random = env_steps - training.steps_at_once < training.plan.warmup_steps
+    run.bar.advance(training.steps_at_once)
+    run.bar.show(training.collector.latest_return, "random" if was_random else "train")
     if schedules.log.due(env_steps):
         check_updates(training)
         log_metrics(run)
     if schedules.media.due(env_steps):
         make_media(run)
-    failure = training.envs.failure
+    failure = training.collector.envs.failure
     if schedules.evaluation.due(env_steps):
         try:
             evaluate_agent(run)
@@ -55,13 +57,6 @@ def after_step(run: Run) -> None:
         return save_or_go_on(run)
     save_snapshot(run)
     raise Stopped(stopped_by, f"after step {env_steps:,}; go on with `{run.directory.resume_command()}`")
-
-
-def _show_progress(run: Run) -> None:
-    steps = run.training.steps_at_once
-    run.bar.advance(steps)
-    was_random = run.env_steps - steps < run.training.plan.warmup_steps
-    run.bar.show(run.training.collector.latest_return, "random" if was_random else "train")
 
 
 def _asked(run: Run, failed: bool) -> tuple[int, bool, bool]:

@@ -19,17 +19,17 @@ from stormlit.data import Batch, Trajectory
 from stormlit.demonstrations import DemonstrationBuffer
 from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
-from stormlit.nn.compilation import Compiled, has_length, should_compile
+from stormlit.nn.compilation import Compiled, should_compile
+from stormlit.registry import options
 from stormlit.spaces import ActionSpace, ObservationSpace
 from stormlit.storm.acting import Player
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
-from stormlit.storm.experience import Experience, Windows
 from stormlit.storm.imagination import Imagination
 from stormlit.storm.learner import Learner
-from stormlit.storm.replay import ReplayBuffer
-from stormlit.storm.schedule import Plan, Ratio
-from stormlit.storm.training import Training
+from stormlit.storm.lightning_modules import LightningActorCritic, LightningWorldModel
+from stormlit.storm.replay import Experience, ReplayBuffer, Windows
+from stormlit.storm.training import Plan, Ratio, Training
 from stormlit.storm.world_model import WorldModel
 
 
@@ -52,12 +52,8 @@ def build_training(config: Config, fabric: Fabric) -> Training:
             name=name,
             max_nonfinite=loop.max_nonfinite_updates,
             compile=compile,
-            compile_when=compile_when,
         )
-        for name, module, compile_when in (
-            ("world_model", world_model, has_length(loop.batch_length)),
-            ("agent", agent, None),
-        )
+        for name, module in (("world_model", world_model), ("agent", agent))
     ]
     world_model.eval()
     agent.eval()
@@ -92,10 +88,12 @@ def build_modules(
 
     observations: what they are; (Y, X, C) is short for images.  actions: what they are, or how many.
     """
-    world_model = WorldModel(ObservationSpace.of(observations), actions, **dataclasses.asdict(config.world_model))
+    world_model = LightningWorldModel(
+        ObservationSpace.of(observations), actions, **dataclasses.asdict(config.world_model)
+    )
     check_windows_fit(config, world_model.sequence_model.max_length)
     widths = world_model.latent_dim, world_model.hidden_dim
-    agent = ActorCritic(*widths, actions, **dataclasses.asdict(config.agent))
+    agent = LightningActorCritic(*widths, actions, **dataclasses.asdict(config.agent))
     return world_model, agent
 
 
@@ -135,7 +133,7 @@ def imagination(
     rollouts = Imagination(world_model, agent, **dataclasses.asdict(config.imagination))
     if not compile:
         return rollouts
-    compiled = Compiled(rollouts.__call__, "imagination", device, has_length(rollouts.context_length))
+    compiled = Compiled(rollouts.__call__, "imagination", device)
     # What a CUDA graph returns is gone with the next one, and the agent's update is one.
     return (lambda context: compiled(context).clone()) if device.type == "cuda" else compiled
 
@@ -149,6 +147,13 @@ def build_replay(
     """One process's share of the buffer; ``auto`` puts it on the GPU when it takes under half of its free memory."""
     space = ObservationSpace.of(observations)
     capacity = per_process(config.replay.capacity, fabric.world_size, "replay.capacity")
+    rows, longest = capacity // config.env.num_envs, max(config.loop.batch_length, config.imagination.context_length)
+    if rows < longest:
+        raise ConfigError(
+            f"replay.capacity={config.replay.capacity} leaves {rows} steps of each environment in each of "
+            f"{fabric.world_size} processes, fewer than one window of {longest}: expected at least "
+            f"{longest * config.env.num_envs * fabric.world_size}"
+        )
     device = fabric.device if config.replay.device == "cuda" else torch.device("cpu")
     if config.replay.device == "cuda" and fabric.device.type != "cuda":
         raise ConfigError("replay.device=cuda needs training on a GPU; choose auto or cpu")
@@ -165,9 +170,7 @@ def build_replay(
             device,
             seed,
             actions,
-            episode_starts=config.replay.episode_starts,
-            order=config.replay.order,
-            sampler=config.replay.sampler,
+            **{name: getattr(config.replay, name) for name in options(ReplayBuffer)},
         )
     except RuntimeError as error:  # what PyTorch's allocators raise
         size = capacity * space.nbytes / 2**30

@@ -8,21 +8,18 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from lightning import LightningModule
 
 from stormlit.analysis.evaluate import random_devices
 from stormlit.config.schema import Config
 from stormlit.data import Batch
 from stormlit.errors import ConfigError
-from stormlit.ops.observations import channels_first
-from stormlit.storm.experience import Windows
+from stormlit.ops.spaces import channels_first
+from stormlit.storm.replay import Windows
 from stormlit.storm.training import Training
 from stormlit.storm.world_model import WorldModel
-
-Module = TypeVar("Module", bound=LightningModule)
 
 FLOAT = 4  # bytes
 REHEARSED_FRAMES = 128
@@ -73,8 +70,8 @@ def seconds_per_env_step(training: Training) -> float:
         for windows in (experience.batch, experience.contexts)
     )
     with torch.random.fork_rng(devices=random_devices()), training.fabric.autocast():
-        fitting = _timed(lambda: world_model.training_step(batch).total.backward())
-        improving = _timed(lambda: agent.training_step(training.imagine(contexts)).total.backward())
+        fitting = _timed(lambda: world_model.losses(batch).total.backward())
+        improving = _timed(lambda: agent.losses(training.imagine(contexts)).total.backward())
     fitting *= experience.batch.total / len(batch.action) * plan.world_model.updates_per_env_step
     improving *= experience.contexts.total / len(contexts.action) * plan.agent.updates_per_env_step
     return fitting + improving
@@ -96,7 +93,7 @@ def time_to_come(training: Training) -> str | None:
     return f"{told}; `stormlit train quickstart` takes minutes, and a GPU is many times faster"
 
 
-def copied(module: Module) -> Module:
+def copied(module: Any) -> Any:
     """A copy that can take a backward pass; Fabric, and the optimisers that hang on the module, are not copied."""
     kept: dict[int, Any] = {id(module._fabric): module._fabric, id(module._fabric_optimizers): []}
     return copy.deepcopy(module, kept)

@@ -14,8 +14,7 @@ from stormlit.runs.directory import RunDirectory
 from stormlit.runs.progress import ProgressBar
 from stormlit.runs.replay_segments import ReplaySegments
 from stormlit.runs.signals import StopSignals
-from stormlit.storm.schedule import Every, EveryMinutes
-from stormlit.storm.training import Training
+from stormlit.storm.training import Every, EveryMinutes, Training
 from stormlit.tracking import Tracker
 
 

@@ -16,8 +16,8 @@ from stormlit.config.schema import Config
 from stormlit.errors import counted
 from stormlit.runs.estimate import copied, noise
 from stormlit.storm.agent import ActorCritic
-from stormlit.storm.experience import Windows
 from stormlit.storm.imagination import Imagination
+from stormlit.storm.replay import Windows
 from stormlit.storm.world_model import WorldModel
 
 GFLOP_A_THREAD = 8.0  # less gains nothing, and threads that wait for each other lose much beside a busy process
@@ -102,12 +102,12 @@ def rehearsal(
     contexts = Windows(imagined.batch_size, extra.imagination_batch_size if extra else 0, imagined.context_length)
 
     def fit() -> None:
-        world_model.train().training_step(noise(world_model, batch, 1)).total.backward()
+        world_model.train().losses(noise(world_model, batch, 1)).total.backward()
 
     def improve() -> None:
         rollouts = Imagination(world_model.eval(), agent.eval(), **dataclasses.asdict(imagined))
         trajectory = rollouts(noise(world_model, contexts, 1))
-        agent.train().training_step(trajectory).total.backward()
+        agent.train().losses(trajectory).total.backward()
 
     return (fit, batch.total), (improve, contexts.total)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import sys
@@ -119,7 +120,7 @@ def _train_to_the_end(run: Run) -> list[Evaluation]:
         try:
             _tell_time(run)
             with ProgressBar(training.plan.env_steps, run.env_steps, enabled=training.is_main) as run.bar:
-                fit(training, lambda: after_step(run))
+                fit(training, functools.partial(after_step, run))
                 results = finish(run)
             status = "FINISHED"
         except (KeyboardInterrupt, Stopped):

@@ -11,8 +11,7 @@ from torch import Tensor
 from stormlit.data import to_device
 from stormlit.errors import MisfitError
 from stormlit.nn.compilation import Compiled
-from stormlit.ops.actions import clip, random_like
-from stormlit.ops.observations import channels_first
+from stormlit.ops.spaces import channels_first, clip, random_like
 from stormlit.registry import Option
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.carried import CarriedMemory

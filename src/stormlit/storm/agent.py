@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stormlit.data import Losses, OneHots, PartNode, Trajectory
+from stormlit.data import Losses, PartNode, Trajectory
 from stormlit.nn.building import build_part, build_policy
 from stormlit.nn.heads import READINGS, Scoring
-from stormlit.nn.optimizers import OptimizerSettings, adam
-from stormlit.nn.return_normalizer import ReturnNormalizer
+from stormlit.nn.optimizers import OptimizerSettings
 from stormlit.ops.returns import lambda_returns
 from stormlit.registry import DEFAULTS, Option
 from stormlit.spaces import ActionSpace
@@ -33,7 +31,59 @@ class AgentLossScales:
     slow_value: Annotated[float, Option("weight of its cross-entropy with the slow critic's target")] = 1.0
 
 
-class ActorCritic(L.LightningModule):
+class ReturnNormalizer(nn.Module):
+    """Exponential moving average of a high and a low percentile of the returns; their distance, at least ``minimum``.
+
+    STORM's equation 9 (S = percentile(G, 95) - percentile(G, 5), divided by max(1, S)); the average starts at the first
+    value, so that early scales are not biased towards zero. State is kept in buffers and thus in every checkpoint.
+
+    The released code has start="zero" and percentile="kth" (weipu-zhang/STORM, agents.py and utils.py).
+    """
+
+    bounds: Tensor
+    started: Tensor
+    quantiles: Tensor
+
+    def __init__(
+        self,
+        *,
+        decay: Annotated[float, Option("of the moving average of both percentiles", 0, 1)] = 0.99,
+        low: Annotated[float, Option("lower percentile of the returns", 0, 100, below="high")] = 5.0,
+        high: Annotated[float, Option("upper percentile of the returns", 0, 100)] = 95.0,
+        minimum: Annotated[float, Option("smallest scale", 1e-12, 1e12)] = 1.0,
+        start: Annotated[
+            Literal["first", "zero"], Option("the moving average starts at the first percentiles, or at zero")
+        ] = "first",
+        percentile: Annotated[
+            Literal["linear", "kth"],
+            Option("linear: between the two nearest returns; kth: the floor(p N)-th smallest return itself"),
+        ] = "linear",
+    ) -> None:
+        super().__init__()
+        self.decay, self.minimum, self.start, self.percentile = decay, minimum, start, percentile
+        self.fractions = (low / 100.0, high / 100.0)
+        self.register_buffer("quantiles", torch.tensor([low, high]) / 100.0, persistent=False)
+        self.register_buffer("bounds", torch.zeros(2))
+        self.register_buffer("started", torch.tensor(start == "zero"))
+
+    def update(self, returns: Tensor) -> Tensor:
+        """Take in returns of any shape; return the new scale, a float32 scalar. No host sync."""
+        values = returns.detach().float().flatten()
+        # Neither kthvalue, which CUDA has no deterministic form of, nor quantile, which torch 2.11 cannot compile.
+        ordered = values.sort().values
+        if self.percentile == "kth":
+            bounds = torch.stack([ordered[max(int(part * len(values)), 1) - 1] for part in self.fractions])
+        else:
+            rank = self.quantiles * (len(values) - 1)
+            below = rank.floor()
+            bounds = torch.lerp(ordered[below.long()], ordered[rank.ceil().long()], rank - below)
+        moved = torch.where(self.started, torch.lerp(bounds, self.bounds, self.decay), bounds)
+        self.bounds.copy_(moved)
+        self.started.fill_(True)
+        return (moved[1] - moved[0]).clamp(min=self.minimum)
+
+
+class ActorCritic(nn.Module):
     """Policy and value function over the world model's state (STORM section 3.2, equations 6 to 10).
 
     latent_dim: Z.  world_hidden_dim: D of the world model.  actions: what can be done; a number is short for as
@@ -88,26 +138,26 @@ class ActorCritic(L.LightningModule):
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_normalizer = ReturnNormalizer(**return_normalizer)
 
-    def policy(self, latent: Tensor | OneHots, hidden: Tensor) -> Tensor:
-        """latent: (..., Z), or one-hots.  hidden: (..., D).
+    def policy(self, latent: Tensor, hidden: Tensor) -> Tensor:
+        """latent: (..., Z).  hidden: (..., D).
 
         Returns the distribution over actions, (..., P) float32: log-probabilities (..., A) if they are discrete.
         """
         return self.distribution(self.actor(self.agent_state(latent, hidden)))
 
-    def act(self, latent: Tensor | OneHots, hidden: Tensor, *, greedy: bool = False) -> Tensor:
-        """latent: (..., Z), or one-hots.  hidden: (..., D).
+    def act(self, latent: Tensor, hidden: Tensor, *, greedy: bool = False) -> Tensor:
+        """latent: (..., Z).  hidden: (..., D).
 
         Returns sampled or most likely actions (..., *shape); those of a Box are not clipped yet.
         """
         distribution = self.policy(latent, hidden)
         return self.distribution.mode(distribution) if greedy else self.distribution.sample(distribution)
 
-    def value(self, latent: Tensor | OneHots, hidden: Tensor) -> Tensor:
-        """latent: (..., Z), or one-hots.  hidden: (..., D).  Returns the critic's value (...,) float32."""
+    def value(self, latent: Tensor, hidden: Tensor) -> Tensor:
+        """latent: (..., Z).  hidden: (..., D).  Returns the critic's value (...,) float32."""
         return self.value_encoding.decode(self.critic(self.agent_state(latent, hidden)))
 
-    def training_step(self, trajectory: Trajectory, batch_idx: int = 0) -> Losses:  # type: ignore[override]
+    def losses(self, trajectory: Trajectory) -> Losses:
         """The losses of equation 7 on N imagined rollouts of H steps."""
         state = self.agent_state(trajectory.latent, trajectory.hidden)
         distribution = self.distribution(self.actor(state[:, :-1]))
@@ -156,6 +206,3 @@ class ActorCritic(L.LightningModule):
         towards = torch._foreach_sub(list(self.critic.parameters()), slow)
         torch._foreach_mul_(towards, (1.0 - self.slow_critic_decay) * stepped)
         torch._foreach_add_(slow, towards)
-
-    def configure_optimizers(self, fused: bool = True) -> torch.optim.Adam:
-        return adam(self.parameters(), self.optimizer_settings, fused=fused)

@@ -65,7 +65,9 @@ class Collector:
         episodes = outcome.episodes
         if self.returns == "without_last_reward":
             episodes = [self._without_last_reward(episode) for episode in episodes]
-        self.latest_return = next((e.episode_return for e in reversed(episodes) if not e.crashed), self.latest_return)
+        for episode in episodes:
+            if not episode.crashed:
+                self.latest_return = episode.episode_return
         return episodes
 
     def _without_last_reward(self, episode: Episode) -> Episode:

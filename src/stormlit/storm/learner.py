@@ -13,8 +13,9 @@ from torch import Tensor
 
 from stormlit.data import Losses
 from stormlit.errors import TrainingError
+from stormlit.nn.autocast import training_memory_format
 from stormlit.nn.compilation import Compiled
-from stormlit.nn.encoders.norm import training_memory_format
+from stormlit.nn.optimizers import adam
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel
 
@@ -39,7 +40,7 @@ class Learner:
     Whether it is, the device decides and remembers: ``update`` never waits for it, ``check`` does.
 
     name: the prefix of its metrics.  max_nonfinite: skipped steps in a row after which ``check`` raises.
-    compile: compute losses and their derivatives by a compiled function.  compile_when: see ``Compiled``.
+    compile: compute losses and their derivatives by a compiled function.
     """
 
     def __init__(
@@ -50,25 +51,24 @@ class Learner:
         name: str,
         max_nonfinite: int,
         compile: bool = False,
-        compile_when: Callable[[Any], bool] | None = None,
     ) -> None:
         self.fabric, self.name, self.max_nonfinite = fabric, name, max_nonfinite
         self.settings = module.optimizer_settings
         # With float16 the loss scale is divided out before clipping, which Adam's fused kernel would do inside.
         self.scales_loss = getattr(fabric._precision, "scaler", None) is not None
-        optimizer = module.configure_optimizers(fused=not self.scales_loss)
+        optimizer = adam(module.parameters(), self.settings, fused=not self.scales_loss)
         self._step_sizes = [group["lr"] for group in optimizer.param_groups]
         with fabric.autocast():
             # Or each use of a convolution's weight, and each of its gradients, would begin with a copy.
-            module.to(memory_format=training_memory_format(fabric.device))
+            module.to(memory_format=training_memory_format(fabric.device))  # type: ignore[call-overload]
         self.module: _FabricModule
         self.optimizer: _FabricOptimizer
         self.module, self.optimizer = fabric.setup(module, optimizer)
-        step: Callable[[Any], Losses] = module.training_step
         # With several processes the wrapped module's own is needed, which exchanges gradients.
-        self.loss_fn: Callable[[Any], Losses] = self.module.training_step
+        self.module.mark_forward_method("losses")
+        self.loss_fn: Callable[[Any], Losses] = self.module.losses
         if compile:
-            self.loss_fn = Compiled(step, f"the {name}'s update", fabric.device, compile_when)
+            self.loss_fn = Compiled(module.losses, f"the {name}'s update", fabric.device)
         # Running statistics and return scales, which move in the forward pass.
         self._moving = [buffer for buffer in module.buffers() if buffer.dtype in (torch.float32, torch.bool)]
         # Steps skipped: in a row until now, the most there were in a row, and all there were.
@@ -99,7 +99,12 @@ class Learner:
         )
         assert norm is not None
         either = total.detach() + norm
-        finite = self._on_all_processes((either - either) == 0.0)  # half as many operations as torch.isfinite
+        finite = (either - either) == 0.0  # half as many operations as torch.isfinite
+        if self.fabric.world_size > 1:
+            everywhere = finite.float()
+            # Fabric's own all_reduce begins with a barrier, which makes the host wait.
+            torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN)
+            finite = everywhere == 1.0
         skipped = (~finite).float()
         if not self.scales_loss:  # the loss scaler finds out and skips by itself
             # What the fused kernel takes from a loss scaler: with 1 here it leaves weights and moments alone.
@@ -109,7 +114,9 @@ class Learner:
         if before is not None:
             self._restore_unless(finite, before)
         self.module.eval()
-        self._count(skipped)
+        self.in_a_row.add_(1).mul_(skipped)
+        torch.maximum(self.longest, self.in_a_row, out=self.longest)
+        self.total_skipped.add_(skipped)
         return Update({**losses.log(total), "gradient_norm": norm}, finite, losses.windows)
 
     def _differentiate(self, batch: Any) -> tuple[Losses, Tensor]:
@@ -151,19 +158,6 @@ class Learner:
     def _set_statistics(self, statistics: Tensor) -> None:
         parts = statistics.split([buffer.numel() for buffer in self._moving])
         torch._foreach_copy_(self._moving, [p.view_as(b) for p, b in zip(parts, self._moving, strict=True)])
-
-    def _on_all_processes(self, finite: Tensor) -> Tensor:
-        if self.fabric.world_size == 1:
-            return finite
-        everywhere = finite.float()
-        # Fabric's own all_reduce begins with a barrier, which makes the host wait.
-        torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN)
-        return everywhere == 1.0
-
-    def _count(self, skipped: Tensor) -> None:
-        self.in_a_row.add_(1).mul_(skipped)
-        torch.maximum(self.longest, self.in_a_row, out=self.longest)
-        self.total_skipped.add_(skipped)
 
     def state_dict(self) -> dict[str, Any]:
         return {

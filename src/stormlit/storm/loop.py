@@ -7,11 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-from torch import Tensor
-
-from stormlit.data import Batch, Trajectory
-from stormlit.storm.learner import Learner, Update
 from stormlit.storm.training import Training
 
 
@@ -23,7 +18,9 @@ def fit(training: Training, after_step: Callable[[], None]) -> None:
     """
     plan = training.plan
     while training.progress.env_steps < plan.env_steps:
-        training.collector.step_async(select_action(training))
+        with training.fabric.autocast():
+            action = training.collector.select_action(random=training.progress.env_steps < plan.warmup_steps)
+        training.collector.step_async(action)
         if plan.overlap:  # environments are stepped and updates made at the same time; the newest step joins later
             try:
                 learn(training)
@@ -35,12 +32,6 @@ def fit(training: Training, after_step: Callable[[], None]) -> None:
             learn(training)
         after_step()
     check_updates(training)
-
-
-def select_action(training: Training) -> np.ndarray:
-    """The next action of every environment, (N, *shape): random at first, then the agent's."""
-    with training.fabric.autocast():
-        return training.collector.select_action(random=training.in_warmup)
 
 
 def collect(training: Training) -> None:
@@ -55,9 +46,11 @@ def collect(training: Training) -> None:
 
 
 def learn(training: Training) -> None:
-    """All the updates that one more step of every environment owes."""
+    """All the updates that one more step of every environment owes, once the random start is over and there is one
+    window of full length to learn from.
+    """
     plan, steps = training.plan, training.steps_at_once
-    if training.progress.env_steps <= plan.warmup_steps:
+    if training.progress.env_steps <= plan.warmup_steps or training.replay.rows < training.experience.longest:
         return
     for _ in range(plan.world_model.owed(steps)):
         fit_world_model(training)
@@ -67,42 +60,26 @@ def learn(training: Training) -> None:
 
 def fit_world_model(training: Training) -> None:
     """One update of the world model on windows of real experience."""
-    update_world_model(training, *training.experience.sample_batch())
-
-
-def improve_agent(training: Training) -> None:
-    """One update of the agent on rollouts imagined from real contexts."""
-    update_agent(training, imagine(training, training.experience.sample_contexts()))
-
-
-def imagine(training: Training, contexts: Batch) -> Trajectory:
-    """Rollouts of the policy from the contexts."""
-    with training.fabric.autocast():
-        return training.imagine(contexts)
-
-
-def update_world_model(training: Training, batch: Batch, drawn: Tensor | None = None) -> None:
-    """One optimiser step of the world model.  drawn: the batch's windows, if their losses are of use."""
-    done = update(training, training.world_model_learner, batch)
-    if drawn is not None and done.windows is not None:
-        training.experience.learned(drawn, done.windows)
+    batch, drawn = training.experience.sample_batch()
+    update = training.world_model_learner.update(batch, training.share_done)
+    if drawn is not None and update.windows is not None:
+        training.replay.learned(drawn, update.windows)
+    training.metrics.add("world_model", update.metrics, valid=update.finite)
     training.progress.world_model_updates += 1
 
 
-def update_agent(training: Training, trajectory: Trajectory) -> None:
-    """One optimiser step of the agent; the slow critic follows."""
-    training.agent.update_slow_critic(update(training, training.agent_learner, trajectory).finite)
+def improve_agent(training: Training) -> None:
+    """One update of the agent on rollouts imagined from real contexts; the slow critic follows."""
+    contexts = training.experience.sample_contexts()
+    with training.fabric.autocast():
+        trajectory = training.imagine(contexts)
+    update = training.agent_learner.update(trajectory, training.share_done)
+    training.agent.update_slow_critic(update.finite)
+    training.metrics.add("agent", update.metrics, valid=update.finite)
     training.progress.agent_updates += 1
-
-
-def update(training: Training, learner: Learner, batch: Batch | Trajectory) -> Update:
-    """One optimiser step of either module."""
-    done = learner.update(batch, training.progress.env_steps / training.plan.env_steps)
-    training.metrics.add(learner.name, done.metrics, valid=done.finite)
-    return done
 
 
 def check_updates(training: Training) -> None:
     """Raise ``TrainingError`` if either module's updates were skipped too often in a row; waits for the device."""
-    for learner in (training.world_model_learner, training.agent_learner):
-        learner.check()
+    training.world_model_learner.check()
+    training.agent_learner.check()

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from stormlit.data import PartNode
+from stormlit.nn.autocast import training_memory_format
 from stormlit.nn.building import build_part
-from stormlit.nn.encoders.norm import training_memory_format
-from stormlit.nn.frozen import Forward
-from stormlit.ops.reconstruction import reconstruction_error
+from stormlit.ops.losses import reconstruction_error
 from stormlit.spaces import ObservationSpace, Seen
 
 
@@ -35,32 +34,38 @@ def build_decoders(space: ObservationSpace, width: int, image: PartNode, vector:
     return decoder, vector_decoder
 
 
-def features(seen: Seen, encoder: Forward | None, vector_encoder: Forward | None) -> Tensor:
-    """What the encoders make of M observations, side by side, (M, E)."""
+def embed(seen: Seen, encoder: Any, vector_encoder: Any) -> Tensor:
+    """What the encoders make of observations with any leading axes, side by side.  Returns (..., E)."""
     found = []
-    if encoder is not None and seen.image is not None:
-        found.append(encoder(seen.image))
-    if vector_encoder is not None and seen.vector is not None:
-        found.append(vector_encoder(seen.vector))
-    return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+    if seen.image is not None:
+        leading, image = seen.image.shape[:-3], seen.image.flatten(0, -4)
+        if encoder.training:  # while BatchNorm takes statistics
+            image = image.contiguous(memory_format=training_memory_format(image.device))
+        found.append(encoder(image))
+    if seen.vector is not None:
+        leading = seen.vector.shape[:-1]
+        found.append(vector_encoder(seen.vector.flatten(0, -2)))
+    return (found[0] if len(found) == 1 else torch.cat(found, dim=-1)).unflatten(0, leading)
 
 
-def embed(seen: Seen, encoder: Forward | None, vector_encoder: Forward | None) -> Tensor:
-    """``features`` (..., E) of observations with any leading axes, with gradients."""
-    image, vector, leading = seen.image, seen.vector, seen.leading
-    if image is not None:
-        image = image.flatten(0, -4)
-        image = image.contiguous(memory_format=training_memory_format(image.device))
-    if vector is not None:
-        vector = vector.flatten(0, -2)
-    return features(Seen(image, vector), encoder, vector_encoder).unflatten(0, leading)
+def decode(latent: Tensor, decoder: Any, vector_decoder: Any) -> Seen:
+    """What the decoders make of what they read, (..., F): images (..., C, Y, X) about [0, 1], not clipped, and vectors
+    (..., V) in symlog; None where there is no such decoder.
+    """
+    flat, leading = latent.flatten(0, -2), latent.shape[:-1]
+    return Seen(*[None if part is None else part(flat).unflatten(0, leading) for part in (decoder, vector_decoder)])
 
 
-def reconstruction_errors(decoded: Seen, seen: Seen, focus: float) -> dict[str, Tensor]:
-    """The squared errors, summed over everything, by the names of their loss terms.  focus: of the image's."""
-    errors = {}
+def reconstruction_losses(decoded: Seen, seen: Seen, focus: float) -> dict[str, Tensor]:
+    """Squared errors, summed over the frame and averaged over B and T, by the names of their loss terms (equation 4).
+
+    decoded, seen: (B, T, ...).  focus: of the image's, see ``ops.losses.focus_weights``.
+    """
+    losses = {}
     if decoded.image is not None and seen.image is not None:
-        errors["reconstruction"] = reconstruction_error(decoded.image.float(), seen.image, focus)
+        steps = seen.image.shape[:2].numel()
+        losses["reconstruction"] = reconstruction_error(decoded.image.float(), seen.image, focus) / steps
     if decoded.vector is not None and seen.vector is not None:
-        errors["vector_reconstruction"] = reconstruction_error(decoded.vector.float(), seen.vector)
-    return errors
+        steps = seen.vector.shape[:2].numel()
+        losses["vector_reconstruction"] = reconstruction_error(decoded.vector.float(), seen.vector) / steps
+    return losses

@@ -4,39 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stormlit.data import Batch, Losses, OneHots, PartNode, Reading, WorldState
-from stormlit.nn.agent_states import HiddenState, LatentAndHiddenState, LatentState
+from stormlit.data import Batch, Losses, PartNode, Reading, WorldState
 from stormlit.nn.building import build_part, build_sequence_model
-from stormlit.nn.frozen import frozen
-from stormlit.nn.heads import READINGS
-from stormlit.nn.optimizers import OptimizerSettings, adam
+from stormlit.nn.heads import READINGS, HiddenState, LatentAndHiddenState, LatentState, Scoring
+from stormlit.nn.optimizers import OptimizerSettings
 from stormlit.nn.sequence.tokens import build_separate
-from stormlit.nn.sparse import draw
-from stormlit.ops.actions import encode
-from stormlit.ops.kl import kl_balance
-from stormlit.ops.observations import read
+from stormlit.ops.losses import kl_balance
+from stormlit.ops.spaces import encode, read
 from stormlit.registry import DEFAULTS, Option
 from stormlit.spaces import ActionSpace, ObservationSpace, Seen
 from stormlit.storm.loss_balance import Harmony
-from stormlit.storm.observer import build_decoders, build_encoders, embed, features, reconstruction_errors
-from stormlit.storm.world_model_words import (
-    DecoderInput,
-    FreeBitsClip,
-    LossBalance,
-    Objectives,
-    ReconstructionFocus,
-    RewardLoss,
-    Tokens,
-    VectorDecoder,
-    VectorEncoder,
-)
+from stormlit.storm.observer import build_decoders, build_encoders, decode, embed, reconstruction_losses
 
 FRAMES_AT_ONCE = 128
 TOKENS: Mapping[str, Callable[..., Any]] = {"merged": build_sequence_model, "separate": build_separate}
@@ -57,7 +41,7 @@ class WorldModelLossScales:
     rep: Annotated[float, Option("weight of the KL that moves the posterior (beta_2)")] = 0.1
 
 
-class WorldModel(L.LightningModule):
+class WorldModel(nn.Module):
     """Learns to compress frames and to predict what follows an action (STORM section 3.1, equations 1 to 5).
 
     observations: what is seen; (Y, X, C) is short for an image.  actions: what can be done; a number is short for as
@@ -75,8 +59,8 @@ class WorldModel(L.LightningModule):
         hidden_dim: Annotated[int, Option("width of the sequence model and of the heads", 1, 10**5)] = 512,
         encoder: Annotated[PartNode, Option("what turns an image into features", part="encoder")] = "cnn",
         decoder: Annotated[PartNode, Option("what turns a latent into an image", part="decoder")] = "cnn",
-        vector_encoder: VectorEncoder = "mlp",
-        vector_decoder: VectorDecoder = "mlp",
+        vector_encoder: Annotated[PartNode, Option("what turns vectors into features", part="vector_encoder")] = "mlp",
+        vector_decoder: Annotated[PartNode, Option("what turns a latent into vectors", part="vector_decoder")] = "mlp",
         latent: Annotated[PartNode, Option("what a frame is compressed into", part="latent")] = "categorical",
         sequence_model: Annotated[
             PartNode, Option("what reads latents and actions in order", part="sequence_model")
@@ -85,15 +69,34 @@ class WorldModel(L.LightningModule):
         continuation_head: Annotated[
             PartNode, Option("what predicts whether the episode goes on", part="head")
         ] = "mlp",
-        decoder_input: DecoderInput = "latent",
-        tokens: Tokens = "merged",
-        objectives: Objectives = [],  # noqa: B006
+        decoder_input: Annotated[
+            Literal["latent", "hidden", "both"],
+            Option("what the decoder reads: the frame's latent (the paper), the memory before the frame, or both"),
+        ] = "latent",
+        tokens: Annotated[
+            Literal["merged", "separate"],
+            Option("whether a step is one token (the paper), or its latent and its action are one each"),
+        ] = "merged",
+        objectives: Annotated[list[Any], Option("parts that add terms to the loss", part="objective")] = [],  # noqa: B006
         loss_scales: Annotated[Mapping[str, float], Option(group=WorldModelLossScales)] = DEFAULTS,
-        loss_balance: LossBalance = "fixed",
-        reconstruction_focus: ReconstructionFocus = 0.0,
+        loss_balance: Annotated[
+            Literal["fixed", "harmony"],
+            Option("loss_scales alone, or also learned weights of reconstruction, reward and KL (HarmonyDream)"),
+        ] = "fixed",
+        reconstruction_focus: Annotated[
+            float,
+            Option("share of the reconstruction's weight that goes to pixels far from the batch's mean frame", 0, 1),
+        ] = 0.0,
         free_bits: Annotated[float, Option("nats of KL a step that are not punished", 0, 1e12)] = 1.0,
-        free_bits_clip: FreeBitsClip = "step",
-        reward_loss: RewardLoss = "twohot",
+        free_bits_clip: Annotated[
+            Literal["step", "mean"], Option("whether they are granted to each step or to the mean over the batch")
+        ] = "step",
+        reward_loss: Annotated[
+            Scoring,
+            Option(
+                "two symlog bins or a normal over them, two bins of the numbers themselves, or squared error in symlog"
+            ),
+        ] = "twohot",
         reward_bins: Annotated[int, Option("symlog bins of the reward, for twohot and hl_gauss", 3, 10**5)] = 255,
         reward_low: Annotated[float, Option("symlog of the lowest bin", below="reward_high")] = -20.0,
         reward_high: Annotated[float, Option("symlog of the highest bin")] = 20.0,
@@ -102,7 +105,7 @@ class WorldModel(L.LightningModule):
         super().__init__()
         observations = ObservationSpace.of(observations)
         self.observation_space, self.action_space = observations, ActionSpace.of(actions)
-        self.hidden_dim = hidden_dim
+        self.obs_axes, self.hidden_dim = len(observations.shape), hidden_dim
         self.loss_scales = asdict(WorldModelLossScales(**loss_scales))
         self.reconstruction_focus = reconstruction_focus
         self.optimizer_settings = OptimizerSettings(**optimizer)
@@ -138,56 +141,33 @@ class WorldModel(L.LightningModule):
         """Distribution of the latents of frames, as the latent writes it."""
         return self.latent.posterior(embed(read(self.observation_space, obs), self.encoder, self.vector_encoder))
 
+    @torch.no_grad()
     def sample_posterior(self, obs: Tensor) -> Tensor:
         """Sampled latents of frames, in evaluation mode.  Returns (..., Z) float32."""
-        latent = self._draw_posterior(obs, sparse=False)
-        assert isinstance(latent, Tensor)
-        return latent
-
-    def sample_prior(self, hidden: Tensor) -> Tensor:
-        """Sampled latents of the frames to come.  hidden: (..., D).  Returns (..., Z) float32."""
-        latent = draw(self.latent, "prior", hidden, sparse=False)
-        assert isinstance(latent, Tensor)
-        return latent
+        frames = obs.flatten(0, -self.obs_axes - 1)
+        # A CPU is fastest while a chunk's feature maps stay in its cache.
+        chunks = frames.split(len(frames) if frames.is_cuda else FRAMES_AT_ONCE)
+        drawn = torch.cat([self.latent.sample(self.posterior(chunk)) for chunk in chunks])
+        return drawn.unflatten(0, obs.shape[: -self.obs_axes])
 
     @torch.no_grad()
-    def _draw_posterior(self, obs: Tensor, *, sparse: bool) -> Tensor | OneHots:
-        space = self.observation_space
-        encoders = [None if part is None else frozen(part) for part in (self.encoder, self.vector_encoder)]
-        axes = len(space.shape)
-        frames = obs.flatten(0, -axes - 1)
-        # A CPU is fastest while a chunk's feature maps stay in its cache.
-        chunk = len(frames) if frames.is_cuda else FRAMES_AT_ONCE
-        drawn = [
-            draw(self.latent, "posterior", features(read(space, part), *encoders), sparse=sparse)
-            for part in frames.split(chunk)
-        ]
-        numbers = [part.positions if isinstance(part, OneHots) else part for part in drawn]
-        joined = (numbers[0] if len(numbers) == 1 else torch.cat(numbers)).unflatten(0, obs.shape[:-axes])
-        return OneHots(joined) if isinstance(drawn[0], OneHots) else joined
+    def sample_prior(self, hidden: Tensor) -> Tensor:
+        """Sampled latents of the frames to come.  hidden: (..., D).  Returns (..., Z) float32."""
+        return self.latent.sample(self.latent.prior(hidden))
 
     def encode_action(self, action: Tensor) -> Tensor:
-        """Actions (..., *shape) in the form that the sequence model reads, see ``ops.actions.encode``."""
-        return encode(self.action_space, action)
+        """Actions (..., *shape) as the sequence model reads them: discrete ones as they are, others as vectors, see
+        ``ops.spaces.encode``.
+        """
+        return action if self.action_space.kind == "discrete" else encode(self.action_space, action)
 
-    def decode(self, latent: Tensor, before: Tensor | None = None) -> Tensor:
-        """Images of latents.  Returns (..., C, Y, X), about [0, 1], not clipped.
+    def decode(self, latent: Tensor, before: Tensor | None = None) -> Seen:
+        """Images of latents, (..., C, Y, X), about [0, 1], not clipped, and vectors (..., V) in symlog.
 
         latent: (..., Z).  before: (..., D), for decoders that read the hidden state before each frame, see
         ``hidden_before``.
         """
-        seen = self.decoder_input(latent, before)
-        return self.decoder(seen.flatten(0, -2)).unflatten(0, latent.shape[:-1])
-
-    def decode_vector(self, latent: Tensor, before: Tensor | None = None) -> Tensor:
-        """Vectors of latents, in symlog.  latent, before: as for ``decode``.  Returns (..., V)."""
-        seen = self.decoder_input(latent, before)
-        return self.vector_decoder(seen.flatten(0, -2)).unflatten(0, latent.shape[:-1])
-
-    def decode_all(self, latent: Tensor, before: Tensor | None = None) -> Seen:
-        """Both, None for what is not seen.  latent, before: as for ``decode``."""
-        image = None if self.decoder is None else self.decode(latent, before)
-        return Seen(image, None if self.vector_decoder is None else self.decode_vector(latent, before))
+        return decode(self.decoder_input(latent, before), self.decoder, self.vector_decoder)
 
     def reward(self, hidden: Tensor) -> Tensor:
         """Expected reward of the action that led to ``hidden``.  hidden: (..., D).  Returns (...,) float32."""
@@ -197,7 +177,7 @@ class WorldModel(L.LightningModule):
         """Probability that the episode goes on.  hidden: (..., D).  Returns (...,) float32 in [0, 1]."""
         return torch.sigmoid(self.continuation_head(hidden).squeeze(-1).float())
 
-    def training_step(self, batch: Batch, batch_idx: int = 0) -> Losses:  # type: ignore[override]
+    def losses(self, batch: Batch) -> Losses:
         """The loss of equation 3 on B windows of T steps, as terms and scales."""
         seen = read(self.observation_space, batch.obs)
         embedded = embed(seen, self.encoder, self.vector_encoder)
@@ -207,7 +187,7 @@ class WorldModel(L.LightningModule):
         prior = self.latent.prior(hidden)
 
         before = hidden_before(hidden, batch.is_first) if self.decoder_reads_hidden else None
-        errors = reconstruction_errors(self.decode_all(latent, before), seen, self.reconstruction_focus)
+        reconstruction = reconstruction_losses(self.decode(latent, before), seen, self.reconstruction_focus)
         reward = self.reward_encoding.loss(self.reward_head(hidden), batch.reward)
         going_on, goes_on = self.continuation_head(hidden).squeeze(-1).float(), (~batch.terminated).float()
         continuation = F.binary_cross_entropy_with_logits(going_on, goes_on)
@@ -220,7 +200,7 @@ class WorldModel(L.LightningModule):
             entropy = self.latent.entropy(torch.stack([posterior, prior]))
             metrics = {"kl": kl, "posterior_entropy": entropy[0].mean(), "prior_entropy": entropy[1].mean()}
         terms = {
-            **{name: error / batch.reward.numel() for name, error in errors.items()},
+            **reconstruction,
             "reward": reward.mean(),
             "continuation": continuation,
             "dyn": dyn,
@@ -248,20 +228,17 @@ class WorldModel(L.LightningModule):
         nats = self.latent.divergence(posterior, prior) * follows
         return nats.sum(1) / follows.sum(1).clamp(min=1) + errors.float().mean(1)
 
-    def start_imagination(
-        self, context: Batch, capacity: int, *, from_posterior: bool, sparse: bool = False
-    ) -> WorldState:
+    def start_imagination(self, context: Batch, capacity: int, *, from_posterior: bool) -> WorldState:
         """Read C steps of real experience and stand where imagination starts.
 
         context: (N, C, ...).  capacity: tokens the memory must hold in all, at least C + the steps to come.
         from_posterior: stand at the last frame itself, before its action; otherwise one step after it, at a latent
-        drawn from the prior (the paper's way).  sparse: whether the states' latents are one-hots.
+        drawn from the prior (the paper's way).
         """
-        latent, action = self._draw_posterior(context.obs, sparse=sparse), self.encode_action(context.action)
+        latent, action = self.sample_posterior(context.obs), self.encode_action(context.action)
         if not from_posterior:
             hidden, memory = self.sequence_model.prefill(latent, action, context.is_first, capacity)
-            last = hidden[:, -1]
-            return WorldState(draw(self.latent, "prior", last, sparse=sparse), last, memory)
+            return WorldState(self.sample_prior(hidden[:, -1]), hidden[:, -1], memory)
         rows, length = context.reward.shape
         if length == 1:
             memory = self.sequence_model.empty(rows, capacity)
@@ -274,11 +251,7 @@ class WorldModel(L.LightningModule):
     def step(self, state: WorldState, action: Tensor) -> WorldState:
         """Imagine one step.  action: (N, *shape).  The memory is advanced in place and carried over."""
         hidden = self.sequence_model.step(state.latent, self.encode_action(action), state.memory)
-        latent = draw(self.latent, "prior", hidden, sparse=isinstance(state.latent, OneHots))
-        return WorldState(latent, hidden, state.memory)
-
-    def configure_optimizers(self, fused: bool = True) -> torch.optim.Adam:
-        return adam(self.parameters(), self.optimizer_settings, fused=fused)
+        return WorldState(self.latent.sample(self.latent.prior(hidden)), hidden, state.memory)
 
 
 def hidden_before(hidden: Tensor, is_first: Tensor) -> Tensor:

@@ -14,9 +14,7 @@ from stormlit.config.schema import Config
 from stormlit.runs.assembly import build_training
 from stormlit.runs.device import make_fabric
 from stormlit.runs.threads import settle_threads
-from stormlit.storm import loop
-from stormlit.storm.schedule import Ratio
-from stormlit.storm.training import Training
+from stormlit.storm.training import Ratio, Training
 
 SAMPLE_BATCH, WORLD_MODEL, SAMPLE_CONTEXTS = "sample batch", "world-model update", "sample contexts"
 IMAGINATION, AGENT, ACTING, STEPPING = "imagination", "agent update", "acting", "environment step"
@@ -56,17 +54,17 @@ class Phases:
         self.training, self.config, self._collector = training, config, training.collector
         self.threads = torch.get_num_threads()
         self._action = training.envs.action_space.zeros(training.envs.num_envs)
-        self._batch, self._drawn = training.experience.sample_batch()
+        self._batch, _ = training.experience.sample_batch()
         self._contexts = training.experience.sample_contexts()
-        self._trajectory = loop.imagine(training, self._contexts)
-        self._functions: dict[str, Callable[[], None]] = {
+        self._imagine()
+        self._functions: dict[str, Callable[[], object]] = {
             ACTING: self._act,
             STEPPING: self._step,
             SAMPLE_BATCH: self._sample_batch,
-            WORLD_MODEL: lambda: loop.update_world_model(training, self._batch, self._drawn),
+            WORLD_MODEL: lambda: training.world_model_learner.update(self._batch),
             SAMPLE_CONTEXTS: self._sample_contexts,
             IMAGINATION: self._imagine,
-            AGENT: lambda: loop.update_agent(training, self._trajectory),
+            AGENT: lambda: training.agent.update_slow_critic(training.agent_learner.update(self._trajectory).finite),
         }
         self._step_begun = False
         # The context that acting reads is full from now on, but for the beginnings of episodes.
@@ -130,10 +128,11 @@ class Phases:
         self._collector.step_wait()
 
     def _sample_batch(self) -> None:
-        self._batch, self._drawn = self.training.experience.sample_batch()
+        self._batch, _ = self.training.experience.sample_batch()
 
     def _sample_contexts(self) -> None:
         self._contexts = self.training.experience.sample_contexts()
 
     def _imagine(self) -> None:
-        self._trajectory = loop.imagine(self.training, self._contexts)
+        with self.training.fabric.autocast():
+            self._trajectory = self.training.imagine(self._contexts)

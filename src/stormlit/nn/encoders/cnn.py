@@ -7,11 +7,30 @@ import math
 from typing import Annotated, Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from stormlit.nn.autocast import training_memory_format
 from stormlit.nn.encoders.image import FinalWidth, StemChannels, stage_channels, stage_sizes
-from stormlit.nn.encoders.norm import BatchNorm, ChannelNorm, training_memory_format
-from stormlit.nn.frozen import Forward, fold_batch_norms
 from stormlit.registry import Option, register
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` without its count of batches, which is used without a fixed momentum only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (M, C, Y, X).  Returns the same shape."""
+        assert self.momentum is not None
+        statistics = (self.running_mean, self.running_var)
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of each place of a feature map, as in DreamerV3."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (M, C, Y, X).  Returns the same shape."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
 
 NORMS: dict[str, type[BatchNorm] | type[ChannelNorm]] = {"batch": BatchNorm, "layer": ChannelNorm}
 Norm = Annotated[
@@ -51,11 +70,6 @@ class ConvEncoder(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """obs: (M, C, Y, X) in [0, 1].  Returns (M, E)."""
         return self.layers(obs).flatten(1)
-
-    def frozen(self) -> Forward:
-        """``forward`` in evaluation mode for the weights as they are now, with BatchNorm folded away."""
-        layers = fold_batch_norms(self.layers)
-        return lambda obs: layers(obs).flatten(1)
 
 
 @register("decoder", "cnn")

@@ -8,9 +8,9 @@ from typing import Annotated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stormlit.nn.autocast import training_memory_format
+from stormlit.nn.encoders.cnn import BatchNorm
 from stormlit.nn.encoders.image import FinalWidth, StemChannels, stage_channels, stage_sizes
-from stormlit.nn.encoders.norm import BatchNorm, training_memory_format
-from stormlit.nn.frozen import Forward, fold_batch_norms
 from stormlit.registry import Option, register
 
 Blocks = Annotated[int, Option("residual blocks at each scale", low=0)]
@@ -31,11 +31,6 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.layers(x))
-
-    def frozen(self) -> Forward:
-        """``forward`` in evaluation mode for the weights as they are now, with BatchNorm folded away."""
-        layers = fold_batch_norms(self.layers)
-        return lambda x: F.relu(x + layers(x))
 
 
 @register("encoder", "resnet")
@@ -68,11 +63,6 @@ class ResidualEncoder(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """obs: (M, C, Y, X) in [0, 1].  Returns (M, E)."""
         return self.layers(obs).flatten(1)
-
-    def frozen(self) -> Forward:
-        """``forward`` in evaluation mode for the weights as they are now, with BatchNorm folded away."""
-        layers = fold_batch_norms(self.layers)
-        return lambda obs: layers(obs).flatten(1)
 
 
 @register("decoder", "resnet")

@@ -8,8 +8,8 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from stormlit.data import OneHots, TensorRecord
-from stormlit.nn.sequence.mixer import ActionMixer
+from stormlit.data import TensorRecord
+from stormlit.nn.sequence.transformer import ActionMixer
 from stormlit.registry import Option, register
 
 
@@ -34,7 +34,6 @@ class GRUSequence(nn.Module):
     window. A full pass goes step by step.
     """
 
-    accepts_sparse = True
     carries = True
 
     def __init__(
@@ -51,16 +50,14 @@ class GRUSequence(nn.Module):
         self.mixer = ActionMixer(latent_dim, num_actions, hidden_dim)
         self.cells = nn.ModuleList(nn.GRUCell(hidden_dim, hidden_dim) for _ in range(num_layers))
 
-    def forward(self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor) -> Tensor:
-        """latent: (B, T, Z), or one-hots.  action: (B, T) int64, or (B, T, A) float32.  is_first: (B, T) bool.
+    def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
+        """latent: (B, T, Z).  action: (B, T) int64, or (B, T, A) float32.  is_first: (B, T) bool.
 
         Returns hidden (B, T, D).
         """
         return self.prefill(latent, action, is_first, capacity=action.shape[1])[0]
 
-    def prefill(
-        self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor, capacity: int
-    ) -> tuple[Tensor, GRUMemory]:
+    def prefill(self, latent: Tensor, action: Tensor, is_first: Tensor, capacity: int) -> tuple[Tensor, GRUMemory]:
         """As ``forward``, returning the state after the last token too; ``capacity`` is not needed here."""
         tokens = self.mixer(latent, action)
         rows, length = action.shape[:2]
@@ -77,8 +74,8 @@ class GRUSequence(nn.Module):
         weight = next(self.parameters())
         return GRUMemory(weight.new_zeros(len(self.cells), rows, self.hidden_dim))
 
-    def step(self, latent: Tensor | OneHots, action: Tensor, memory: GRUMemory) -> Tensor:
-        """latent: (N, Z), or one-hots.  action: (N,) int64, or (N, A) float32.  Returns (N, D); the memory moves on."""
+    def step(self, latent: Tensor, action: Tensor, memory: GRUMemory) -> Tensor:
+        """latent: (N, Z).  action: (N,) int64, or (N, A) float32.  Returns (N, D); the memory moves on."""
         return self._advance(self.mixer(latent, action), memory)
 
     def _advance(self, x: Tensor, memory: GRUMemory) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stormlit.data import OneHots, TensorRecord
+from stormlit.data import TensorRecord
 from stormlit.errors import ConfigError
 from stormlit.nn.autocast import full_precision
-from stormlit.nn.sequence.mixer import ActionMixer
+from stormlit.nn.sequence.transformer import ActionMixer
 from stormlit.ops import state_space
 from stormlit.registry import Option, register
 
@@ -121,7 +121,6 @@ class Mamba2Sequence(nn.Module):
     When to use: for long windows: its cost grows with their length, attention's with its square.
     """
 
-    accepts_sparse = True
     carries = True
 
     def __init__(
@@ -152,16 +151,14 @@ class Mamba2Sequence(nn.Module):
         )
         self.norm = nn.RMSNorm(hidden_dim, eps=NORM_EPS)
 
-    def forward(self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor) -> Tensor:
-        """latent: (B, T, Z), or one-hots.  action: (B, T) int64, or (B, T, A) float32.  is_first: (B, T) bool.
+    def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
+        """latent: (B, T, Z).  action: (B, T) int64, or (B, T, A) float32.  is_first: (B, T) bool.
 
         Returns hidden (B, T, D).
         """
         return self.prefill(latent, action, is_first, capacity=action.shape[1])[0]
 
-    def prefill(
-        self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor, capacity: int
-    ) -> tuple[Tensor, Mamba2Memory]:
+    def prefill(self, latent: Tensor, action: Tensor, is_first: Tensor, capacity: int) -> tuple[Tensor, Mamba2Memory]:
         """As ``forward``, returning the memory after the last token too; ``capacity`` is not needed here."""
         x, tails, states = self.mixer(latent, action).float(), [], []
         for block in self.blocks:
@@ -180,8 +177,8 @@ class Mamba2Sequence(nn.Module):
             block.taps_weight.new_zeros(layers, rows, heads, width, block.state_dim),
         )
 
-    def step(self, latent: Tensor | OneHots, action: Tensor, memory: Mamba2Memory) -> Tensor:
-        """latent: (N, Z), or one-hots.  action: (N,) int64, or (N, A) float32.  Returns (N, D); the memory moves on."""
+    def step(self, latent: Tensor, action: Tensor, memory: Mamba2Memory) -> Tensor:
+        """latent: (N, Z).  action: (N,) int64, or (N, A) float32.  Returns (N, D); the memory moves on."""
         x, tails, states = self.mixer(latent, action).float(), [], []
         for block, tail, state in zip(self.blocks, memory.tails, memory.states, strict=True):
             x, tail, state = block.step(x, tail, state)

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stormlit.data import OneHots, TensorRecord
+from stormlit.data import TensorRecord
 from stormlit.errors import ConfigError
 from stormlit.nn.autocast import compute_dtype
-from stormlit.nn.sequence.attention import LAYER_NORM_EPS, Dropout
-from stormlit.nn.sequence.mixer import ActionMixer
+from stormlit.nn.sequence.transformer import LAYER_NORM_EPS, ActionMixer, Dropout
 from stormlit.ops.masks import episode_causal_mask, last_start
 from stormlit.registry import Option, register
 
@@ -99,7 +98,6 @@ class RotaryTransformerSequence(nn.Module):
     than those it was trained on.
     """
 
-    accepts_sparse = True
     carries = True
 
     def __init__(
@@ -129,17 +127,15 @@ class RotaryTransformerSequence(nn.Module):
         )
         self.norm = nn.LayerNorm(hidden_dim, eps=LAYER_NORM_EPS)
 
-    def forward(self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor) -> Tensor:
-        """latent: (B, T, Z), or one-hots.  action: (B, T) int64, or (B, T, A) float32.  is_first: (B, T) bool.
+    def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
+        """latent: (B, T, Z).  action: (B, T) int64, or (B, T, A) float32.  is_first: (B, T) bool.
 
         Returns hidden (B, T, D).
         """
         position = torch.arange(action.shape[1], device=action.device).unsqueeze(0)
         return self._read(latent, action, is_first, position)[0]
 
-    def prefill(
-        self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor, capacity: int
-    ) -> tuple[Tensor, RotaryMemory]:
+    def prefill(self, latent: Tensor, action: Tensor, is_first: Tensor, capacity: int) -> tuple[Tensor, RotaryMemory]:
         """As ``forward``, keeping the keys and values of each row's last episode, ``capacity`` tokens at the most."""
         rows, length = action.shape[:2]
         start = last_start(is_first).unsqueeze(1)
@@ -163,8 +159,8 @@ class RotaryTransformerSequence(nn.Module):
         keys, values = (weight.new_zeros(shape, dtype=compute_dtype(weight)) for _ in range(2))
         return RotaryMemory(keys, values, torch.zeros(rows, dtype=torch.long, device=weight.device))
 
-    def step(self, latent: Tensor | OneHots, action: Tensor, memory: RotaryMemory) -> Tensor:
-        """latent: (N, Z), or one-hots.  action: (N,) int64, or (N, A) float32.  Returns hidden (N, D).
+    def step(self, latent: Tensor, action: Tensor, memory: RotaryMemory) -> Tensor:
+        """latent: (N, Z).  action: (N,) int64, or (N, A) float32.  Returns hidden (N, D).
 
         The memory grows by one token; a full one forgets the oldest.
         """
@@ -184,7 +180,7 @@ class RotaryTransformerSequence(nn.Module):
         return self.norm(x).squeeze(1)
 
     def _read(
-        self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor, position: Tensor
+        self, latent: Tensor, action: Tensor, is_first: Tensor, position: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Hidden states of windows whose steps have these positions, and every layer's keys and values."""
         mask = episode_causal_mask(is_first).unsqueeze(1)

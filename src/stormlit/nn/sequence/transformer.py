@@ -1,20 +1,138 @@
-"""The paper's sequence model: a causal Transformer over one token a step (STORM section 3.1)."""
+"""The paper's sequence model: latent and action in one token a step, read by a causal post-norm Transformer with a
+key-value cache (STORM section 3.1, equation 2)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from stormlit.data import OneHots
 from stormlit.errors import ConfigError
 from stormlit.nn.autocast import compute_dtype
-from stormlit.nn.sequence.attention import LAYER_NORM_EPS, Cache, KeyValueCache, LayerInputCache, TransformerBlock
-from stormlit.nn.sequence.mixer import ActionMixer
 from stormlit.ops.masks import episode_causal_mask, last_start
 from stormlit.registry import Option, register
+
+
+class ActionMixer(nn.Module):
+    """``e_t = m(z_t, a_t)``, STORM's equation 2: Linear - LayerNorm - ReLU - Linear - LayerNorm of z_t and one-hot a_t.
+
+    An action that is not one of a few comes as a vector in place of the one-hot.
+
+    latent_dim: Z.  num_actions: A.  hidden_dim: D.
+    """
+
+    def __init__(self, latent_dim: int, num_actions: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.latent = nn.Linear(latent_dim, hidden_dim, bias=False)
+        # A row of the first layer's weight per action: the same sum as concatenating a one-hot action.
+        self.action = nn.Linear(num_actions, hidden_dim, bias=False)
+        # One layer with Z + A inputs would start with this bound; two separate ones would not.
+        bound = (latent_dim + num_actions) ** -0.5
+        for part in (self.latent, self.action):
+            nn.init.uniform_(part.weight, -bound, bound)
+        self.layers = nn.Sequential(
+            nn.LayerNorm(hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, hidden_dim, bias=False),
+            nn.LayerNorm(hidden_dim),
+        )
+
+    def forward(self, latent: Tensor, action: Tensor) -> Tensor:
+        """latent: (..., Z).  action: (...,) int64, or (..., A) float32.  Returns (..., D)."""
+        if action.is_floating_point():
+            return self.layers(self.latent(latent) + self.action(action))
+        return self.layers(self.latent(latent) + F.embedding(action, self.action.weight.t()))
+
+
+LAYER_NORM_EPS = 1e-6  # of the blocks and the embedding; the token mixer's norms keep PyTorch's 1e-5
+
+
+@dataclass(slots=True)
+class KeyValueCache:
+    """Keys and values of one layer for the steps seen so far, with room for all that will come.
+
+    keys, values: (N, heads, capacity, head width).
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (N, heads, S, width) from position ``start`` on; return everything stored up to there."""
+        end = start + keys.shape[2]
+        self.keys[:, :, start:end] = keys
+        self.values[:, :, start:end] = values
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class Dropout(nn.Module):
+    """``nn.Dropout`` in one operation on every device, where PyTorch's own takes four on the CPU."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: any shape.  Returns the same shape."""
+        if not self.training or self.probability == 0.0:
+            return x
+        return torch.native_dropout(x, self.probability, train=True)[0]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention without biases; dropout on the attention weights and on the output.
+
+    hidden_dim: D, a multiple of num_heads.
+    """
+
+    def __init__(self, hidden_dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.attention_dropout = num_heads, dropout
+        # In one matrix, which is one product instead of three.
+        self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
+        self.output = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: KeyValueCache | None = None, start: int = 0) -> Tensor:
+        """x: (N, S, D), the tokens from position ``start`` on.  mask: (N, 1, S, start + S) in the dtype that
+        queries have, 0 where visible and -inf elsewhere.
+
+        With a cache, the earlier tokens' keys and values come from it, and this call's are added.  Returns (N, S, D).
+        """
+        projected = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
+        if cache is not None:
+            key, value = cache.write(start, key, value)
+        dropout = self.attention_dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a two-layer network, each followed by residual and LayerNorm (post-norm, as in Vaswani et al.).
+
+    hidden_dim: D.  feedforward_dim: width of the network's hidden layer.
+    """
+
+    def __init__(self, hidden_dim: int, num_heads: int, feedforward_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = SelfAttention(hidden_dim, num_heads, dropout)
+        self.attention_norm = nn.LayerNorm(hidden_dim, eps=LAYER_NORM_EPS)
+        self.feedforward = nn.Sequential(
+            nn.Linear(hidden_dim, feedforward_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(feedforward_dim, hidden_dim),
+            Dropout(dropout),
+        )
+        self.feedforward_norm = nn.LayerNorm(hidden_dim, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: KeyValueCache | None = None, start: int = 0) -> Tensor:
+        """Shapes as in ``SelfAttention.forward``."""
+        x = self.attention_norm(x + self.attention(x, mask, cache, start))
+        return self.feedforward_norm(x + self.feedforward(x))
 
 
 @dataclass(slots=True)
@@ -24,7 +142,7 @@ class TransformerMemory:
     mask: (N, 1, 1, capacity), 0 where visible and -inf where the row has forgotten.
     """
 
-    layers: list[Cache]
+    layers: list[KeyValueCache]
     length: int
     mask: Tensor
 
@@ -42,8 +160,6 @@ class TransformerSequence(nn.Module):
     When to use: the default.
     """
 
-    accepts_sparse = True
-
     def __init__(
         self,
         latent_dim: int,
@@ -57,10 +173,6 @@ class TransformerSequence(nn.Module):
         ] = 2,
         dropout: Annotated[float, Option("on attention and residual paths", 0, 1)] = 0.1,
         max_length: Annotated[int, Option("longest window in steps; positions are learned", low=1)] = 64,
-        cache: Annotated[
-            Literal["keys_values", "layer_inputs"],
-            Option("what is kept of past steps when stepping: keys and values, or the inputs they are made from"),
-        ] = "keys_values",
     ) -> None:
         super().__init__()
         if hidden_dim % num_heads:
@@ -70,7 +182,6 @@ class TransformerSequence(nn.Module):
             )
         self.hidden_dim, self.num_heads = hidden_dim, num_heads
         self.max_length: int | None = max_length
-        self.cache = cache
         self.mixer = ActionMixer(latent_dim, num_actions, hidden_dim)
         self.positions = nn.Embedding(max_length, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim, eps=LAYER_NORM_EPS)
@@ -79,8 +190,8 @@ class TransformerSequence(nn.Module):
             for _ in range(num_layers)
         )
 
-    def forward(self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor) -> Tensor:
-        """latent: (B, T, Z), or one-hots.  action: (B, T) int64, or (B, T, A) float32.  is_first: (B, T) bool.
+    def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
+        """latent: (B, T, Z).  action: (B, T) int64, or (B, T, A) float32.  is_first: (B, T) bool.
 
         Returns hidden (B, T, D).
         """
@@ -91,7 +202,7 @@ class TransformerSequence(nn.Module):
         return x
 
     def prefill(
-        self, latent: Tensor | OneHots, action: Tensor, is_first: Tensor, capacity: int
+        self, latent: Tensor, action: Tensor, is_first: Tensor, capacity: int
     ) -> tuple[Tensor, TransformerMemory]:
         """As ``forward``, keeping keys and values with room for ``capacity`` tokens in all."""
         rows, length = action.shape[:2]
@@ -110,18 +221,14 @@ class TransformerSequence(nn.Module):
         weight = self.positions.weight
         dtype = compute_dtype(weight)  # of keys and values, and thus of what holds them
         shape = (rows, self.num_heads, capacity, self.hidden_dim // self.num_heads)
-        caches: list[Cache]
-        if self.cache == "layer_inputs":
-            caches = [LayerInputCache(weight.new_zeros(rows, capacity, self.hidden_dim)) for _ in self.blocks]
-        else:
-            caches = [
-                KeyValueCache(weight.new_zeros(shape, dtype=dtype), weight.new_zeros(shape, dtype=dtype))
-                for _ in self.blocks
-            ]
+        caches = [
+            KeyValueCache(weight.new_zeros(shape, dtype=dtype), weight.new_zeros(shape, dtype=dtype))
+            for _ in self.blocks
+        ]
         return TransformerMemory(caches, 0, weight.new_zeros(rows, 1, 1, capacity, dtype=dtype))
 
-    def step(self, latent: Tensor | OneHots, action: Tensor, memory: TransformerMemory) -> Tensor:
-        """latent: (N, Z), or one-hots.  action: (N,) int64, or (N, A) float32.  Returns hidden (N, D).
+    def step(self, latent: Tensor, action: Tensor, memory: TransformerMemory) -> Tensor:
+        """latent: (N, Z).  action: (N,) int64, or (N, A) float32.  Returns hidden (N, D).
 
         The memory grows by one token.
         """
@@ -139,7 +246,7 @@ class TransformerSequence(nn.Module):
         dtype = compute_dtype(self.positions.weight)
         return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
 
-    def _tokens(self, latent: Tensor | OneHots, action: Tensor, start: int) -> Tensor:
+    def _tokens(self, latent: Tensor, action: Tensor, start: int) -> Tensor:
         length = action.shape[1]
         positions = self.positions.weight[start : start + length]
         return self.norm(self.mixer(latent, action) + positions)

@@ -7,9 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from stormlit.data import OneHots
 from stormlit.ops import categorical, normal
-from stormlit.ops.categorical import one_hot, sample_probabilities, sample_unimix, unimix_log_probs
 from stormlit.registry import Option, register
 
 
@@ -21,9 +19,6 @@ class CategoricalLatent(nn.Module):
 
     When to use: the default. Its prior can hold several different next frames at once, which one normal cannot.
     """
-
-    accepts_sparse = True
-    group_starts: Tensor
 
     def __init__(
         self,
@@ -41,7 +36,6 @@ class CategoricalLatent(nn.Module):
         self.latent_dim = groups * classes
         self.posterior_head = nn.Linear(embed_dim, self.latent_dim)
         self.prior_head = nn.Linear(hidden_dim, self.latent_dim)
-        self.register_buffer("group_starts", torch.arange(groups) * classes, persistent=False)
 
     def posterior(self, embed: Tensor) -> Tensor:
         """embed: (..., E).  Returns (..., G, K)."""
@@ -53,9 +47,7 @@ class CategoricalLatent(nn.Module):
 
     def sample(self, distribution: Tensor) -> Tensor:
         """distribution: (..., G, K).  Returns one-hot groups (..., Z) float32 with straight-through gradients."""
-        probabilities = distribution.exp()
-        hard = one_hot(sample_probabilities(probabilities.detach()), self.classes)
-        return straight_through(hard, probabilities).flatten(-2)
+        return categorical.sample_straight_through(distribution).flatten(-2)
 
     def entropy(self, distribution: Tensor) -> Tensor:
         """distribution: (..., G, K).  Returns nats (...,)."""
@@ -65,22 +57,8 @@ class CategoricalLatent(nn.Module):
         """Both (..., G, K).  Returns the KL divergence in nats (...,)."""
         return categorical.divergence(posterior, prior)
 
-    def draw_posterior(self, embed: Tensor, *, sparse: bool) -> Tensor | OneHots:
-        """embed: (..., E).  Returns a latent (..., Z) float32, or one-hots if ``sparse``; no gradients."""
-        return self._draw(self.posterior_head(embed), sparse)
-
-    def draw_prior(self, hidden: Tensor, *, sparse: bool) -> Tensor | OneHots:
-        """hidden: (..., D).  Returns a latent (..., Z) float32, or one-hots if ``sparse``; no gradients."""
-        return self._draw(self.prior_head(hidden), sparse)
-
-    def _draw(self, logits: Tensor, sparse: bool) -> Tensor | OneHots:
-        classes = sample_unimix(logits.detach().unflatten(-1, (self.groups, self.classes)), self.unimix)
-        if sparse:
-            return OneHots(classes + self.group_starts)
-        return one_hot(classes, self.classes).flatten(-2)
-
     def _distribution(self, logits: Tensor) -> Tensor:
-        return unimix_log_probs(logits.unflatten(-1, (self.groups, self.classes)), self.unimix)
+        return categorical.unimix_log_probs(logits.unflatten(-1, (self.groups, self.classes)), self.unimix)
 
 
 @register("latent", "gaussian")
@@ -172,9 +150,3 @@ class DeterministicLatent(nn.Module):
     def divergence(self, posterior: Tensor, prior: Tensor) -> Tensor:
         """Both (..., Z).  Returns half the squared distance (...,)."""
         return 0.5 * (posterior - prior).square().sum(dim=-1)
-
-
-def straight_through(hard: Tensor, probabilities: Tensor) -> Tensor:
-    """The value of ``hard`` with the gradient of the probabilities (Bengio et al. 2013).  Both (..., K) float32."""
-    # The difference is exactly zero. A function of our own would keep PyTorch from caching what it has compiled.
-    return hard + (probabilities - probabilities.detach())
