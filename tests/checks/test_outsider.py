@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training_run import SMALL
 
 import stormlit
 from small import BOTH, IMAGE, random_batch, small_agent, small_world_model
@@ -23,6 +22,7 @@ from stormlit.config.components import PART_KEYS, PART_LISTS
 from stormlit.config.compose import compose, to_yaml
 from stormlit.errors import ConfigError
 from stormlit.storm.imagination import imagine
+from training import SMALL
 
 DOCS = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 EXAMPLES = {
