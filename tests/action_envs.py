@@ -12,6 +12,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from stormlit.envs import EnvSettings
+
 EPISODE = 6
 
 SPACES: dict[str, spaces.Space[Any]] = {
@@ -55,3 +57,7 @@ class Acting(gymnasium.Env[np.ndarray, Any]):
 
 for _word, _space in SPACES.items():
     gymnasium.register(f"{_word}-v0", entry_point=Acting, max_episode_steps=100, kwargs={"space": _space})
+
+
+def settings(env: str, **changes: Any) -> EnvSettings:
+    return EnvSettings(game=None, id=f"action_envs:{env}-v0", size=16, **changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -9,9 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import gymnasium
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from stormlit.envs import EnvSettings
 
 # Before torch is imported, and inherited by the processes that tests start.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -51,6 +57,25 @@ def run_stormlit(tmp_path: Path) -> RunStormlit:
 def run(trained: Path, tmp_path: Path) -> Path:
     """A copy of the module's ``trained`` for a test to change; not where it was trained, like a run that was moved."""
     return Path(shutil.copytree(trained, tmp_path / "runs" / "run"))
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``unbroken(*words)``: a small run with these words that nothing interrupted, trained once for all tests."""
+    from training import train
+
+    return functools.cache(lambda *words: train(tmp_path_factory.mktemp("unbroken"), "run", *words))
+
+
+@pytest.fixture
+def short_or_long(monkeypatch: pytest.MonkeyPatch) -> EnvSettings:
+    """An environment of half short and half long episodes, registered for one test."""
+    from edge_envs import ShortOrLong
+    from stormlit.envs import EnvSettings
+
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
+    gymnasium.register("stormlit-test/ShortOrLong-v0", entry_point=ShortOrLong)
+    return EnvSettings(game=None, id="stormlit-test/ShortOrLong-v0", size=8)
 
 
 @pytest.fixture(scope="session")

@@ -121,3 +121,24 @@ for word, (kind, options) in KINDS.items():
 for word, said in MEANINGS.items():
     gymnasium.register(f"{word}-v0", entry_point=with_meanings, max_episode_steps=100, kwargs={"meanings": said})
 gymnasium.register("Endless-v0", entry_point=Edge)
+
+
+class ShortOrLong(gymnasium.Env[np.ndarray, np.int64]):
+    """Half of the episodes end at once with return 0, the others after 40 steps with return 1."""
+
+    def __init__(self) -> None:
+        self.observation_space = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.is_long = bool(self.np_random.integers(2))
+        self.left = 40 if self.is_long else 1
+        return np.zeros((8, 8, 3), np.uint8), {}
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.left -= 1
+        ended = self.left == 0
+        return np.zeros((8, 8, 3), np.uint8), float(ended and self.is_long), ended, False, {}

@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from stormlit.envs import episode_seed
 from stormlit.envs.catch import GRID, Catch
 
 FAULTY_STEP = 4  # of an episode, counted from 1
@@ -127,3 +128,11 @@ gymnasium.register("Spoilt-v0", entry_point=Spoilt, max_episode_steps=8)
 gymnasium.register("Slow-v0", entry_point=Slow, max_episode_steps=8)
 for word in ("raise", "hang", "exit", "kill", "reset", "always"):
     gymnasium.register(f"{word.title()}-v0", entry_point=Faulty, max_episode_steps=8, kwargs={"fault": word})
+
+
+EPISODE = 7  # steps of Catch
+
+
+def faulty_episodes(row: int, count: int) -> list[bool]:
+    """Which of the first episodes of a row fail."""
+    return [is_faulty(episode_seed(0, row, index)) for index in range(count)]

@@ -11,6 +11,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from stormlit.envs import EnvSettings
+
 EPISODE = 8
 IMAGE = spaces.Box(0, 255, (16, 16, 3), np.uint8)
 GREY = spaces.Box(0.0, 1.0, (16, 16), np.float32)
@@ -72,3 +74,7 @@ class Level(gymnasium.Env[Any, np.int64]):
 
 for _name, _space in SPACES.items():
     gymnasium.register(f"{_name}-v0", Level, max_episode_steps=100, kwargs={"space": _space})
+
+
+def settings(name: str, **words: Any) -> EnvSettings:
+    return EnvSettings(game=None, id=f"observation_envs:{name}-v0", size=16, **words)

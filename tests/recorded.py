@@ -55,3 +55,7 @@ def as_official(demonstration: Demonstration) -> dict[str, np.ndarray]:
 def write_pickle(file: Path, content: object, protocol: int = 4) -> Path:
     file.write_bytes(pickle.dumps(content, protocol=protocol))
     return file
+
+
+# A folder with Freeway.pkl, MsPacman.pkl and Pong.pkl, the trajectories published with STORM.
+OFFICIAL = "STORMLIT_OFFICIAL_DEMONSTRATIONS"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stormlit.config import components
 from stormlit.data import Batch, Trajectory
@@ -206,3 +207,19 @@ def pairwise(words: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
         missing -= {frozenset(pair) for pair in itertools.combinations(chosen.items(), 2)}
         found.append({word: values[chosen[word]] for word, values in words.items()})
     return found
+
+
+def bad_batch() -> Batch:
+    batch = random_batch(rows=3, length=5)
+    batch.reward[1, 2] = math.nan
+    return batch
+
+
+def bad_trajectory() -> Trajectory:
+    trajectory = random_trajectory()
+    trajectory.reward[0, 0] = math.inf
+    return trajectory
+
+
+def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(module.state_dict())

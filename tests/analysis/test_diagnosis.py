@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training_run import SMALL
 
 from small import small_agent, small_world_model
 from stormlit.analysis.diagnosis import (
@@ -28,6 +27,7 @@ from stormlit.analysis.dream import Dream, Views
 from stormlit.cli import main
 from stormlit.runs.diagnose import newest_diagnosis
 from stormlit.storm.replay import ReplayRows
+from training import SMALL
 
 
 def rows(reward: list[float], ends: list[int] = (), firsts: list[int] = (0,)) -> ReplayRows:  # type: ignore[assignment]

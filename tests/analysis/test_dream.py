@@ -8,13 +8,13 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from test_training_run import train
 
 from small import random_batch, small_world_model
 from stormlit import registry
 from stormlit.analysis.dream import Dream, Views, dream, dream_length, dream_window
 from stormlit.cli import main
 from stormlit.storm.replay import ReplayBuffer
+from training import train
 
 SEQUENCE_MODELS = registry.names("sequence_model")
 

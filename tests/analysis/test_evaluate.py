@@ -7,13 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
-from test_training_run import newest, train
 
 from stormlit.analysis.evaluate import ConstantPolicy, Evaluation, Policy, RandomPolicy, evaluate, evaluate_baselines
 from stormlit.cli import main
@@ -22,40 +19,9 @@ from stormlit.data import Episode
 from stormlit.envs import AtariSettings, EnvSettings, VectorEnv
 from stormlit.envs.catch import RANDOM_RETURN
 from stormlit.runs.assembly import build_modules, player_factory
+from training import newest, still, train
 
 CATCH = EnvSettings(game=None, id="stormlit/Catch-v0", size=16)
-
-
-class ShortOrLong(gymnasium.Env[np.ndarray, np.int64]):
-    """Half of the episodes end at once with return 0, the others after 40 steps with return 1."""
-
-    def __init__(self) -> None:
-        self.observation_space = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(2)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.is_long = bool(self.np_random.integers(2))
-        self.left = 40 if self.is_long else 1
-        return np.zeros((8, 8, 3), np.uint8), {}
-
-    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self.left -= 1
-        ended = self.left == 0
-        return np.zeros((8, 8, 3), np.uint8), float(ended and self.is_long), ended, False, {}
-
-
-@pytest.fixture
-def short_or_long(monkeypatch: pytest.MonkeyPatch) -> EnvSettings:
-    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
-    gymnasium.register("stormlit-test/ShortOrLong-v0", entry_point=ShortOrLong)
-    return EnvSettings(game=None, id="stormlit-test/ShortOrLong-v0", size=8)
-
-
-def still(num_envs: int) -> Policy:
-    return ConstantPolicy(0)
 
 
 def agent_of(words: list[str]) -> tuple[EnvSettings, Callable[[int], Policy]]:

@@ -11,7 +11,6 @@ import matplotlib.figure
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from test_training_run import SMALL
 
 from stormlit.analysis.dream import Dream, Views
 from stormlit.analysis.evaluate import Evaluation
@@ -19,6 +18,7 @@ from stormlit.analysis.pictures import dream_picture
 from stormlit.analysis.returns_plot import plot_returns, running_mean
 from stormlit.cli import main
 from stormlit.data import Episode
+from training import SMALL
 
 
 def evaluation(policy: str, *returns: float) -> Evaluation:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_training_run import SMALL
 
 import stormlit
 from small import BOTH, IMAGE, imagine, random_batch, small_agent, small_world_model
@@ -21,6 +20,7 @@ from stormlit.cli import main
 from stormlit.config.components import PART_KEYS, PART_LISTS
 from stormlit.config.compose import compose, to_yaml
 from stormlit.errors import ConfigError
+from training import SMALL
 
 DOCS = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 EXAMPLES = {

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training_run import newest, train
 
 import broken_parts
 import stormlit
@@ -19,6 +18,7 @@ from stormlit.errors import ConfigError
 from stormlit.nn.building import try_part
 from stormlit.registry import build
 from stormlit.runs.assembly import build_modules
+from training import newest, train
 
 WRONG = [
     ("encoder", "WrongWidth", r" gives \(1, 2048\) where its embed_dim says 2049"),

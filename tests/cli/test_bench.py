@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli_errors import refusal
-from test_training_run import SMALL
 
 from stormlit.cli import main
 from stormlit.cli.bench.measure import WHOLE, Measured, Spread, measure
 from stormlit.cli.bench.phases import ACTING, AGENT, IMAGINATION, PHASES, STEPPING, WORLD_MODEL, Phases, prepared
 from stormlit.config.compose import compose
+from training import SMALL, refusal
 
 SMALL_CPU = (*SMALL, "accelerator=cpu", "precision=32-true")
 

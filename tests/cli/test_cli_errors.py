@@ -8,29 +8,10 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import pytest
-from test_training_run import SMALL
 
 from conftest import RunStormlit
 from stormlit.cli import main
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Run a command that must be refused; returns its one sentence."""
-    capsys.readouterr()
-    assert main(list(words)) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = captured.err.splitlines()
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("stormlit: error: ")
-    return lines[0].removeprefix("stormlit: error: ")
-
-
-def refused_training(capsys: pytest.CaptureFixture[str], root: Path, *words: str) -> str:
-    """The same for a training, of which no trace may be left."""
-    sentence = refusal(capsys, "train", *SMALL, f"run.dir={root / 'runs'}", *words)
-    assert not (root / "runs").exists()
-    return sentence
+from training import SMALL, refusal, refused_training
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training_run import SMALL, newest, status
+
+from training import SMALL, newest, status
 
 COMMAND = [sys.executable, "-m", "stormlit"]
 

@@ -9,14 +9,13 @@ from typing import Any
 import gymnasium
 import pytest
 import torch
-from test_cli_errors import refusal, refused_training
-from test_evaluate import ShortOrLong
-from test_training_run import newest, train
 
-from stormlit.analysis.evaluate import ConstantPolicy, Policy, evaluate
+from edge_envs import ShortOrLong
+from stormlit.analysis.evaluate import evaluate
 from stormlit.cli import main
 from stormlit.config.compose import compose
 from stormlit.envs import EnvSettings
+from training import newest, refusal, refused_training, still, train
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +135,6 @@ def test_returns_are_printed_where_they_cannot_be_written(run: Path, capsys: pyt
     assert len([line for line in captured.out.splitlines() if line.startswith("  episode")]) == 3
     assert f"not written to {run / 'evaluation'}" in captured.out and "3 episodes" in captured.out
     assert "Traceback" not in captured.err
-
-
-def still(num_envs: int) -> Policy:
-    return ConstantPolicy(0)
 
 
 def test_only_atari_games_are_compared_with_people(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli_errors import refusal
-from test_training_run import train
 
 from recorded import as_official, catch, counted, write_pickle
 from stormlit.cli import main
 from stormlit.demonstrations import Origin, read_demonstration, write_npz
 from stormlit.demonstrations.data import SHAPES
+from training import refusal, train
 
 CATCH_WORDS = ("env.id=stormlit/Catch-v0", "env.size=16")
 

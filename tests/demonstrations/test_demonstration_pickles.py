@@ -14,13 +14,10 @@ import numpy as np
 import pytest
 from test_demonstration_files import refusal
 
-from recorded import as_official, catch, counted, write_pickle
+from recorded import OFFICIAL, as_official, catch, counted, write_pickle
 from stormlit.demonstrations import read_demonstration
 from stormlit.demonstrations.data import SHAPES
 from stormlit.envs import EnvSettings, VectorEnv
-
-# A folder with Freeway.pkl, MsPacman.pkl and Pong.pkl, the trajectories published with STORM.
-OFFICIAL = "STORMLIT_OFFICIAL_DEMONSTRATIONS"
 
 
 @pytest.mark.parametrize(

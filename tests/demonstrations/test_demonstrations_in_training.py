@@ -11,13 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli_errors import refusal, refused_training
-from test_demonstration_pickles import OFFICIAL
-from test_resume import assert_same_run, resume
-from test_training_run import SMALL, logged, newest, read, train
 
 import stormlit.storm.loop
-from recorded import CATCH, as_official, catch, counted, write_pickle
+from recorded import CATCH, OFFICIAL, as_official, catch, counted, write_pickle
 from stormlit.analysis.evaluate import RandomPolicy
 from stormlit.config.compose import compose
 from stormlit.data import Batch
@@ -28,6 +24,7 @@ from stormlit.runs.assembly import build_training
 from stormlit.runs.device import make_fabric
 from stormlit.storm.learner import Learner, Update
 from stormlit.storm.training import Training
+from training import SMALL, assert_same_run, logged, newest, read, refusal, refused_training, resume, train
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 
 import action_envs
+from action_envs import settings
 from stormlit.envs import EnvSettings, VectorEnv, make_env
 from stormlit.envs.actions import StoredActions, action_space_of
 from stormlit.errors import ActionError, CheckpointError
@@ -20,10 +21,6 @@ MULTI = ActionSpace.choices("multi_discrete", (3, 2))
 BITS = ActionSpace.choices("multi_binary", (2, 2, 2))
 EVERY_ENV = list(action_envs.SPACES)
 EVERY_SPACE = (ActionSpace.of(3), MULTI, BITS, ActionSpace.box(2))
-
-
-def settings(env: str, **changes: Any) -> EnvSettings:
-    return EnvSettings(game=None, id=f"action_envs:{env}-v0", size=16, **changes)
 
 
 def acting(env: str) -> tuple[Any, action_envs.Acting]:

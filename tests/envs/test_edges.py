@@ -11,7 +11,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from test_training_run import SMALL, newest, read, status
 
 from edge_envs import EPISODE, MEANINGS
 from stormlit.analysis.evaluate import ConstantPolicy, evaluate, evaluate_baselines
@@ -22,6 +21,7 @@ from stormlit.envs.vector import _warn_once
 from stormlit.errors import EnvironmentContractError, EnvironmentSetupError
 from stormlit.files import write_json
 from stormlit.spaces import ActionSpace, ObservationSpace
+from training import SMALL, newest, read, status
 
 FIRST_SEED = episode_seed(0, 0, 0)
 AT_RESET = f"(at the reset of the episode with seed {FIRST_SEED})"

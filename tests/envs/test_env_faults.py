@@ -12,22 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_fabric_run import fabric_run, sentences
 from test_isolation import gone, pids
-from test_resume import assert_same_run, resume, rows
-from test_training_run import SMALL, logged, newest, read, status, train
 
 import stormlit.runs.after_step
 import stormlit.storm.loop
-from faulty_envs import ABSENT, FAULTY_STEP, is_faulty
+from faulty_envs import ABSENT, EPISODE, FAULTY_STEP, faulty_episodes
 from stormlit.analysis.evaluate import RandomPolicy, evaluate
 from stormlit.cli import main
 from stormlit.envs import EnvSettings, VectorEnv, episode_seed
 from stormlit.errors import EnvironmentCrashError
 from stormlit.runs.run import Run
 from stormlit.storm.training import Training
+from training import SMALL, assert_same_run, fabric_run, logged, newest, read, resume, rows, sentences, status, train
 
-EPISODE = 7  # steps of Catch
 # Where a fault happens, its name, and what is said about it.
 FAULTS = [
     ("none", "Raise", "its step raised ZeroDivisionError: broken (faulty_envs.py, line"),
@@ -52,11 +49,6 @@ def faulty(name: str, isolation: str = "none", **changes: Any) -> VectorEnv:
     envs = VectorEnv(settings, seed=0)
     envs.reset()
     return envs
-
-
-def faulty_episodes(row: int, count: int) -> list[bool]:
-    """Which of the first episodes of a row fail."""
-    return [is_faulty(episode_seed(0, row, index)) for index in range(count)]
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_fabric_run import fabric_run, sentences
-from test_resume import resume, rows
-from test_training_run import SMALL, newest, status, train
 
 from faulty_envs import Spoilt
 from stormlit.cli import main
 from stormlit.envs import EnvSettings, VectorEnv, episode_seed
 from stormlit.errors import IrreproducibleError
 from stormlit.storm.collect import Collector
+from training import SMALL, fabric_run, newest, resume, rows, sentences, status, train
 
 EPISODE = 7  # steps of Catch
 LEAKY = EnvSettings(game=None, id="faulty_envs:Leaky-v0", size=16, num_envs=2)

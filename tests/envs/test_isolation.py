@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_resume import assert_same_run, resume
-from test_training_run import train
 from test_vector_env import _assert_equal_steps
 
 from stormlit.config.compose import compose
 from stormlit.envs import AtariSettings, EnvSettings, VectorEnv
 from stormlit.errors import CheckpointError, ConfigError, EnvironmentSetupError
+from training import assert_same_run, resume, train
 
 CATCH: dict[str, Any] = {"game": None, "id": "stormlit/Catch-v0", "size": 16}
 BREAKOUT: dict[str, Any] = {

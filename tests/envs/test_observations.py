@@ -14,7 +14,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from observation_envs import SPACES, Level
+from observation_envs import SPACES, Level, settings
 from small import BOTH, HIDDEN, VECTORS, gradientless, imagine, random_batch, small_agent, small_world_model
 from stormlit.analysis.dream import dream, dream_errors
 from stormlit.data import Batch
@@ -26,10 +26,6 @@ from stormlit.storm.acting import Player
 from stormlit.storm.replay import ReplayBuffer
 
 SEEN = {"vectors": VECTORS, "both": BOTH}
-
-
-def settings(name: str, **words: Any) -> EnvSettings:
-    return EnvSettings(game=None, id=f"observation_envs:{name}-v0", size=16, **words)
 
 
 @pytest.fixture

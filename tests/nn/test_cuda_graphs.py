@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import assert_same_run
-from test_training_run import train
 from torch import Tensor
 
 import stormlit.runs.assembly
@@ -20,6 +18,7 @@ from stormlit.data import Batch, Trajectory
 from stormlit.nn.compilation import compile_report
 from stormlit.runs.assembly import imagination
 from stormlit.storm.replay import ReplayBuffer
+from training import assert_same_run, train
 
 CUDA = torch.device("cuda")
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -15,21 +15,21 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
-from test_fabric_run import free_port
-from test_learner import bad_batch, bad_trajectory, state_of
-from test_training_run import differences, small
 from torch import Tensor
 
 from small import (
     ACTIONS,
     HIDDEN,
     assert_distributed_as,
+    bad_batch,
+    bad_trajectory,
     imagine,
     random_batch,
     random_trajectory,
     small_agent,
     small_part,
     small_world_model,
+    state_of,
 )
 from stormlit.config.compose import compose
 from stormlit.data import Batch, Losses, Trajectory
@@ -37,6 +37,7 @@ from stormlit.ops.categorical import sample
 from stormlit.ops.returns import lambda_returns
 from stormlit.runs.device import make_fabric
 from stormlit.storm.learner import Learner
+from training import differences, free_port, small
 
 
 def half() -> torch.autocast:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training_run import SMALL
 from torch import Tensor
 
 from small import assert_distributed_as, random_batch, small_world_model
@@ -18,6 +17,7 @@ from stormlit.config.compose import compose
 from stormlit.registry import build
 from stormlit.storm import loop
 from stormlit.storm.replay import ReplayBuffer
+from training import SMALL
 
 NEVER = math.inf
 

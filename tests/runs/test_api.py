@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training_run import newest, read, train
 
 import stormlit
 from stormlit.errors import CheckpointError, ConfigError, EnvironmentSetupError, StormlitError
+from training import newest, read, train
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training_run import train
 
 import stormlit
 from stormlit.analysis.evaluate import Evaluation
 from stormlit.cli import main
 from stormlit.data import Episode
+from training import train
 
 WORDS = ("checkpoint.keep_best=true", "evaluation.every_env_steps=8", "tracking=none")
 

@@ -17,7 +17,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training_run import newest, read, reseal, train
 
 import stormlit
 from stormlit.cli import main
@@ -25,6 +24,7 @@ from stormlit.errors import CheckpointError
 from stormlit.runs.checkpoint import latest_checkpoint, manifest_digest, newest_valid, read_tensors, verify
 from stormlit.runs.checkpoint_writer import CheckpointWriter
 from stormlit.runs.directory import RunDirectory
+from training import newest, read, reseal, train
 
 FILES = ("config.yaml", "weights.pt", "training-0.pt", "manifest.json", "replay-0.json")
 

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_resume import resume, rows
-from test_training_run import SMALL, differences, logged, newest, read, status, train
 
 import stormlit.storm.loop
 from stormlit.cli import main
@@ -22,6 +20,7 @@ from stormlit.runs.directory import RunDirectory
 from stormlit.runs.replay_segments import verify_replay
 from stormlit.storm.training import Training
 from stormlit.tracking import CsvTracker
+from training import SMALL, differences, logged, newest, read, resume, rows, status, train
 
 WORDS = ("checkpoint.every=6", "checkpoint.keep=2")
 Disk = tuple[Path, Callable[[], object], Callable[[], object]]

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli_errors import refusal
-from test_resume import assert_same_run, resume
-from test_training_run import SMALL, differences, newest, read, status, train
 
 import stormlit.runs.train
 import stormlit.storm.loop
@@ -22,6 +19,7 @@ from stormlit.runs.estimate import seconds_per_env_step, time_to_come
 from stormlit.runs.run import Run
 from stormlit.storm.replay import Windows
 from stormlit.storm.training import Training
+from training import SMALL, assert_same_run, differences, newest, read, refusal, resume, status, train
 
 
 def test_the_rehearsal_leaves_no_trace() -> None:

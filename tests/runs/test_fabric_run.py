@@ -7,46 +7,19 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
-from test_training_run import SMALL, differences, logged, newest, read, status
 
 from stormlit.cli import main
 from stormlit.cli.lightning_command import FABRIC_ENTRY
 from stormlit.errors import ConfigError
 from stormlit.runs.assembly import per_process
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def fabric_run(devices: int, words: Iterable[str], *options: str) -> subprocess.CompletedProcess[str]:
-    """``fabric run`` with so many CPU processes of the file that ``stormlit script`` prints."""
-    fabric = Path(sys.executable).with_name("fabric")
-    launch = [str(fabric), "run", "--accelerator", "cpu", "--devices", str(devices), "--main-port", str(free_port())]
-    return on_one_thread([*launch, *options, str(FABRIC_ENTRY), *words])
-
-
-def on_one_thread(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Another number of threads would add in another order, and two runs could not be compared bit for bit."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False, env=environment
-    )
-
-
-def sentences(ended: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line for line in ended.stderr.splitlines() if "stormlit: error:" in line]
+from training import SMALL, differences, fabric_run, free_port, logged, newest, on_one_thread, read, sentences, status
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_cli_errors import refusal
-from test_resume import assert_same_run
-from test_training_run import newest, reseal, train
 
 import stormlit
 import stormlit.runs.checkpoint
 import stormlit.runs.snapshot
 from stormlit.cli import main
+from training import assert_same_run, newest, refusal, reseal, train
 
 WORDS = ("loop.warmup_steps=8", "loop.env_steps=30", "checkpoint.every=8", "checkpoint.keep=3", "evaluation.episodes=1")
 

@@ -13,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli_errors import refusal
-from test_env_faults import EPISODE, faulty_episodes
-from test_resume import resume, rows
-from test_training_run import SMALL, logged, newest, read, status, train
 
 import stormlit.runs.after_step
 import stormlit.runs.train
 import stormlit.storm.loop
-from faulty_envs import FAULTY_STEP
+from faulty_envs import EPISODE, FAULTY_STEP, faulty_episodes
 from stormlit.cli import main
 from stormlit.errors import SaveError
 from stormlit.runs.run import Run
 from stormlit.storm.training import Training
+from training import SMALL, logged, newest, read, refusal, resume, rows, status, train
 
 SHORT = ("loop.warmup_steps=8", "loop.env_steps=24", "checkpoint.every=8", "evaluation.episodes=1")
 RAISE = ("env.id=faulty_envs:Raise-v0", "env.size=16", "env.max_restarts=0")

@@ -12,12 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from test_resume import assert_same_run
-from test_training_run import SMALL, newest, read, train
 
 from recorded import catch
 from stormlit.cli import main
 from stormlit.demonstrations import write_npz
+from training import SMALL, assert_same_run, newest, read, train
 
 KILLS_PER_RUN = int(os.environ.get("STORMLIT_KILLS", "4"))
 BUDGET = ("loop.env_steps=96", "loop.warmup_steps=20")

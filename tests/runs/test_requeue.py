@@ -9,14 +9,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_cli_errors import refusal
-from test_resume import assert_same_run, interrupted
-from test_training_run import SMALL, newest, status, train
 
 from stormlit.cli.verbs import _parser, _split, main
 from stormlit.config.compose import compose
 from stormlit.config.schema import Config
 from stormlit.runs.directory import RunDirectory, exclusive
+from training import SMALL, assert_same_run, interrupted, newest, refusal, status, train
 
 SHORT = ("loop.warmup_steps=8", "loop.env_steps=24", "checkpoint.every=8", "evaluation.episodes=1")
 RELIABILITY = Path(__file__).parents[2] / "docs" / "reliability.md"

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training_run import logged, train
 
 from stormlit.cli import main
 from stormlit.config.compose import compose
 from stormlit.errors import CheckpointError
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.result import config_hash, differences, protocol, read
+from training import logged, measured, train
 
 LABELS = ("tracking.group=first tries", "tracking.tags.variant=base", "tracking.tags.lab.shelf=3", "tracking.notes=hm")
 
@@ -97,12 +97,6 @@ def test_a_resumed_run_has_the_result_of_an_unbroken_one(finished: Path, tmp_pat
     assert unbroken is not None and resumed is not None
     assert measured(resumed) == measured(unbroken)
     assert resumed.provenance["started"] == halfway.provenance["started"]
-
-
-def measured(result: Any) -> dict[str, Any]:
-    """All that two runs of one configuration have in common."""
-    kept = ("seed", "task", "env_steps", "config_hash", "differences", "returns", "curve", "evaluation", "world_model")
-    return {name: getattr(result, name) for name in kept}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training_run import SMALL, differences, logged, newest, read, status, train
 
 import stormlit.storm.loop
 from conftest import RunStormlit
 from stormlit.cli import main
 from stormlit.runs.directory import RunDirectory
 from stormlit.storm.training import Training
+from training import SMALL, assert_same_run, interrupted, logged, newest, read, resume, status, train
 
 VARIANTS = {
     "plain": (),
@@ -75,48 +74,6 @@ VARIANTS = {
 }
 
 
-def rows(run: Path) -> dict[str, np.ndarray]:
-    """The rows that the newest checkpoint's replay buffer holds, with their numbers."""
-    checkpoint = newest(run)
-    total = read(checkpoint / "training-0.pt")["replay"]["total_rows"]
-    first = json.loads((checkpoint / "replay-0.json").read_text())["first_row"]
-    parts: dict[str, list[np.ndarray]] = {}
-    for segment in sorted((run / "replay" / "0").iterdir()):
-        start, end = map(int, segment.stem.split("-"))
-        numbers = np.arange(start, end)
-        kept = (numbers >= first) & (numbers < total)
-        with np.load(segment) as arrays:
-            for name, array in {**arrays, "number": numbers}.items():
-                parts.setdefault(name, []).append(array[kept])
-    held = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    assert held["number"].tolist() == list(range(first, total))
-    return held
-
-
-def assert_same_run(unbroken: Path, resumed: Path) -> None:
-    first, second = newest(unbroken), newest(resumed)
-    assert first.name == second.name
-    for name in ("weights.pt", "training-0.pt"):
-        assert list(differences(read(first / name), read(second / name))) == []
-    held, held_too = rows(unbroken), rows(resumed)
-    assert all(np.array_equal(held[name], held_too[name]) for name in held)
-    metrics, metrics_too = logged(unbroken), logged(resumed)
-    unequal = {
-        place: (value, metrics_too.get(place))
-        for place, value in metrics.items()
-        if not place[1].startswith("throughput/") and metrics_too.get(place) != value
-    }
-    assert unequal == {}
-
-
-def resume(run: Path, env_steps: int, *words: str) -> None:
-    before = json.loads((run / "run.json").read_text())
-    assert main(["resume", run.name, f"run.dir={run.parent}", f"loop.env_steps={env_steps}", *words]) == 0
-    assert json.loads((run / "run.json").read_text()) == before
-    assert json.loads((run / "tags.json").read_text())["run_id"] == before["run_id"]
-    assert status(run) == "FINISHED"
-
-
 @pytest.mark.parametrize(
     "variant",
     [pytest.param(name, marks=[] if name.startswith(("ring", "over")) else pytest.mark.slow) for name in VARIANTS],
@@ -149,20 +106,6 @@ def test_a_run_may_end_in_its_random_start(tmp_path: Path) -> None:
     assert newest(resumed).name == "step-000000010"
     resume(resumed, 48)
     assert_same_run(unbroken, resumed)
-
-
-def interrupted(root: Path, at: int, words: tuple[str, ...] = ()) -> None:
-    """Train until somebody presses Ctrl-C after ``at`` environment steps."""
-    collect = stormlit.storm.loop.collect
-
-    def collect_or_stop(training: Training) -> None:
-        if training.progress.env_steps >= at:
-            raise KeyboardInterrupt
-        collect(training)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stormlit.storm.loop, "collect", collect_or_stop)
-        assert main(["train", *SMALL, f"run.dir={root}", "run.name=run", *words]) == 130
 
 
 def test_what_others_draw_from_numpy_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

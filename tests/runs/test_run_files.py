@@ -9,9 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli_errors import refusal
-from test_resume import assert_same_run, rows
-from test_training_run import SMALL, logged, newest, small, status, train
 
 import stormlit.runs.train
 from stormlit.cli import main
@@ -19,6 +16,7 @@ from stormlit.config.compose import compose
 from stormlit.runs.checkpoint import list_checkpoints
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.storm.training import Every, Training
+from training import SMALL, assert_same_run, logged, newest, refusal, rows, small, status, train
 
 # Shorter than SMALL, with three checkpoints.
 SHORT = ("loop.warmup_steps=8", "loop.env_steps=24", "checkpoint.every=8", "checkpoint.keep=5", "evaluation.episodes=1")

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_resume import assert_same_run, resume
-from test_training_run import SMALL, logged, newest, status, train
 
 import stormlit.runs.after_step
 import stormlit.runs.snapshot
@@ -21,6 +19,7 @@ from stormlit.cli import main
 from stormlit.runs.run import Run
 from stormlit.runs.signals import STOPPING, Stopped, StopSignals
 from stormlit.storm.training import Training
+from training import SMALL, assert_same_run, logged, newest, resume, status, train
 
 
 @pytest.fixture(scope="module")

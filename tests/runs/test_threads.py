@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_cli_errors import refusal
-from test_training_run import SMALL, differences, newest, train
 
 import stormlit.runs.report as report
 import stormlit.runs.threads as threads
@@ -18,6 +16,7 @@ from stormlit.config.compose import compose
 from stormlit.runs.assembly import build_training
 from stormlit.runs.device import make_fabric
 from stormlit.runs.threads import LIMIT, cores, gflop, most_threads, settle_threads, threads_for, told_threads
+from training import SMALL, differences, newest, refusal, train
 
 
 @pytest.fixture(autouse=True)

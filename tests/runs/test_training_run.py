@@ -5,15 +5,11 @@ The settings and helpers here serve the other tests that train.
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
 import math
 import operator
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,103 +20,7 @@ from stormlit.config.components import PART_KEYS
 from stormlit.config.compose import compose
 from stormlit.runs.checkpoint import list_checkpoints
 from stormlit.runs.directory import RunDirectory
-
-# A run of about a second: 24 random steps, then 24 updates of each module.
-SMALL = (
-    "tiny",
-    "tracking=csv",
-    "env.num_envs=1",
-    "world_model.hidden_dim=16",
-    "world_model.encoder.stem_channels=4",
-    "world_model.decoder.stem_channels=4",
-    "world_model.latent.groups=4",
-    "world_model.latent.classes=4",
-    "world_model.sequence_model.max_length=16",
-    "agent.hidden_dim=16",
-    "imagination.batch_size=8",
-    "imagination.horizon=3",
-    "loop.warmup_steps=24",
-    "loop.env_steps=48",
-    "loop.batch_size=4",
-    "loop.batch_length=8",
-    "loop.world_model_updates_per_env_step=1",
-    "loop.agent_updates_per_env_step=1",
-    "loop.log_every_env_steps=8",
-    "loop.media_every_env_steps=0",
-    "checkpoint.every=24",
-    "evaluation.episodes=2",
-    "evaluation.num_envs=2",
-    "evaluation.baselines=[]",
-)
-
-
-def train(root: Path, name: str, *words: str) -> Path:
-    """Train a small run in this process, which must succeed; returns its folder."""
-    assert main(["train", *small(*words), f"run.dir={root}", f"run.name={name}"]) == 0
-    return root / name
-
-
-def small(*words: str) -> list[str]:
-    """``SMALL`` with further words; a part that they name anew is spared the options of the one before."""
-    renamed = tuple(f"{key}." for key in PART_KEYS if any(word.startswith(f"{key}=") for word in words))
-    return [*(word for word in SMALL if not word.startswith(renamed or ("\0",))), *words]
-
-
-def logged(run: Path) -> dict[tuple[int, str], float]:
-    """Every metric of a run by step and key; each must be there once."""
-    with (run / "metrics.csv").open() as file:
-        rows = [((int(row["step"]), row["key"]), float(row["value"])) for row in csv.DictReader(file)]
-    assert len(dict(rows)) == len(rows)
-    return dict(rows)
-
-
-def status(run: Path) -> str:
-    return json.loads((run / "tags.json").read_text())["status"]
-
-
-def newest(run: Path) -> Path:
-    return list_checkpoints(RunDirectory(run))[-1]
-
-
-def read(file: Path) -> dict[str, Any]:
-    return torch.load(file, weights_only=True)
-
-
-def differences(first: Any, second: Any, where: str = "") -> Iterator[str]:
-    """Paths at which two nested states differ in any bit."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        if first.keys() != second.keys():
-            yield f"{where}: keys {first.keys() ^ second.keys()}"
-            return
-        for key in first:
-            yield from differences(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second):
-        for index, pair in enumerate(zip(first, second, strict=True)):
-            yield from differences(*pair, f"{where}[{index}]")
-    elif isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        if first.dtype != second.dtype or not torch.equal(first, second):
-            yield where
-    elif first != second:
-        yield where
-
-
-def reseal(checkpoint: Path) -> None:
-    """Make all checksums agree with the files again, as somebody who tampers with a checkpoint would."""
-    for file in checkpoint.glob("replay-*.json"):
-        index = json.loads(file.read_text())
-        for segment in index["segments"]:
-            name = f"{segment['first']:012d}-{segment['end']:012d}.npz"
-            content = (checkpoint.parents[1] / "replay" / file.stem.removeprefix("replay-") / name).read_bytes()
-            segment.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        file.write_text(json.dumps(index))
-    file = checkpoint / "manifest.json"
-    manifest = json.loads(file.read_text())
-    for name in manifest["files"]:
-        content = (checkpoint / name).read_bytes()
-        manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    del manifest["sha256"]
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    file.write_text(json.dumps({**manifest, "sha256": digest}))
+from training import SMALL, differences, logged, newest, read, reseal, status, train
 
 
 def poison(run: Path, module: str, prefix: str) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training_run import differences, newest, reseal, train
 
 from stormlit.config.compose import compose, to_tree
 from stormlit.errors import CheckpointError, StormlitError
@@ -30,6 +29,7 @@ from stormlit.runs.run import Run
 from stormlit.runs.snapshot import restore_snapshot, verify_snapshot
 from stormlit.runs.train import _run_id
 from stormlit.tracking import NoneTracker
+from training import differences, newest, reseal, train
 
 SHORT = ("loop.warmup_steps=8", "loop.env_steps=20", "checkpoint.every=10", "evaluation.episodes=1")
 

@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_actions import settings
-from test_resume import assert_same_run, resume, rows
-from test_training_run import logged, train
 
 import stormlit
+from action_envs import settings
 from stormlit.cli import main
 from stormlit.demonstrations import check_fits, read_demonstration
 from stormlit.envs import env_facts
 from stormlit.errors import DemonstrationError
+from training import assert_same_run, logged, resume, rows, train
 
 ENVS = ("Started", "Multi", "Binary", "Box")
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_evaluate import short_or_long, still  # noqa: F401 - a fixture
 from torch import Tensor
 
 from small import (
@@ -35,6 +34,7 @@ from stormlit.storm.acting import Player
 from stormlit.storm.agent import ReturnNormalizer
 from stormlit.storm.collect import Collector
 from stormlit.storm.replay import ReplayBuffer
+from training import still
 
 CATCH = EnvSettings(game=None, id="stormlit/Catch-v0", size=16)
 TABLE = (Path(__file__).parents[2] / "docs" / "deviations.md").read_text()
@@ -217,7 +217,7 @@ def test_10_a_return_is_complete_or_passes_its_last_reward_on() -> None:
     assert passed_on == [0.0, *complete[:-1]] and len(complete) == 10
 
 
-def test_11_episodes_are_dealt_out_or_the_first_to_end_count(short_or_long: EnvSettings) -> None:  # noqa: F811
+def test_11_episodes_are_dealt_out_or_the_first_to_end_count(short_or_long: EnvSettings) -> None:
     means = {}
     for selection in ("dealt", "first_to_end"):
         results = [

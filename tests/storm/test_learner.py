@@ -8,16 +8,15 @@ import math
 import pytest
 import torch
 from lightning.fabric import Fabric
-from test_training_run import differences
-from torch import nn
 
-from small import random_batch, random_trajectory, small_agent, small_world_model
-from stormlit.data import Batch, Losses, Trajectory
+from small import bad_batch, bad_trajectory, random_batch, random_trajectory, small_agent, small_world_model, state_of
+from stormlit.data import Batch, Losses
 from stormlit.errors import TrainingError
 from stormlit.nn.optimizers import OptimizerSettings
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.learner import Learner
 from stormlit.storm.world_model import WorldModel
+from training import differences
 
 
 def learner_of(
@@ -25,22 +24,6 @@ def learner_of(
 ) -> Learner:
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
     return Learner(fabric, module, name=name, max_nonfinite=tolerated)
-
-
-def bad_batch() -> Batch:
-    batch = random_batch(rows=3, length=5)
-    batch.reward[1, 2] = math.nan
-    return batch
-
-
-def bad_trajectory() -> Trajectory:
-    trajectory = random_trajectory()
-    trajectory.reward[0, 0] = math.inf
-    return trajectory
-
-
-def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    return copy.deepcopy(module.state_dict())
 
 
 def test_a_step_moves_the_weights_and_reports() -> None:

@@ -8,15 +8,14 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from test_observations import settings
-from test_resume import assert_same_run, resume, rows
-from test_training_run import logged, train
 
 import stormlit
+from observation_envs import settings
 from stormlit.cli import main
 from stormlit.demonstrations import check_fits, read_demonstration
 from stormlit.envs import env_facts
 from stormlit.errors import DemonstrationError
+from training import assert_same_run, logged, resume, rows, train
 
 ENVS = {"Vector": ("env.isolation=process",), "Nested": ("player.context=frames",)}
 

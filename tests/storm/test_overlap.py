@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training_run import SMALL
 
 import faulty_envs
 import stormlit.storm.loop
@@ -17,6 +16,7 @@ from stormlit.config.compose import compose
 from stormlit.runs.assembly import build_training
 from stormlit.runs.device import make_fabric
 from stormlit.storm.training import Training
+from training import SMALL
 
 
 def test_overlapping_updates_know_all_but_the_newest_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

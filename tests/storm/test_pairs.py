@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import assert_same_run, resume
-from test_training_run import train
 
 from small import pairwise
 from stormlit.registry import names
+from training import assert_same_run, resume, train
 
 SMALL_PARTS = {
     "world_model.encoder=resnet": ("world_model.encoder.stem_channels=4",),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import assert_same_run
-from test_training_run import differences, newest, read, train
+
+from training import assert_same_run, differences, newest, read, train
 
 WORDS = ("loop.env_steps=40", "evaluation.every_env_steps=20", "env.num_envs=2")
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_training_run import SMALL
 
 from stormlit.cli import main
 from stormlit.runs.directory import RunDirectory, exclusive
@@ -15,6 +14,7 @@ from stormlit.runs.result import Result, read
 from stormlit.sweeps import launchers
 from stormlit.sweeps.cells import Cell
 from stormlit.sweeps.launch import Job, Launcher, opened_log
+from training import SMALL
 
 VARY = "world_model.sequence_model.num_layers=1,2"
 WORDS = (*SMALL, "loop.env_steps=72", "checkpoint.every=6", "evaluation.every_env_steps=30")

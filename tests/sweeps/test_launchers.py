@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 from test_ablation import VARY, WORDS, command, result_of
-from test_result import measured
 
 from stormlit.cli import main
 from stormlit.runs.directory import RunDirectory
 from stormlit.sweeps.cells import cells_of
 from stormlit.sweeps.grid import read_grid
+from training import measured
 
 ONE, ONE_CELL = VARY.replace("1,2", "2"), "num_layers_2-Catch-s0"
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training_run import SMALL, train
 
 import stormlit.storm.loop
 from fake_mlflow import FakeServer, install
@@ -21,6 +20,7 @@ from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.storm.training import Training
 from stormlit.tracking import CsvTracker, MlflowTracker
 from stormlit.tracking import sender as sender_module
+from training import SMALL, train
 
 pytestmark = pytest.mark.usefixtures("server")
 NewTracker = Callable[[], MlflowTracker]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training_run import SMALL
 
 from stormlit.cli import main
 from stormlit.config.compose import compose, to_tree
+from training import SMALL
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training_run import SMALL
 
 import stormlit.storm.loop
 from stormlit.cli import main
@@ -23,6 +22,7 @@ from stormlit.runs.directory import RunDirectory
 from stormlit.storm.training import Training
 from stormlit.tracking import MlflowTracker
 from stormlit.tracking.spool import Spool
+from training import SMALL
 
 pytestmark = pytest.mark.slow
 
