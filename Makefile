@@ -3,15 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 # `make train ARGS="storm env.game=Pong"`
 ARGS ?= quickstart
-# Processes that share the fast tests.
+# Processes that share the tests.
 WORKERS ?= 2
-# Further arguments for pytest, as in `make test-fast PYTEST_ARGS="-k replay"`
+# Further arguments for pytest, as in `make test PYTEST_ARGS="-k replay"`
 PYTEST_ARGS ?=
 
 # The oldest PyTorch that setup.cfg allows, and what depends on its compiler.
 OLDEST_VENV ?= .venv-oldest
 OLDEST_TORCH := $(shell sed -n 's/^ *torch>=\([0-9.]*\),.*/\1/p' setup.cfg)
-COMPILED_TESTS := $(addprefix tests/test_,compilation.py cuda_graphs.py normalize.py learner.py fast_paths.py)
+COMPILED_TESTS := $(addprefix tests/,nn/test_compilation.py nn/test_cuda_graphs.py nn/test_normalize.py storm/test_learner.py)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -21,13 +21,12 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test test-fast test-slow test-oldest lint clean
+.PHONY: help train test test-all test-oldest lint clean
 
 help:
 	@echo "make train [ARGS=quickstart]  install into $(VENV) and run 'stormlit train ARGS'"
-	@echo "make test                     lint, then every test: the fast ones, then the slow ones"
-	@echo "make test-fast                only the fast tests"
-	@echo "make test-slow                only the slow tests"
+	@echo "make test                     lint, and the tests that a change should pass"
+	@echo "make test-all                 lint, and every test, the slow ones too: before a release"
 	@echo "make test-oldest              the tests of compiled functions with PyTorch $(OLDEST_TORCH), the oldest"
 	@echo "                              that setup.cfg allows, in $(OLDEST_VENV) (from PyPI: several GB)"
 	@echo "make lint                     ruff and mypy"
@@ -37,18 +36,17 @@ train: $(INSTALLED)
 	@echo "==> stormlit train $(ARGS)"
 	$(BIN)/stormlit train $(ARGS)
 
-test: lint test-fast test-slow
-	@echo "==> lint and all tests passed"
-
-# One thread a process: the processes already fill the cores.
-test-fast: $(INSTALLED_DEV)
-	@echo "==> fast tests, in $(WORKERS) processes"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --durations=15 $(PYTEST_ARGS)
+# One thread a process: the processes already fill the cores. Lint runs beside the tests' first minutes.
+test: $(INSTALLED_DEV)
+	@echo "==> lint, and the tests, in $(WORKERS) processes"
+	@$(MAKE) --no-print-directory lint & lint=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" --durations=15 $(PYTEST_ARGS); \
+	tests=$$?; wait $$lint && exit $$tests
 
 # The longest files come first (tests/conftest.py), so that no process is left alone with one.
-test-slow: $(INSTALLED_DEV)
-	@echo "==> slow tests, in $(WORKERS) processes"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow --durations=40 $(PYTEST_ARGS)
+test-all: lint
+	@echo "==> every test, in $(WORKERS) processes"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=40 $(PYTEST_ARGS)
 
 test-oldest:
 	@test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)
