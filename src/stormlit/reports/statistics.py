@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,17 +22,31 @@ DRAWS = 2000
 MOST_SIGNS = 14  # pairs up to which every pattern of signs is counted
 
 
-class Interval(NamedTuple):
-    """The ends of a confidence interval."""
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A statistic with the ends of its confidence interval, None where runs are too few for one."""
 
-    low: float
-    high: float
+    value: float
+    interval: tuple[float, float] | None
 
     def holds(self, value: float) -> bool:
-        return self.low <= value <= self.high
+        """Whether a value lies in the interval; False without one."""
+        return self.interval is not None and self.interval[0] <= value <= self.interval[1]
 
-    def overlaps(self, other: Interval) -> bool:
-        return self.low <= other.high and other.low <= self.high
+    def overlaps(self, other: Estimate) -> bool:
+        """Whether the two intervals share a value; False where one has none."""
+        if self.interval is None or other.interval is None:
+            return False
+        return self.interval[0] <= other.interval[1] and other.interval[0] <= self.interval[1]
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f}" + ("" if self.interval is None else " [{:.2f}, {:.2f}]".format(*self.interval))
+
+
+def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The mean over the first axis and its standard error, from the sample standard deviation; None for one value."""
+    error = np.std(values, axis=0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
+    return values.mean(axis=0), error
 
 
 def mean(scores: Scores) -> np.ndarray:
@@ -92,7 +106,11 @@ def probability_of_improvement(scores: Scores, base: Scores) -> np.ndarray:
     >>> float(probability_of_improvement([np.array([1.0, 2.0])], [np.array([1.0, 0.0])]))
     0.875
     """
-    return np.mean([_wins(task, other) for task, other in zip(scores, base, strict=True)], axis=0)
+    wins = []
+    for task, other in zip(scores, base, strict=True):
+        left, right = task[..., :, np.newaxis], other[..., np.newaxis, :]
+        wins.append(((left > right) + 0.5 * (left == right)).mean(axis=(-2, -1)))
+    return np.mean(wins, axis=0)
 
 
 def interval(
@@ -107,19 +125,23 @@ def interval(
     if any(task.shape[-1] < 2 for scores in tables for task in scores):
         return None
     random = np.random.default_rng(seed)
-    values = statistic(*(_resampled(scores, draws, random) for scores in tables))
+    drawn = [[task[random.integers(len(task), size=(draws, len(task)))] for task in scores] for scores in tables]
+    values = statistic(*drawn)
     return np.quantile(values, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0], axis=0)
 
 
-def scalar_interval(statistic: Statistic, *tables: Scores) -> Interval | None:
-    """``interval`` of a statistic that is a single number."""
+def estimate(statistic: Statistic, *tables: Scores) -> Estimate:
+    """A statistic that is a single number, with its interval."""
     ends = interval(statistic, *tables)
-    return None if ends is None else Interval(float(ends[0]), float(ends[1]))
+    return Estimate(float(statistic(*tables)), None if ends is None else (float(ends[0]), float(ends[1])))
 
 
-def standard_error(values: np.ndarray) -> float | None:
-    """Of the mean, from the sample standard deviation; None for fewer than two values."""
-    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+def aggregates(scores: Scores, *, of_runs: bool = True) -> dict[str, Estimate | None]:
+    """Every aggregate.  of_runs: False where each task has only a mean, without which those of runs are None."""
+    return {
+        name: estimate(statistic, scores) if of_runs or name not in OVER_RUNS else None
+        for name, statistic in AGGREGATES.items()
+    }
 
 
 def sign_flip_probability(differences: np.ndarray, seed: int = 0) -> float:
@@ -142,13 +164,3 @@ def sign_flip_probability(differences: np.ndarray, seed: int = 0) -> float:
 
 def _task_means(scores: Scores) -> np.ndarray:
     return np.stack([task.mean(axis=-1) for task in scores], axis=-1)
-
-
-def _wins(task: np.ndarray, other: np.ndarray) -> np.ndarray:
-    left, right = task[..., :, np.newaxis], other[..., np.newaxis, :]
-    return ((left > right) + 0.5 * (left == right)).mean(axis=(-2, -1))
-
-
-def _resampled(scores: Scores, draws: int, random: np.random.Generator) -> list[np.ndarray]:
-    """Each task (R,) as (draws, R)."""
-    return [task[random.integers(len(task), size=(draws, len(task)))] for task in scores]
