@@ -32,6 +32,11 @@ STYLE: Any = {
     "axes.axisbelow": True,
 }
 
+DOTTED: Any = {"color": MUTED, "linewidth": 1, "linestyle": (0, (2, 3)), "zorder": 0}
+SMALL: Any = {"textcoords": "offset points", "color": MUTED, "fontsize": TEXT - 1}
+
+Marks = Mapping[str, float | None] | None
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -55,11 +60,12 @@ class Line:
     dashed: bool = False
 
 
-def rows_figure(rows: Sequence[Row], label: str, marks: Mapping[str, float] | None = None) -> str:
+def rows_figure(rows: Sequence[Row], label: str, marks: Marks = None) -> str:
     """Rows from top to bottom: every dot, the value, and the interval as a bar.
 
-    label: of the axis.  marks: named upright lines, such as that of random play.
+    label: of the axis.  marks: named upright lines, such as that of random play; one that is None is not drawn.
     """
+    shown = _known(marks)
 
     def draw(axes: Any) -> None:
         for y, row in enumerate(rows):
@@ -71,16 +77,16 @@ def rows_figure(rows: Sequence[Row], label: str, marks: Mapping[str, float] | No
                 axes.plot([row.value] * 2, [y - 0.3, y + 0.3], color=colour, linewidth=2.4, solid_capstyle="round")
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        for name, x in (marks or {}).items():
-            axes.axvline(x, color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
-            _annotate(axes, name, (x, 1), ("data", "axes fraction"), offset=(0, 3), ha="center")
+        for name, x in shown.items():
+            axes.axvline(x, **DOTTED)
+            axes.annotate(name, (x, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), ha="center", **SMALL)
         axes.set_xlabel(label)
         axes.grid(axis="x", color=RULE, linewidth=0.8)
 
-    return _svg(draw, height=ROW * len(rows) + 58 + (14 if marks else 0))
+    return _svg(draw, height=ROW * len(rows) + 58 + (14 if shown else 0))
 
 
-def lines_figure(lines: Sequence[Line], x_label: str, y_label: str, marks: Mapping[str, float] | None = None) -> str:
+def lines_figure(lines: Sequence[Line], x_label: str, y_label: str, marks: Marks = None) -> str:
     """Curves with bands.  marks: named level lines."""
 
     def draw(axes: Any) -> None:
@@ -92,9 +98,9 @@ def lines_figure(lines: Sequence[Line], x_label: str, y_label: str, marks: Mappi
             style: Any = (0, (4, 3)) if line.dashed else "-"
             marker = "o" if len(line.x) == 1 else None
             axes.plot(line.x, line.y, color=colour, linewidth=1.8, linestyle=style, marker=marker, markersize=4)
-        for name, y in (marks or {}).items():
-            axes.axhline(y, color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
-            _annotate(axes, name, (1, y), ("axes fraction", "data"), offset=(-2, 3), ha="right")
+        for name, y in _known(marks).items():
+            axes.axhline(y, **DOTTED)
+            axes.annotate(name, (1, y), xycoords=("axes fraction", "data"), xytext=(-2, 3), ha="right", **SMALL)
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.grid(color=RULE, linewidth=0.8)
         axes.xaxis.set_major_formatter(_short_number)
@@ -107,10 +113,8 @@ def _colour(index: int | None) -> str:
     return MUTED if index is None else SERIES[index % len(SERIES)]
 
 
-def _annotate(axes: Any, name: str, place: tuple[float, float], of: tuple[str, str], offset: Any, ha: str) -> None:
-    axes.annotate(
-        name, place, xycoords=of, xytext=offset, textcoords="offset points", ha=ha, color=MUTED, fontsize=TEXT - 1
-    )
+def _known(marks: Marks) -> dict[str, float]:
+    return {name: value for name, value in (marks or {}).items() if value is not None}
 
 
 def _short_number(value: float, _: int) -> str:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stormlit.errors import counted
+from stormlit.registry import leaves
 from stormlit.reports.caveats import what_cannot_be_concluded
 from stormlit.reports.figures import Line, Row, lines_figure, rows_figure
 from stormlit.reports.find_runs import one_of_each
@@ -38,16 +38,16 @@ LARGEST_FILM = 1_500_000  # bytes; a larger one gives way to the dream's picture
 MEDIA_TYPES = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png"}
 # Column of the table of world models -> where it stands in a diagnosis.
 DIAGNOSED = {
-    "reward precision": ("reward", "precision"),
-    "reward recall": ("reward", "recall"),
-    "end recall": ("end", "recall"),
-    "Brier score of ends": ("end", "brier_score"),
-    "KL (nats)": ("latent", "kl"),
-    "codes used": ("latent", "codes_used"),
-    "value bias": ("value", "bias"),
-    "value correlation": ("value", "correlation"),
-    "return dreamt": ("dream_return", "inside", "mean"),
-    "return got": ("dream_return", "outside", "mean"),
+    "reward precision": "reward.precision",
+    "reward recall": "reward.recall",
+    "end recall": "end.recall",
+    "Brier score of ends": "end.brier_score",
+    "KL (nats)": "latent.kl",
+    "codes used": "latent.codes_used",
+    "value bias": "value.bias",
+    "value correlation": "value.correlation",
+    "return dreamt": "dream_return.inside.mean",
+    "return got": "dream_return.outside.mean",
 }
 
 
@@ -118,7 +118,7 @@ def environments(comparison: Comparison) -> Section:
     section, rows = Section("environments", "Returns by environment", [lead]), []
     for task in comparison.tasks:
         scores = {variant: comparison.scores(variant, task) for variant in comparison.variants}
-        section.figures.append(_dots(comparison, scores, task, "return", _random_mark(comparison, task)))
+        section.figures.append(_dots(comparison, scores, task, "return", {"random": random_play(comparison, task)}))
         for variant, values in scores.items():
             every = [f"{cell.seed}: {cell.score:.4g}" for cell in comparison.of(variant, task)]
             rows.append([task, variant, *_mean_and_error_words(values, ".4g"), ", ".join(every) or "-"])
@@ -208,9 +208,9 @@ def curves(comparison: Comparison) -> Section:
             points = [_evaluations(cell) if evaluated else _training(cell) for cell in comparison.of(variant, task)]
             if steps := sorted(set.intersection(*map(set, points))) if points else []:
                 returns = np.array([[each[step] for step in steps] for each in points])
-                lines[variant] = [_mean_line(index, np.array(steps), returns)]
+                lines[variant] = [Line(index, np.array(steps), *mean_and_error(returns))]
         caption = f"{task}, {'evaluations on the way' if evaluated else 'episodes of the training'}"
-        marks = _random_mark(comparison, task)
+        marks = {"random": random_play(comparison, task)}
         section.figures += _lines(comparison, lines, caption, "environment steps", "return", marks)
     return section
 
@@ -259,35 +259,27 @@ def world_models(comparison: Comparison) -> Section | None:
     ]
     section, rows, measured = Section("world-models", "World models", lead), [], 0
     for task in comparison.tasks:
-        lines = {}
+        lines: dict[str, list[Line]] = {}
         for index, variant in enumerate(comparison.variants):
             found = [each for cell in comparison.of(variant, task) if (each := newest_diagnosis(cell.folder))]
             if not found:
                 continue
             measured += len(found)
-            told = [_spread(_at(each, path) for each in found) for path in DIAGNOSED.values()]
+            measures = [dict(leaves(each)) for each in found]
+            told = [_spread(each.get(key) for each in measures) for key in DIAGNOSED.values()]
             rows.append([task, variant, str(len(found)), *told])
             reach = min(len(each["open_loop"]["horizon"]) for each in found)  # the horizon that all runs have
-            imagined, repeated = (
-                np.array([each["open_loop"][name][:reach] for each in found]) for name in ("imagined", "repeated")
-            )
             steps = np.arange(1, reach + 1)
-            lines[variant] = [
-                _mean_line(index, steps, imagined), Line(index, steps, repeated.mean(axis=0), dashed=True)
-            ]  # fmt: skip
+            for name in ("imagined", "repeated"):
+                mean, error = mean_and_error(np.array([each["open_loop"][name][:reach] for each in found]))
+                line = Line(index, steps, mean, error) if name == "imagined" else Line(index, steps, mean, dashed=True)
+                lines.setdefault(variant, []).append(line)
         caption = f"{task}, open-loop error"
         section.figures += _lines(comparison, lines, caption, "steps since a real frame", "squared error of frames")
     if measured < len(comparison.cells):
         section.notes = [f"{measured} of {len(comparison.cells)} runs have been diagnosed."]
     section.tables.append(Table(["environment", "variant", "runs", *DIAGNOSED], rows))
     return section if rows else None
-
-
-def _at(found: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
-    value: Any = found
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value if isinstance(value, int | float) else None
 
 
 def dreams(comparison: Comparison) -> Section | None:
@@ -338,13 +330,10 @@ def configuration(comparison: Comparison) -> Section | None:
         return None
     section = Section("configuration", "Differences in configuration")
     base, rows = learned(first[comparison.base]), []
-    for variant in comparison.others:
-        now = learned(first[variant]) if variant in first else base
-        rows += [
-            [variant, key, json.dumps(base[key]) if key in base else "-", json.dumps(now[key]) if key in now else "-"]
-            for key in dict.fromkeys([*now, *base])
-            if base.get(key, ...) != now.get(key, ...)
-        ]
+    for variant in (each for each in comparison.others if each in first):
+        now = learned(first[variant])
+        for key in (key for key in dict.fromkeys([*now, *base]) if base.get(key, ...) != now.get(key, ...)):
+            rows.append([variant, key, *(json.dumps(each[key]) if key in each else "-" for each in (base, now))])
     if rows:
         section.tables.append(Table(["variant", "key", comparison.base, "variant's"], rows))
     changed = first[comparison.base].differences
@@ -372,7 +361,7 @@ def runs(comparison: Comparison) -> Section:
 
 
 def _dots(
-    comparison: Comparison, found: Mapping[str, np.ndarray], caption: str, label: str, marks: Mapping[str, float]
+    comparison: Comparison, found: Mapping[str, np.ndarray], caption: str, label: str, marks: Mapping[str, float | None]
 ) -> Figure:
     """The values of each variant as dots, with their mean and its standard error; a variant without any is left out."""
     rows = []
@@ -401,7 +390,7 @@ def _lines(
     caption: str,
     x_label: str,
     y_label: str,
-    marks: Mapping[str, float] | None = None,
+    marks: Mapping[str, float | None] | None = None,
 ) -> list[Figure]:
     """One figure of all variants, or, of many, one each with the base behind."""
     drawn = {caption: [line for each in lines.values() for line in each]} if lines else {}
@@ -409,16 +398,6 @@ def _lines(
         behind = lines.get(comparison.base, [])
         drawn = {f"{caption}: {name}": [*behind, *each] for name, each in lines.items() if name != comparison.base}
     return [Figure(name, lines_figure(each, x_label, y_label, marks)) for name, each in drawn.items()]
-
-
-def _mean_line(index: int, x: np.ndarray, values: np.ndarray) -> Line:
-    """values: (R, N)."""
-    return Line(index, x, *mean_and_error(values))
-
-
-def _random_mark(comparison: Comparison, task: str) -> dict[str, float]:
-    played = random_play(comparison, task)
-    return {} if played is None else {"random": played}
 
 
 def _mean_and_error_words(values: np.ndarray, shown: str) -> list[str]:
