@@ -41,7 +41,7 @@ class Scale(NamedTuple):
     one: float
 
     def __call__(self, score: Any) -> Any:
-        """A score, or an array of them, on this scale."""
+        """A score, or an array of them."""
         return (score - self.zero) / (self.one - self.zero)
 
 
@@ -194,9 +194,10 @@ def changes_in_words(first: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _short(key: str) -> str:
-    return ".".join(
-        key.removesuffix(".name").split(".")[-2 if key.count(".") > 1 and not key.endswith(".name") else -1 :]
-    )
+    """A part by its last word, its options by their last two."""
+    if key.endswith(".name"):
+        return key.split(".")[-2]
+    return ".".join(key.split(".")[-2 if key.count(".") > 1 else -1 :])
 
 
 def _scales(comparison: Comparison, references: Sequence[str]) -> tuple[dict[str, Scale], str]:
@@ -228,7 +229,7 @@ def _references(comparison: Comparison, references: Sequence[str]) -> tuple[dict
     """The scores that are given for tasks, and the variant whose mean is 1 in the others."""
     given: dict[str, float] = {}
     named = [word for word in references if "=" not in word]
-    for task, _, word in (word.partition("=") for word in references if "=" in word):
+    for task, word in (word.split("=", 1) for word in references if "=" in word):
         if task not in comparison.tasks:
             raise ConfigError(f"--reference={task}={word}: no run is of {task}{nearest(task, comparison.tasks)}")
         try:

@@ -33,12 +33,7 @@ def write_report(
     """
     comparison = compare(gather(references, root), base, scale, grid_base(references, root))
     page, text = _pages(comparison, one_of_each(references, shown=lambda reference: Path(reference).name))
-    contents = {
-        PAGE: page,
-        TEXT: text,
-        SCORES: _csv(_score_rows(comparison)),
-        AGGREGATED: _csv(_aggregate_rows(comparison)),
-    }
+    contents = {PAGE: page, TEXT: text, SCORES: _scores(comparison), AGGREGATED: _aggregates(comparison)}
     try:
         for name, content in contents.items():
             write_atomically(output / name, content.encode())
@@ -85,10 +80,9 @@ def _columns_of_text(table: Table) -> list[bool]:
     return [not all(_NUMBER.fullmatch(cell) for cell in column) for column in columns]
 
 
-def _score_rows(comparison: Comparison) -> list[list[object]]:
-    rows: list[list[object]] = [
-        ["environment", "variant", "seed", "return", "scaled", "episodes", "env_steps", "run", "commit"]
-    ]
+def _scores(comparison: Comparison) -> str:
+    header = ["environment", "variant", "seed", "return", "scaled", "episodes", "env_steps", "run", "commit"]
+    rows: list[list[object]] = []
     for cell in comparison.cells:
         scale, result = comparison.scales.get(cell.task), cell.result
         rows.append([
@@ -96,19 +90,20 @@ def _score_rows(comparison: Comparison) -> list[list[object]]:
             len(result.evaluation["agent"]), result.env_steps, result.run["name"],
             result.provenance.get("commit") or "",
         ])  # fmt: skip
-    return rows
+    return _csv(header, rows)
 
 
-def _aggregate_rows(comparison: Comparison) -> list[list[object]]:
-    rows: list[list[object]] = [["variant", "statistic", "value", "low", "high"]]
-    for variant in comparison.variants if comparison.scales else ():
-        for name, found in aggregates(comparison.normalised(variant)).items():
-            if found is not None:
-                rows.append([variant, name, found.value, *(found.interval or ("", ""))])
-    return rows
+def _aggregates(comparison: Comparison) -> str:
+    rows = [
+        [variant, name, found.value, *(found.interval or ("", ""))]
+        for variant in (comparison.variants if comparison.scales else ())
+        for name, found in aggregates(comparison.normalised(variant)).items()
+        if found is not None
+    ]
+    return _csv(["variant", "statistic", "value", "low", "high"], rows)
 
 
-def _csv(rows: Sequence[Sequence[object]]) -> str:
+def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
