@@ -8,7 +8,7 @@ setup(
     packages=[*find_packages("src"), "stormlit.configs"],
     package_dir={"": "src", "stormlit.configs": "configs"},
     package_data={
-        "": ["py.typed", "*.csv", "*.css", "*.html"],
+        "": ["py.typed", "*.csv", "*.css", "*.html", "*.j2"],
         "stormlit.configs": ["**/*.yaml"],
     },
 )

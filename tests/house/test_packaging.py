@@ -74,7 +74,8 @@ def test_wheel_built_from_the_source_archive_has_the_data_files(tmp_path: Path) 
     configs = {f"stormlit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert {"stormlit/configs/storm.yaml", "stormlit/configs/quickstart.yaml"} <= configs
     assert "stormlit/cli/scripts/fabric_entry.py" in modules
-    data = {"stormlit/py.typed", "stormlit/envs/atari_scores.csv", "stormlit/runs/comparison/atari100k_scores.csv"}
+    data = {"stormlit/py.typed", "stormlit/envs/atari_scores.csv", "stormlit/reports/page.html.j2"}
+    data |= {f"stormlit/reports/{name}" for name in ("atari100k_scores.csv", "page.css", "page.md.j2")}
     expected = modules | configs | data
     assert expected - packed == set()
     assert not any(name.startswith(("tests/", "configs/")) for name in packed)

@@ -12,7 +12,7 @@ import pytest
 import stormlit
 from stormlit.cli import main
 from stormlit.envs import ATARI_100K_GAMES, human_normalized
-from stormlit.reports.literature import FILE, Method, method_aggregates, published
+from stormlit.reports.literature import FILE, method_aggregates, published
 
 ROWS = list(csv.DictReader((Path(stormlit.__file__).parent / "reports" / FILE).open()))
 METHODS = sorted({row["method"] for row in ROWS} - {"Random", "Human"})
@@ -69,7 +69,7 @@ def test_storms_interval() -> None:
 def test_where_the_papers_aggregates_of_storm_come_from() -> None:
     """What the note says: Freeway at 34, and every score rounded to a whole number."""
     storm = published()["STORM"]
-    assert (storm.runs["Freeway"] == 0).all()
+    assert set(storm.runs["Freeway"]) == {0}
     rounded = {game: round(storm.score(game)) for game in ATARI_100K_GAMES} | {"Freeway": 34}
     normalised = [(x - round(RANDOM[game])) / (round(HUMAN[game]) - round(RANDOM[game])) for game, x in rounded.items()]
     assert f"{statistics.fmean(normalised):.1%} {statistics.median(normalised):.1%}" == "126.7% 58.4%"
@@ -81,7 +81,6 @@ def test_of_means_alone_there_is_no_aggregate_of_runs_and_no_interval() -> None:
     found = method_aggregates(published()["SPR"])
     assert found["interquartile mean"] is None and found["optimality gap"] is None
     assert found["mean"] is not None and found["mean"].interval is None
-    assert isinstance(published()["SPR"], Method)
 
 
 def test_scores_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,6 @@ from stormlit.errors import ConfigError
 from stormlit.files import write_json
 from stormlit.reports.caveats import what_cannot_be_concluded
 from stormlit.reports.find_runs import gather
-from stormlit.reports.sections import curves
 from stormlit.reports.table import Comparison, compare
 from stormlit.reports.write import write_report
 
@@ -277,9 +276,21 @@ def test_atari_stands_beside_the_literature(tmp_path: Path) -> None:
 
 def test_more_variants_than_colours_get_a_figure_each(tmp_path: Path) -> None:
     variants = {f"v{index}": {0: [0.1 * index], 1: [0.2]} for index in range(9)}
-    comparison = compared(write_grid(tmp_path, **variants))  # type: ignore[arg-type]
-    captions = [figure.caption for figure in curves(comparison).figures]
+    root = write_grid(tmp_path, **variants)  # type: ignore[arg-type]
+    captions = re.findall(
+        r"<figcaption>(Catch, .*?)</figcaption>", write_report(["demo"], root, root / "out")[0].read_text()
+    )
     assert captions == [f"Catch, evaluations on the way: v{index}" for index in range(1, 9)]
+
+
+def test_a_run_as_0_1_0_left_it(tmp_path: Path) -> None:
+    """It was evaluated once, so that its curve is that of the training."""
+    shutil.copytree(Path(__file__).parent / "run_of_0.1.0", tmp_path / "tiny")
+    [page, text, scores, _] = write_report(["tiny"], tmp_path, tmp_path / "report")
+    assert "Catch, episodes of the training" in page.read_text()
+    assert "| Catch | base | 1 | 0 | - | 0: 0 |" in text.read_text() and "uncommitted code" in text.read_text()
+    [row] = csv.DictReader(scores.open())
+    assert (row["return"], row["episodes"], row["env_steps"]) == ("0.0", "2", "400")
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")

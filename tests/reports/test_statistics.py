@@ -8,17 +8,17 @@ import scipy.stats
 
 from stormlit.reports.statistics import (
     AGGREGATES,
-    Interval,
+    Estimate,
+    estimate,
     interquartile_mean,
     interval,
     mean,
+    mean_and_error,
     median,
     optimality_gap,
     performance_profile,
     probability_of_improvement,
-    scalar_interval,
     sign_flip_probability,
-    standard_error,
 )
 
 # Three tasks of different numbers of runs.
@@ -74,14 +74,20 @@ def test_intervals_are_scipys_stratified_bootstrap(name: str) -> None:
 
 def test_two_tables_are_drawn_apart() -> None:
     scores = [np.random.default_rng(seed).standard_normal(8) for seed in range(4)]
-    found = scalar_interval(probability_of_improvement, scores, scores)
-    assert found is not None and found.holds(0.5) and found.high - found.low > 0.1
+    found = estimate(probability_of_improvement, scores, scores)
+    assert found.value == 0.5 and found.holds(0.5) and not found.holds(0.1) and np.ptp(found.interval or (0, 0)) > 0.1
 
 
 def test_one_run_of_a_task_has_no_interval() -> None:
     assert interval(mean, [np.array([1.0, 2.0]), np.array([1.0])]) is None
-    assert standard_error(np.array([1.0])) is None
-    assert standard_error(np.array([1.0, 3.0])) == pytest.approx(1.0)
+    alone = estimate(mean, [np.array([1.0])])
+    assert str(alone) == "1.000" and not alone.holds(1.0) and not alone.overlaps(alone)
+
+
+def test_mean_and_error() -> None:
+    assert mean_and_error(np.array([1.0])) == (1.0, None)
+    found = mean_and_error(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    assert np.array(found) == pytest.approx(np.array([[2.0, 5.0], [1.0, 0.0]]))
 
 
 def test_sign_flips_by_hand() -> None:
@@ -99,4 +105,5 @@ def test_sign_flips_by_hand() -> None:
 
 
 def test_intervals_overlap_where_they_share_a_value() -> None:
-    assert Interval(0, 1).overlaps(Interval(1, 2)) and not Interval(0, 1).overlaps(Interval(1.1, 2))
+    low, above, apart = (Estimate(0.5, ends) for ends in ((0.0, 1.0), (1.0, 2.0), (1.1, 2.0)))
+    assert low.overlaps(above) and above.overlaps(low) and not low.overlaps(apart) and not apart.overlaps(low)

@@ -74,7 +74,7 @@ def grid_base(references: Sequence[str], root: Path) -> str | None:
 def _folders(reference: str, root: Path) -> list[Path]:
     for folder in (Path(reference), root / reference):
         with contextlib.suppress(OSError, ValueError):  # too long for a file name, or with a null byte
-            if _is_run(folder):
+            if any((folder / name).is_file() for name in ("run.json", results.FILE)):
                 return [folder]
             if (folder / GRID).is_file():
                 return [folder / str(cell["name"]) for cell in read_json(folder / GRID).get("cells", [])]
@@ -94,10 +94,6 @@ def _folders(reference: str, root: Path) -> list[Path]:
     )
 
 
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("run.json", results.FILE))
-
-
 def _runs_below(folder: Path, depth: int = 3) -> Iterator[Path]:
     """Run folders under a folder, those of a grid below it too; not the copies of results among MLflow's artifacts."""
     for child in folder.iterdir() if folder.is_dir() else ():
@@ -108,13 +104,11 @@ def _runs_below(folder: Path, depth: int = 3) -> Iterator[Path]:
 
 
 def _read(folder: Path) -> Found:
-    result = results.read(folder)
+    result, config = results.read(folder), None
     if result is not None:
         return Found(folder, result, result.config)
-    try:
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        config = None
     return Found(folder, None, config if isinstance(config, dict) else {})
 
 

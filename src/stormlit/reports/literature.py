@@ -12,18 +12,15 @@ import numpy as np
 
 from stormlit.envs import ATARI_100K_GAMES, human_normalized
 from stormlit.errors import ConfigError, nearest
-from stormlit.reports.statistics import AGGREGATES, OVER_RUNS, Interval, Scores, scalar_interval
+from stormlit.reports.statistics import Estimate, Scores, aggregates
 
 FILE = "atari100k_scores.csv"
 REFERENCES = ("Random", "Human")  # rows of the file that are no methods: they make 0 and 1 of the normalised score
 
-STORM_NOTE = (
-    "STORM's released runs give a mean of 122.2% and a median of 42.5%: Freeway is 0 in all five. The paper's 126.7% "
-    "and 58.4% come out when Freeway counts 34, its score with a demonstration, and every score is rounded to a "
-    "whole number, Random's and Human's too."
-)
 NOTES = {
-    "STORM": STORM_NOTE,
+    "STORM": "STORM's released runs give a mean of 122.2% and a median of 42.5%: Freeway is 0 in all five. The paper's "
+    "126.7% and 58.4% come out when Freeway counts 34, its score with a demonstration, and every score is rounded to a "
+    "whole number, Random's and Human's too.",
     "delta-IRIS": "delta-IRIS's runs are published rounded and in order of size: its n-th run of two games is not one "
     "seed. Statistics that resample runs within a game are not touched by that.",
 }
@@ -37,7 +34,7 @@ class Method:
     """
 
     name: str
-    runs: dict[str, np.ndarray] = field(default_factory=dict)
+    runs: dict[str, list[float]] = field(default_factory=dict)
     means: dict[str, float] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
 
@@ -48,55 +45,29 @@ class Method:
 
     def score(self, game: str) -> float:
         """The mean score of a game: of its runs where they are public."""
-        return float(self.runs[game].mean()) if game in self.runs else self.means[game]
+        return float(np.mean(self.runs[game])) if game in self.runs else self.means[game]
 
     def normalised(self, games: Iterable[str] = ATARI_100K_GAMES) -> Scores:
         """Human-normalised scores of games: (R,) each, or (1,) with the mean where runs are not public."""
-        return [_normalised(game, self.runs.get(game, np.array([self.means.get(game, np.nan)]))) for game in games]
-
-
-@dataclass(frozen=True, slots=True)
-class Aggregate:
-    """A statistic with its interval; ``interval`` is None where runs are too few, or not public."""
-
-    value: float
-    interval: Interval | None
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f}" + (f" [{self.interval.low:.2f}, {self.interval.high:.2f}]" if self.interval else "")
-
-
-def aggregates(scores: Scores, *, of_runs: bool = True) -> dict[str, Aggregate | None]:
-    """Every aggregate with its interval.  of_runs: False where each task has only a mean, of which none of single
-    runs can be had: those are None.
-    """
-    return {
-        name: Aggregate(float(statistic(scores)), scalar_interval(statistic, scores))
-        if of_runs or name not in OVER_RUNS
-        else None
-        for name, statistic in AGGREGATES.items()
-    }
+        scores = {game: self.runs.get(game) or [self.means.get(game, np.nan)] for game in games}
+        return [np.array([human_normalized(game, score) for score in each]) for game, each in scores.items()]
 
 
 @functools.cache
 def published() -> dict[str, Method]:
     """Every method of the file, by name, in alphabetical order."""
-    runs: dict[tuple[str, str], list[float]] = {}
     methods: dict[str, Method] = {}
     with resources.files("stormlit.reports").joinpath(FILE).open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            name, game, score = row["method"], row["game"], float(row["score"])
-            if name in REFERENCES:
+            if row["method"] in REFERENCES:
                 continue
-            method = methods.setdefault(name, Method(name))
+            method = methods.setdefault(row["method"], Method(row["method"]))
             if row["source"] not in method.sources:
                 method.sources.append(row["source"])
             if row["seed"]:
-                runs.setdefault((name, game), []).append(score)
+                method.runs.setdefault(row["game"], []).append(float(row["score"]))
             else:
-                method.means[game] = score
-    for (name, game), scores in runs.items():
-        methods[name].runs[game] = np.array(scores)
+                method.means[row["game"]] = float(row["score"])
     return dict(sorted(methods.items(), key=lambda item: item[0].lower()))
 
 
@@ -115,10 +86,6 @@ def chosen(names: Sequence[str]) -> list[Method]:
     return [by_lowercase[name.lower()] for name in dict.fromkeys(names)]
 
 
-def method_aggregates(method: Method, games: Iterable[str] = ATARI_100K_GAMES) -> dict[str, Aggregate | None]:
+def method_aggregates(method: Method, games: Iterable[str] = ATARI_100K_GAMES) -> dict[str, Estimate | None]:
     """Aggregates of human-normalised scores over games."""
     return aggregates(method.normalised(games), of_runs=method.num_runs > 0)
-
-
-def _normalised(game: str, scores: np.ndarray) -> np.ndarray:
-    return np.array([human_normalized(game, float(score)) for score in scores])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,14 +34,14 @@ class Cell:
     result: Result
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
+class Scale(NamedTuple):
     """What counts as 0 and as 1 in an environment, so that environments can be averaged."""
 
     zero: float
     one: float
 
-    def __call__(self, score: np.ndarray) -> np.ndarray:
+    def __call__(self, score: Any) -> Any:
+        """A score, or an array of them."""
         return (score - self.zero) / (self.one - self.zero)
 
 
@@ -48,7 +49,7 @@ class Scale:
 class Comparison:
     """What a report is about.
 
-    variants: the base first.  cells: by variant and task, then by seed.  unfinished: run -> environment steps so far.
+    variants: the base first.  cells: by variant, task and seed.  unfinished: run -> environment steps so far.
     not_finite: runs whose last evaluation has returns that are no numbers; they are in no figure.
     scales: for the tasks that every variant has played, or empty.  scale: what they are, in words, or why there are
     none.
@@ -56,7 +57,7 @@ class Comparison:
 
     variants: list[str]
     tasks: list[str]
-    cells: Mapping[tuple[str, str], Mapping[int, Cell]]
+    cells: list[Cell]
     unfinished: Mapping[str, int]
     not_finite: list[str]
     scales: Mapping[str, Scale]
@@ -75,13 +76,9 @@ class Comparison:
         """Whether scores are human-normalised."""
         return bool(self.scales) and all(human_normalized(task, 0.0) is not None for task in self.scales)
 
-    @property
-    def all_cells(self) -> list[Cell]:
-        return [cell for group in self.cells.values() for cell in group.values()]
-
     def of(self, variant: str, task: str) -> list[Cell]:
         """In the order of their seeds."""
-        return [cell for _, cell in sorted(self.cells.get((variant, task), {}).items())]
+        return [cell for cell in self.cells if (cell.variant, cell.task) == (variant, task)]
 
     def scores(self, variant: str, task: str) -> np.ndarray:
         """(R,): the mean return of each run."""
@@ -91,21 +88,10 @@ class Comparison:
         """The scaled scores of the tasks that have a scale."""
         return [scale(self.scores(variant, task)) for task, scale in self.scales.items()]
 
-    def pairs(self, variant: str, task: str) -> tuple[list[int], np.ndarray]:
-        """Seeds that both the variant and the base have, and the variant's score less the base's for each."""
-        ours, base = self.cells.get((variant, task), {}), self.cells.get((self.base, task), {})
-        seeds = sorted(ours.keys() & base.keys())
-        return seeds, np.array([ours[seed].score - base[seed].score for seed in seeds])
-
-    def missing_seeds(self) -> dict[tuple[str, str], list[int]]:
-        """For each variant and task, the seeds that another variant has there and it has not."""
-        missing = {}
-        for task in self.tasks:
-            seeds = {cell.seed for variant in self.variants for cell in self.of(variant, task)}
-            for variant in self.variants:
-                if lost := sorted(seeds - self.cells.get((variant, task), {}).keys()):
-                    missing[variant, task] = lost
-        return missing
+    def differences(self, variant: str, task: str) -> np.ndarray:
+        """(P,): the variant's score less the base's for each seed that both have."""
+        base = {cell.seed: cell.score for cell in self.of(self.base, task)}
+        return np.array([cell.score - base[cell.seed] for cell in self.of(variant, task) if cell.seed in base])
 
 
 def compare(
@@ -124,29 +110,29 @@ def compare(
         raise ConfigError(f"none of {len(found)} runs is finished: there is nothing to report yet")
     _refuse_mixed_protocols([result for _, result in finished])
     variants = _variants([result for _, result in finished])
-    cells: dict[tuple[str, str], dict[int, Cell]] = {}
+    cells: dict[tuple[str, str, int], Cell] = {}
     not_finite = []
     for (run, result), variant in zip(finished, variants, strict=True):
-        returns = result.evaluation.get("agent") or [None]
-        if any(value is None for value in returns):
+        returns = [value for value in result.evaluation.get("agent", ()) if value is not None]
+        if not returns or None in result.evaluation["agent"]:
             not_finite.append(run.name)
             continue
-        cell = Cell(variant, result.task["name"], result.seed, float(np.mean(returns)), run.folder, result)  # type: ignore[arg-type]
-        group = cells.setdefault((variant, cell.task), {})
-        if other := group.get(cell.seed):
+        cell = Cell(variant, result.task["name"], result.seed, float(np.mean(returns)), run.folder, result)
+        other = cells.setdefault((variant, cell.task, cell.seed), cell)
+        if other is not cell:
             raise ConfigError(
                 f"the runs {other.folder} and {cell.folder} are the same: variant '{variant}', {cell.task}, seed "
                 f"{cell.seed}; name the runs that the report is about one by one"
             )
-        group[cell.seed] = cell
     if not cells:
         raise ConfigError("every run that is finished has returns that are no numbers: there is nothing to compare")
     names = _with_base_first(list(dict.fromkeys(variants)), base, usual_base)
-    tasks = list(dict.fromkeys(task for _, task in cells))
+    tasks = list(dict.fromkeys(cell.task for cell in cells.values()))
+    ordered = sorted(cells.values(), key=lambda cell: (names.index(cell.variant), tasks.index(cell.task), cell.seed))
     unfinished = {run.name: run.env_steps for run in found if run.result is None}
-    shared = [task for task in tasks if all((name, task) in cells for name in names)]
-    scales, scale = _scales(cells, shared, names, references)
-    return Comparison(names, tasks, cells, unfinished, not_finite, scales, scale)
+    comparison = Comparison(names, tasks, ordered, unfinished, not_finite, {}, "")
+    scales, scale = _scales(comparison, references)
+    return dataclasses.replace(comparison, scales=scales, scale=scale)
 
 
 def _with_base_first(names: list[str], base: str | None, usual: str | None) -> list[str]:
@@ -208,82 +194,70 @@ def changes_in_words(first: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _short(key: str) -> str:
-    return ".".join(
-        key.removesuffix(".name").split(".")[-2 if key.count(".") > 1 and not key.endswith(".name") else -1 :]
-    )
+    """A part by its last word, its options by their last two."""
+    if key.endswith(".name"):
+        return key.split(".")[-2]
+    return ".".join(key.split(".")[-2 if key.count(".") > 1 else -1 :])
 
 
-def _scales(
-    cells: Mapping[tuple[str, str], Mapping[int, Cell]],
-    tasks: Sequence[str],
-    variants: Sequence[str],
-    references: Sequence[str],
-) -> tuple[dict[str, Scale], str]:
-    given = dict(word.split("=", 1) for word in references if "=" in word)
-    named = [word for word in references if "=" not in word]
-    known = {task for _, task in cells}
-    for task, word in given.items():
-        if task not in known:
-            raise ConfigError(f"--reference={task}={word}: no run is of {task}{nearest(task, known)}")
-        if not _is_number(word):
-            raise ConfigError(f"--reference={task}={word}: expected a score, such as {task}=1.0")
-    if len(named) > 1 or any(name not in variants for name in named):
-        close = nearest(named[0], variants)
-        raise ConfigError(
-            f"--reference={named[-1]}: expected one variant or ENVIRONMENT=SCORE{close}; {_listed(variants)}"
-        )
-    if not tasks:
+def _scales(comparison: Comparison, references: Sequence[str]) -> tuple[dict[str, Scale], str]:
+    """The scale of each task that every variant has played, and what it is; none, and why."""
+    given, reference = _references(comparison, references)
+    shared = [task for task in comparison.tasks if all(comparison.of(name, task) for name in comparison.variants)]
+    if not shared:
         return {}, "no environment was played by every variant, so that there are no aggregates"
-    human = {task: _human(next(iter(cells[variants[0], task].values())).result) for task in tasks}
-    if all(human.values()) and not references:
-        return {task: scale for task, scale in human.items() if scale}, "human-normalised: 0 is random play, 1 a human"
-    reference = named[0] if named else variants[0]
+    human = {task: scale for task in shared if (scale := _human(comparison.of(comparison.base, task)[0].result))}
+    if len(human) == len(shared) and not references:
+        return human, "human-normalised: 0 is random play, 1 a human"
     scales = {}
-    for task in tasks:
-        zero = _random(cells, task)
-        one = (
-            float(given[task]) if task in given else float(np.mean([c.score for c in cells[reference, task].values()]))
-        )
+    for task in shared:
+        zero, one = random_play(comparison, task), given.get(task, float(comparison.scores(reference, task).mean()))
         if zero is None:
-            return (
-                {},
-                f"there are no aggregates: random play was not measured in {task} (evaluation.baselines=[random])",
-            )
+            why = f"random play was not measured in {task} (evaluation.baselines=[random])"
+            return {}, f"there are no aggregates: {why}"
         if one <= zero:
             return {}, (
                 f"there are no aggregates: in {task} the reference scores {one:.4g}, no more than random play's "
                 f"{zero:.4g}; choose another with --reference"
             )
         scales[task] = Scale(zero, one)
-    what = f"the mean of '{reference}'" if set(tasks) - given.keys() else "the score that was given"
+    what = f"the mean of '{reference}'" if set(shared) - given.keys() else "the score that was given"
     return scales, f"scaled: 0 is random play, 1 {what}; both are taken as exact in the intervals"
 
 
-def _is_number(word: str) -> bool:
-    try:
-        return bool(np.isfinite(float(word)))
-    except ValueError:
-        return False
+def _references(comparison: Comparison, references: Sequence[str]) -> tuple[dict[str, float], str]:
+    """The scores that are given for tasks, and the variant whose mean is 1 in the others."""
+    given: dict[str, float] = {}
+    named = [word for word in references if "=" not in word]
+    for task, word in (word.split("=", 1) for word in references if "=" in word):
+        if task not in comparison.tasks:
+            raise ConfigError(f"--reference={task}={word}: no run is of {task}{nearest(task, comparison.tasks)}")
+        try:
+            given[task] = float(word)
+        except ValueError:
+            given[task] = np.nan
+        if not np.isfinite(given[task]):
+            raise ConfigError(f"--reference={task}={word}: expected a score, such as {task}=1.0")
+    if len(named) > 1 or any(name not in comparison.variants for name in named):
+        raise ConfigError(
+            f"--reference={named[-1]}: expected one variant or ENVIRONMENT=SCORE"
+            f"{nearest(named[0], comparison.variants)}; {_listed(comparison.variants)}"
+        )
+    return given, named[0] if named else comparison.base
 
 
 def _human(result: Result) -> Scale | None:
-    game = result.task["game"]
-    if game is None or human_normalized(game, 0.0) is None:
-        return None
+    """None outside the 26 games of Atari 100k."""
+    game = result.task["game"] or ""
     at_zero, at_one = human_normalized(game, 0.0), human_normalized(game, 1.0)
-    assert at_zero is not None and at_one is not None
+    if at_zero is None or at_one is None:
+        return None
     span = 1.0 / (at_one - at_zero)
     return Scale(-at_zero * span, -at_zero * span + span)
 
 
-def _random(cells: Mapping[tuple[str, str], Mapping[int, Cell]], task: str) -> float | None:
-    """The mean return of random play, over all the runs of a task that have measured it."""
-    played = [
-        value
-        for (_, other), group in cells.items()
-        if other == task
-        for cell in group.values()
-        for value in cell.result.evaluation.get("random", ())
-        if value is not None
-    ]
+def random_play(comparison: Comparison, task: str) -> float | None:
+    """Its mean return, over all the runs of a task that have measured it."""
+    cells = [cell for cell in comparison.cells if cell.task == task]
+    played = [value for cell in cells for value in cell.result.evaluation.get("random", ()) if value is not None]
     return float(np.mean(played)) if played else None

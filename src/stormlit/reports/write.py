@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from stormlit.errors import ConfigError, counted
+import jinja2
+from markupsafe import Markup, escape
+
+from stormlit import __version__
+from stormlit.errors import ConfigError
 from stormlit.files import write_atomically
-from stormlit.reports import cost, sections
-from stormlit.reports.document import Document
 from stormlit.reports.find_runs import gather, grid_base, one_of_each
-from stormlit.reports.literature import aggregates
-from stormlit.reports.page import as_html, as_markdown
+from stormlit.reports.sections import Figure, Table, sections, summary
+from stormlit.reports.statistics import aggregates
 from stormlit.reports.table import Comparison, compare
-from stormlit.reports.world_models import world_models
 
 PAGE, TEXT, SCORES, AGGREGATED = "report.html", "report.md", "scores.csv", "aggregates.csv"
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?%?( ?(±|of) ?[\d.e+-]+)?( \[.*\])?|-")
 
 
 def write_report(
@@ -28,13 +32,8 @@ def write_report(
     base, scale: see ``compare``.  Raises ``ConfigError`` for what cannot be compared or written.
     """
     comparison = compare(gather(references, root), base, scale, grid_base(references, root))
-    page = document(comparison, one_of_each(references, shown=lambda reference: Path(reference).name))
-    contents = {
-        PAGE: as_html(page),
-        TEXT: as_markdown(page),
-        SCORES: _csv(_score_rows(comparison)),
-        AGGREGATED: _csv(_aggregate_rows(comparison)),
-    }
+    page, text = _pages(comparison, one_of_each(references, shown=lambda reference: Path(reference).name))
+    contents = {PAGE: page, TEXT: text, SCORES: _scores(comparison), AGGREGATED: _aggregates(comparison)}
     try:
         for name, content in contents.items():
             write_atomically(output / name, content.encode())
@@ -43,74 +42,68 @@ def write_report(
     return [output / name for name in contents]
 
 
-def document(comparison: Comparison, name: str) -> Document:
-    """Everything that a report says."""
-    found = [
-        sections.conclusions(comparison),
-        sections.environments(comparison),
-        sections.over_environments(comparison),
-        sections.profiles(comparison),
-        sections.differences(comparison),
-        sections.curves(comparison),
-        sections.literature(comparison),
-        world_models(comparison),
-        cost.dreams(comparison),
-        cost.cost(comparison),
-        cost.configuration(comparison),
-        cost.runs(comparison),
-    ]
-    return Document(name, _summary(comparison), comparison.variants, [section for section in found if section])
+def _pages(comparison: Comparison, title: str) -> list[str]:
+    """One HTML page that needs nothing from elsewhere, and Markdown of all but its figures."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("stormlit.reports", ""),
+        autoescape=lambda name: name != "page.md.j2",
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {
+        "prose": lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))),
+        "inline": _inline,
+        "data_url": lambda file, kind: f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}",
+        "columns_of_text": _columns_of_text,
+    }
+    told = {
+        "title": title,
+        "summary": summary(comparison),
+        "variants": comparison.variants,
+        "sections": sections(comparison),
+        "version": __version__,
+    }
+    return [templates.get_template(name).render(told) for name in ("page.html.j2", "page.md.j2")]
 
 
-def _summary(comparison: Comparison) -> str:
-    cells = comparison.all_cells
-    seeds = {cell.seed for cell in cells}
-    budgets = sorted({cell.result.env_steps_wanted for cell in cells})
-    parts = [
-        counted(len(comparison.variants), "variant"),
-        counted(len(comparison.tasks), "environment") + f" ({one_of_each(comparison.tasks[:6])}"
-        + (f" and {len(comparison.tasks) - 6} more)" if len(comparison.tasks) > 6 else ")"),
-        counted(len(seeds), "seed"),
-        f"{one_of_each(budgets, '{:,}'.format)} environment steps",
-    ]  # fmt: skip
-    partial = f" {counted(len(comparison.unfinished), 'run')} not finished." if comparison.unfinished else ""
-    return f"{counted(len(cells), 'run')}: {', '.join(parts)}. The base is '{comparison.base}'.{partial}"
+def _inline(figure: Figure, key: str) -> Markup:
+    """The figure's SVG, with names that no other of the page has."""
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", figure.svg)
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(figure.caption)}"', 1))
 
 
-def _score_rows(comparison: Comparison) -> list[list[object]]:
-    header: list[object] = [
-        "environment",
-        "variant",
-        "seed",
-        "return",
-        "scaled",
-        "episodes",
-        "env_steps",
-        "run",
-        "commit",
-    ]
-    rows: list[list[object]] = [header]
-    for cell in comparison.all_cells:
-        scale = comparison.scales.get(cell.task)
-        scaled = (cell.score - scale.zero) / (scale.one - scale.zero) if scale else ""
+def _columns_of_text(table: Table) -> list[bool]:
+    """For each column, whether something else than numbers stands in it."""
+    columns = zip(*table.rows, strict=True) if table.rows else [()] * len(table.header)
+    return [not all(_NUMBER.fullmatch(cell) for cell in column) for column in columns]
+
+
+def _scores(comparison: Comparison) -> str:
+    header = ["environment", "variant", "seed", "return", "scaled", "episodes", "env_steps", "run", "commit"]
+    rows: list[list[object]] = []
+    for cell in comparison.cells:
+        scale, result = comparison.scales.get(cell.task), cell.result
         rows.append([
-            cell.task, cell.variant, cell.seed, cell.score, scaled, len(cell.result.evaluation["agent"]),
-            cell.result.env_steps, cell.result.run["name"], cell.result.provenance.get("commit") or "",
+            cell.task, cell.variant, cell.seed, cell.score, scale(cell.score) if scale else "",
+            len(result.evaluation["agent"]), result.env_steps, result.run["name"],
+            result.provenance.get("commit") or "",
         ])  # fmt: skip
-    return rows
+    return _csv(header, rows)
 
 
-def _aggregate_rows(comparison: Comparison) -> list[list[object]]:
-    rows: list[list[object]] = [["variant", "statistic", "value", "low", "high"]]
-    for variant in comparison.variants if comparison.scales else ():
-        for name, found in aggregates(comparison.normalised(variant)).items():
-            if found is not None:
-                low, high = found.interval or ("", "")
-                rows.append([variant, name, found.value, low, high])
-    return rows
+def _aggregates(comparison: Comparison) -> str:
+    rows = [
+        [variant, name, found.value, *(found.interval or ("", ""))]
+        for variant in (comparison.variants if comparison.scales else ())
+        for name, found in aggregates(comparison.normalised(variant)).items()
+        if found is not None
+    ]
+    return _csv(["variant", "statistic", "value", "low", "high"], rows)
 
 
-def _csv(rows: Sequence[Sequence[object]]) -> str:
+def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
