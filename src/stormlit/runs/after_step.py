@@ -9,7 +9,6 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from stormlit.analysis.curves import write_curves
 from stormlit.analysis.dream import dream, dream_errors, dream_length, dream_window
@@ -194,5 +193,7 @@ def warn_on_os_error(what: str) -> Iterator[None]:
 
 def _psnr(predicted: np.ndarray, real: np.ndarray) -> float:
     """Peak signal-to-noise ratio of uint8 frames in dB."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # imports SciPy, which takes a second
+
     frames = (torch.from_numpy(predicted).float(), torch.from_numpy(real).float())
     return float(peak_signal_noise_ratio(*frames, data_range=255.0))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
-from lightning import LightningModule
 
 from stormlit.analysis.evaluate import random_devices
 from stormlit.config.schema import Config
@@ -19,10 +16,9 @@ from stormlit.data import Batch
 from stormlit.errors import ConfigError
 from stormlit.ops.observations import channels_first
 from stormlit.storm.experience import Windows
+from stormlit.storm.fabric_internals import copy_without_fabric
 from stormlit.storm.training import Training
 from stormlit.storm.world_model import WorldModel
-
-Module = TypeVar("Module", bound=LightningModule)
 
 FLOAT = 4  # bytes
 REHEARSED_FRAMES = 128
@@ -67,7 +63,7 @@ def seconds_per_env_step(training: Training) -> float:
     What trains is left as it is. Collecting comes on top, and is little beside them.
     """
     plan, experience = training.plan, training.experience
-    world_model, agent = copied(training.world_model).train(), copied(training.agent).train()
+    world_model, agent = copy_without_fabric(training.world_model).train(), copy_without_fabric(training.agent).train()
     batch, contexts = (
         noise(training.world_model, windows, max(REHEARSED_FRAMES // windows.length, 1))
         for windows in (experience.batch, experience.contexts)
@@ -94,12 +90,6 @@ def time_to_come(training: Training) -> str | None:
     if seconds < LONG:
         return told
     return f"{told}; `stormlit train quickstart` takes minutes, and a GPU is many times faster"
-
-
-def copied(module: Module) -> Module:
-    """A copy that can take a backward pass; Fabric, and the optimisers that hang on the module, are not copied."""
-    kept: dict[int, Any] = {id(module._fabric): module._fabric, id(module._fabric_optimizers): []}
-    return copy.deepcopy(module, kept)
 
 
 def noise(world_model: WorldModel, windows: Windows, rows: int) -> Batch:
