@@ -18,6 +18,7 @@ from stormlit.errors import CrashElsewhereError, EnvironmentContractError, Envir
 from stormlit.files import write_json
 from stormlit.runs.assembly import run_evaluation
 from stormlit.runs.best_checkpoint import keep_if_best
+from stormlit.runs.device import wait_for_all
 from stormlit.runs.run import Run
 from stormlit.runs.signals import Stopped
 from stormlit.runs.snapshot import save_or_go_on, save_snapshot
@@ -43,6 +44,7 @@ def after_step(run: Run) -> None:
             evaluate_agent(run)
         except EnvironmentCrashError as error:
             failure = error
+        wait_for_all(training.fabric)
     stopped_by, minutes_passed, failed = _asked(run, failure is not None)
     save = schedules.checkpoint.due(env_steps) or minutes_passed
     if not (stopped_by or failed or save):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import datetime
+import functools
 import os
 from typing import TYPE_CHECKING
 
@@ -68,6 +70,19 @@ def make_fabric(config: Config) -> Fabric:
     else:
         keep_freed_memory()
     return fabric
+
+
+def wait_for_all(fabric: Fabric) -> None:
+    """Wait until every process is here, however long one of them takes: a collective of the training gives up after
+    half an hour, which an evaluation may last.
+    """
+    if fabric.world_size > 1:
+        torch.distributed.barrier(_patient_group())
+
+
+@functools.cache
+def _patient_group() -> torch.distributed.ProcessGroup:
+    return torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(days=365))
 
 
 def _end_process_group() -> None:
