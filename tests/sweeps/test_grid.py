@@ -12,9 +12,8 @@ from stormlit.cli import main
 from stormlit.config.compose import compose, to_yaml
 from stormlit.errors import ConfigError
 from stormlit.files import read_json, write_json
-from stormlit.runs import allowed_changes
 from stormlit.runs.progress import ProgressBar
-from stormlit.sweeps import grid_file, launchers
+from stormlit.sweeps import launchers
 from stormlit.sweeps.cells import Cell, cells_of, one_of_each, progress
 from stormlit.sweeps.grid import Grid, grid_names, read_grid
 from stormlit.sweeps.grid_file import FILE, Record
@@ -248,10 +247,6 @@ def test_a_cell_that_went_on_for_longer_by_itself_is_still_of_its_grid(tmp_path:
     longer = dataclasses.replace(cell.config.loop, env_steps=20000, batch_size=4)
     cell.directory.config_file.write_text(to_yaml(dataclasses.replace(cell.config, loop=longer)))
     Record.of(grid, [cell], tmp_path)
-
-
-def test_what_may_change_in_a_grid_may_in_its_runs() -> None:
-    assert all(key.startswith(allowed_changes.MAY_CHANGE) for key in grid_file.MAY_CHANGE)
 
 
 def test_one_of_each_holds_every_variant_and_environment(tmp_path: Path) -> None:

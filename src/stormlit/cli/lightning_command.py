@@ -76,9 +76,11 @@ def _script_position(words: Sequence[str], value_options: Collection[str]) -> in
 
 
 def _fabric_run(given: Sequence[str]) -> NoReturn:
-    from lightning.fabric.cli import _main as fabric  # the console script `fabric`; imports torch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from stormlit.storm.fabric_internals import fabric_command  # imports torch
+
+    fabric = fabric_command()
     options = [parameter for parameter in fabric.commands["run"].params if parameter.param_type_name == "option"]
     value_options = {name for option in options for name in option.opts}
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what is wrong is said below

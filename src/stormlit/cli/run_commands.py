@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from stormlit.cli.columns import columns
+from stormlit.config.schema import keys_of
 from stormlit.errors import ConfigError
 from stormlit.registry import leaves
 from stormlit.reports.find_runs import Found, gather
@@ -18,7 +19,7 @@ from stormlit.runs.directory import RunDirectory, is_training
 from stormlit.runs.outcome import evaluations, step_of
 from stormlit.runs.result import Result
 
-NOT_COMPARED = ("run", "resume", "tracking")  # where a run is, and who watches it
+NOT_COMPARED = keys_of("place", "start")
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -84,7 +85,7 @@ def _name(folder: Path, root: Path) -> str:
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    return dict(leaves({name: value for name, value in config.items() if name not in NOT_COMPARED}))
+    return {key: value for key, value in leaves(config) if not key.startswith(NOT_COMPARED)}
 
 
 def _outcomes(runs: Sequence[Found]) -> list[list[str]]:

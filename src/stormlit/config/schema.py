@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from stormlit.envs import EnvSettings
-from stormlit.registry import Option, options_below, settings
+from stormlit.registry import Option, Role, options_below, settings
 from stormlit.storm.acting import Player
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.imagination import Imagination
@@ -24,12 +24,14 @@ MANY = 10**12
 class RunSettings:
     """Where a run's files go: ``dir/name/``; the MLflow database is ``dir/mlflow.db``."""
 
-    dir: Annotated[str, Option("folder of all runs", path=True)] = "runs"
+    dir: Annotated[str, Option("folder of all runs", path=True, role="place")] = "runs"
     name: Annotated[
-        str | None, Option("name of its folder; null: from the configuration file, the environment and the seed")
+        str | None,
+        Option("name of its folder; null: from the configuration file, the environment and the seed", role="place"),
     ] = None
     init_from: Annotated[
-        str | None, Option("a run or checkpoint whose weights a new run begins with; null: random ones", path=True)
+        str | None,
+        Option("a run or checkpoint whose weights a new run begins with; null: random ones", path=True, role="start"),
     ] = None
 
 
@@ -40,7 +42,9 @@ class ReplayPlacement:
     capacity: Annotated[int, Option("environment steps kept; the oldest are overwritten", 1, 10**9)] = 100_000
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
-        Option("auto: on the GPU when training there and the buffer takes less than half of its free memory"),
+        Option(
+            "auto: on the GPU when training there and the buffer takes less than half of its free memory", role="speed"
+        ),
     ] = "auto"
 
 
@@ -64,7 +68,13 @@ class DemonstrationSettings:
 @dataclass
 class LoopSettings:
     env_steps: Annotated[
-        int, Option("budget in environment steps (after frame skip), over all environments and processes", 1, MANY)
+        int,
+        Option(
+            "budget in environment steps (after frame skip), over all environments and processes",
+            1,
+            MANY,
+            role="budget",
+        ),
     ] = 100_000
     warmup_steps: Annotated[int, Option("steps of the budget that are played at random, at the start", 0, MANY)] = 1024
     batch_size: Annotated[int, Option("windows in one world-model update", 1, 10**6)] = 16
@@ -84,11 +94,19 @@ class LoopSettings:
         Literal["complete", "without_last_reward"],
         Option("returns reported while training: complete, or with the last reward counted to the next episode"),
     ] = "complete"
-    log_every_env_steps: Annotated[int, Option("environment steps between metrics", 1, MANY)] = 500
+    log_every_env_steps: Annotated[int, Option("environment steps between metrics", 1, MANY, role="operation")] = 500
     media_every_env_steps: Annotated[
-        int, Option("environment steps between reconstruction grids and dream videos; 0: only at the end", 0, MANY)
+        int,
+        Option(
+            "environment steps between reconstruction grids and dream videos; 0: only at the end",
+            0,
+            MANY,
+            role="operation",
+        ),
     ] = 10_000
-    max_nonfinite_updates: Annotated[int, Option("skipped updates in a row that are still survived", 0, 10**9)] = 20
+    max_nonfinite_updates: Annotated[
+        int, Option("skipped updates in a row that are still survived", 0, 10**9, role="operation")
+    ] = 20
 
 
 @dataclass
@@ -129,7 +147,7 @@ class CheckpointSettings:
 class Config:
     """Everything a run depends on."""
 
-    seed: Annotated[int, Option("of everything that is drawn", 0, 2**31 - 1)] = 0
+    seed: Annotated[int, Option("of everything that is drawn", 0, 2**31 - 1, role="seed")] = 0
     precision: Annotated[
         Literal["auto", "32-true", "bf16-mixed", "16-mixed"],
         Option("auto: bf16-mixed on a GPU that has it, 16-mixed on one that does not, 32-true on the CPU"),
@@ -137,23 +155,30 @@ class Config:
     accelerator: Annotated[
         Literal["auto", "cpu", "cuda"],
         Option(
-            "auto: cuda where there is a CUDA device, else cpu, as on a Mac; under fabric run its own option decides"
+            "auto: cuda where there is a CUDA device, else cpu, as on a Mac; under fabric run its own option decides",
+            role="speed",
         ),
     ] = "auto"
     compile: Annotated[
         Literal["auto", True, False],  # YAML reads on and off as true and false
-        Option("compile updates, imagination and acting, as CUDA graphs on a GPU; auto: on a GPU, with one process"),
+        Option(
+            "compile updates, imagination and acting, as CUDA graphs on a GPU; auto: on a GPU, with one process",
+            role="speed",
+        ),
     ] = "auto"
     threads: Annotated[
         int | Literal["auto"],
         Option(
-            "on the CPU, of each process; auto: one for small work, all cores for large, kept with the run", 1, 1024
+            "on the CPU, of each process; auto: one for small work, all cores for large, kept with the run",
+            1,
+            1024,
+            role="threads",
         ),
     ] = "auto"
     deterministic: Annotated[bool, Option("use only algorithms that give the same bits every time on a GPU")] = False
     resume: Annotated[
         Literal["never", "auto"],
-        Option("auto: train goes on with the run of this name if there is one, unless it is finished"),
+        Option("auto: train goes on with the run of this name if there is one, unless it is finished", role="place"),
     ] = "never"
     run: RunSettings = field(default_factory=RunSettings)
     env: EnvSettings = field(default_factory=EnvSettings)
@@ -164,12 +189,17 @@ class Config:
     imagination: Any = field(default_factory=settings(Imagination))
     player: Any = field(default_factory=settings(Player))
     loop: LoopSettings = field(default_factory=LoopSettings)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
-    tracking: Annotated[Any, Option("where metrics, parameters and files go", part="tracker")] = field(
+    evaluation: Annotated[EvaluationSettings, Option(role="evaluation")] = field(default_factory=EvaluationSettings)
+    checkpoint: Annotated[CheckpointSettings, Option(role="saving")] = field(default_factory=CheckpointSettings)
+    tracking: Annotated[Any, Option("where metrics, parameters and files go", part="tracker", role="place")] = field(
         default_factory=lambda: {"name": "mlflow"}
     )
 
 
 KEYS: dict[str, Option] = dict(options_below(Config))
 """Every key but the options of parts."""
+
+
+def keys_of(*roles: Role) -> tuple[str, ...]:
+    """The keys whose change means one of these; that of a part stands for the part's options too."""
+    return tuple(key for key, option in KEYS.items() if option.role in roles)

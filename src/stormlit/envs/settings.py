@@ -41,37 +41,47 @@ class EnvSettings:
     game: Annotated[str | None, Option("an Atari game, in CamelCase as in MsPacman")] = "MsPacman"
     id: Annotated[str | None, Option("any Gymnasium id, in place of env.game")] = None
     size: Annotated[
-        int, Option("rows of the image, in pixels, and columns unless env.columns says more", 8, LARGEST)
+        int, Option("rows of the image, in pixels, and columns unless env.columns says more", 8, LARGEST, role="view")
     ] = 64
-    num_envs: Annotated[int, Option("environments stepped together", 1, LARGEST)] = 1
+    num_envs: Annotated[int, Option("environments stepped together", 1, LARGEST, role="view")] = 1
     max_episode_steps: Annotated[
         int | None, Option("environment steps after which an episode is truncated; null: no limit", 1, LARGEST)
     ] = None
     life_loss_terminates: Annotated[
-        bool, Option("store a lost life as termination (the game goes on, without a reset)")
+        bool, Option("store a lost life as termination (the game goes on, without a reset)", role="view")
     ] = True
     episode_seeds: Annotated[
-        Literal["fresh", "same"], Option("reset each training episode with a seed of its own, or all with the same")
+        Literal["fresh", "same"],
+        Option("reset each training episode with a seed of its own, or all with the same", role="view"),
     ] = "fresh"
     reward_transform: Annotated[
         Literal["identity", "sign"],
-        Option("what is learned from: the raw reward or its sign; reported returns are always raw"),
+        Option("what is learned from: the raw reward or its sign; reported returns are always raw", role="view"),
     ] = "identity"
     isolation: Annotated[
         Literal["none", "process"],
-        Option("step environments in the training process, or each in a process of its own"),
+        Option("step environments in the training process, or each in a process of its own", role="operation"),
     ] = "none"
     step_timeout_seconds: Annotated[
-        float, Option("a step or reset that takes longer is a crash (isolation=process); 0: no limit", 0, LARGEST)
+        float,
+        Option(
+            "a step or reset that takes longer is a crash (isolation=process); 0: no limit",
+            0,
+            LARGEST,
+            role="operation",
+        ),
     ] = 0.0
     max_restarts: Annotated[
         int,
-        Option("crashes survived, over all environments of a process; one more ends the run", 0, LARGEST),
+        Option(
+            "crashes survived, over all environments of a process; one more ends the run", 0, LARGEST, role="operation"
+        ),
     ] = 20
     irreproducible: Annotated[
         Literal["refuse", "restart"],
         Option(
-            "an episode that, played again to go on, does not lead to where it was: refuse to go on, or begin another"
+            "an episode that, played again to go on, does not lead to where it was: refuse to go on, or begin another",
+            role="operation",
         ),
     ] = "refuse"
     kwargs: Annotated[
@@ -82,21 +92,31 @@ class EnvSettings:
         list[str], Option("Gymnasium wrappers put around it, the innermost first, each as module:Wrapper")
     ] = field(default_factory=list)
     render_pixels: Annotated[
-        bool, Option("learn from what it renders (rgb_array) in place of its observations; games of env.game always do")
+        bool,
+        Option(
+            "learn from what it renders (rgb_array) in place of its observations; games of env.game always do",
+            role="view",
+        ),
     ] = False
     observations: Annotated[
-        list[str], Option("which entries of a Dict or Tuple of observations are shown, such as [image]; []: all")
+        list[str],
+        Option("which entries of a Dict or Tuple of observations are shown, such as [image]; []: all", role="view"),
     ] = field(default_factory=list)
-    columns: Annotated[int | None, Option("columns of the image, in pixels; null: as many as rows", 8, LARGEST)] = None
+    columns: Annotated[
+        int | None, Option("columns of the image, in pixels; null: as many as rows", 8, LARGEST, role="view")
+    ] = None
     channels: Annotated[
         Literal["rgb", "as_is"],
-        Option("rgb: a grey image gets three equal channels; as_is: images keep their channels, of any number"),
+        Option(
+            "rgb: a grey image gets three equal channels; as_is: images keep their channels, of any number", role="view"
+        ),
     ] = "rgb"
     values: Annotated[
         Literal["auto", "as_is", "stretched"],
         Option(
             "as_is: uint8 values are brightness of at most 255; stretched: the space's whole range becomes 0 to 255; "
-            "auto: stretched unless uint8, and uint8 that ends below 128 is refused"
+            "auto: stretched unless uint8, and uint8 that ends below 128 is refused",
+            role="view",
         ),
     ] = "auto"
     atari: AtariSettings = field(default_factory=AtariSettings)  # ignored by environments other than ALE games

@@ -3,6 +3,7 @@
 from stormlit.registry.options import (
     DEFAULTS,
     Option,
+    Role,
     check_values,
     first_line,
     leaves,
@@ -27,6 +28,7 @@ from stormlit.registry.parts import (
 __all__ = [
     "DEFAULTS",
     "Option",
+    "Role",
     "allowed_values",
     "build",
     "check_class",

@@ -27,6 +27,22 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 """A group of options all of which have their defaults."""
 
 
+Role = Literal[
+    "experiment",  # another value is another experiment
+    "view",  # as well, but how an environment is shown does not change what a score in it is worth
+    "seed",  # which of equal runs it is
+    "start",  # what a new run begins with
+    "place",  # where a run is, and who watches it
+    "threads",  # what "auto" becomes is kept with the run
+    "speed",  # what it computes with
+    "operation",  # how failures are met, and how often something is shown
+    "saving",  # what is kept of it
+    "evaluation",  # how it is measured
+    "budget",  # how long it is; may grow
+]
+"""What a change of an option means."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Option:
     """What an option is, beside what Python's own syntax says of it.
@@ -34,7 +50,8 @@ class Option:
     help: one line.  low, high: smallest and largest value.  below: the option beside it that must be larger.
     path: whether it names files ("~" is the home directory).  any_keys: whether it is a mapping of undeclared names.
     part: the kind of part chosen here.  group: the class whose options these are; the value is a mapping of them, or
-    the settings dataclass itself.  name, type, default: filled in by ``options``.
+    the settings dataclass itself.  role: what a change of it means; that of a group holds for its options.
+    name, type, default: filled in by ``options``.
     """
 
     help: str = ""
@@ -45,6 +62,7 @@ class Option:
     any_keys: bool = False
     part: str = ""
     group: type | None = None
+    role: Role = "experiment"
     name: str = ""
     type: Any = Any
     default: Any = None
@@ -103,7 +121,8 @@ def options_below(cls: type, prefix: str = "") -> Iterator[tuple[str, Option]]:
     """Every option of a class and of the groups in it, with its dotted key."""
     for name, option in options(cls).items():
         if option.group is not None:
-            yield from options_below(option.group, f"{prefix}{name}.")
+            for key, below in options_below(option.group, f"{prefix}{name}."):
+                yield key, below if below.role != "experiment" else dataclasses.replace(below, role=option.role)
         else:
             yield f"{prefix}{name}", option
 

@@ -9,7 +9,6 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from stormlit.analysis.curves import write_curves
 from stormlit.analysis.dream import dream, dream_errors, dream_length, dream_window
@@ -19,6 +18,7 @@ from stormlit.errors import CrashElsewhereError, EnvironmentContractError, Envir
 from stormlit.files import write_json
 from stormlit.runs.assembly import run_evaluation
 from stormlit.runs.best_checkpoint import keep_if_best
+from stormlit.runs.device import wait_for_all
 from stormlit.runs.run import Run
 from stormlit.runs.signals import Stopped
 from stormlit.runs.snapshot import save_or_go_on, save_snapshot
@@ -46,6 +46,7 @@ def after_step(run: Run) -> None:
             evaluate_agent(run)
         except EnvironmentCrashError as error:
             failure = error
+        wait_for_all(training.fabric)
     stopped_by, minutes_passed, failed = _asked(run, failure is not None)
     save = schedules.checkpoint.due(env_steps) or minutes_passed
     if not (stopped_by or failed or save):
@@ -189,5 +190,7 @@ def warn_on_os_error(what: str) -> Iterator[None]:
 
 def _psnr(predicted: np.ndarray, real: np.ndarray) -> float:
     """Peak signal-to-noise ratio of uint8 frames in dB."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # imports SciPy, which takes a second
+
     frames = (torch.from_numpy(predicted).float(), torch.from_numpy(real).float())
     return float(peak_signal_noise_ratio(*frames, data_range=255.0))

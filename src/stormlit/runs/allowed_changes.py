@@ -7,33 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stormlit.config.compose import compose, to_tree
-from stormlit.config.schema import Config
+from stormlit.config.schema import Config, keys_of
 from stormlit.errors import ConfigError, MisfitError
 from stormlit.registry import leaves
 from stormlit.runs.directory import RunDirectory
 
-# What ``resume=auto`` lets a job script change on the way: where things are, how often something is shown or saved,
-# and the budget, which may grow. Everything else changes what is learned.
-MAY_CHANGE = (
-    "resume",
-    "accelerator",
-    "compile",
-    "threads",
-    "env.isolation",
-    "env.step_timeout_seconds",
-    "env.max_restarts",
-    "env.irreproducible",
-    "run.dir",
-    "run.name",
-    "replay.device",
-    "loop.env_steps",
-    "loop.log_every_env_steps",
-    "loop.media_every_env_steps",
-    "loop.max_nonfinite_updates",
-    "evaluation.",
-    "checkpoint.",
-    "tracking.",
-)
+# What ``resume=auto`` lets a job script change on the way: everything else changes what is learned.
+MAY_CHANGE = keys_of("place", "threads", "speed", "operation", "saving", "evaluation", "budget")
 
 
 @contextlib.contextmanager

@@ -6,11 +6,10 @@ import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 
 from stormlit.analysis.evaluate import Evaluation, OnStep, evaluate, evaluate_baselines
 from stormlit.config.checks import check_windows_fit
@@ -31,6 +30,9 @@ from stormlit.storm.lightning_modules import LightningActorCritic, LightningWorl
 from stormlit.storm.replay import Experience, ReplayBuffer, Windows
 from stormlit.storm.training import Plan, Ratio, Training
 from stormlit.storm.world_model import WorldModel
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 def build_training(config: Config, fabric: Fabric) -> Training:

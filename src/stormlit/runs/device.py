@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import datetime
+import functools
 import os
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment
 
 from stormlit.config.schema import Config
 from stormlit.errors import ConfigError
 from stormlit.runs.malloc import keep_freed_memory
+from stormlit.storm.fabric_internals import given_to_fabric_run, launched_by_fabric
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 def make_fabric(config: Config) -> Fabric:
@@ -19,6 +24,10 @@ def make_fabric(config: Config) -> Fabric:
 
     Raises ``ConfigError`` when both ask for a different precision or accelerator, or the accelerator is not there.
     """
+    # Takes longer to import than PyTorch itself, which a command that trains nothing need not wait for.
+    from lightning.fabric import Fabric
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
     accelerator = _agreed("accelerator", config.accelerator)
     if accelerator not in ("auto", "cpu", "cuda"):  # what `fabric run` was given
         raise ConfigError(f"accelerator={accelerator} is not supported: choose cpu or cuda")
@@ -33,8 +42,8 @@ def make_fabric(config: Config) -> Fabric:
     if launched_by_fabric():
         # Fabric reads what `fabric run` was given from the environment, and refuses to be told again.
         fabric = Fabric(
-            accelerator="auto" if "LT_ACCELERATOR" in os.environ else ("cuda" if on_gpu else "cpu"),
-            precision=None if "LT_PRECISION" in os.environ else precision,  # type: ignore[arg-type]
+            accelerator="auto" if given_to_fabric_run("accelerator") else ("cuda" if on_gpu else "cpu"),
+            precision=None if given_to_fabric_run("precision") else precision,  # type: ignore[arg-type]
         )
         atexit.register(_end_process_group)
     else:
@@ -47,7 +56,7 @@ def make_fabric(config: Config) -> Fabric:
         fabric.launch()
     # With several processes Fabric would round every float that goes into a training step to half precision, rewards
     # and continuations too; autocast, which we open ourselves, rounds only where it is safe.
-    fabric._precision.convert_input = lambda data: data  # type: ignore[method-assign]
+    fabric.strategy.precision.convert_input = lambda data: data  # type: ignore[method-assign]
     if config.deterministic:
         # cuBLAS reads its setting at its first call; filling would touch all of the replay buffer.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -63,20 +72,28 @@ def make_fabric(config: Config) -> Fabric:
     return fabric
 
 
+def wait_for_all(fabric: Fabric) -> None:
+    """Wait until every process is here, however long one of them takes: a collective of the training gives up after
+    half an hour, which an evaluation may last.
+    """
+    if fabric.world_size > 1:
+        torch.distributed.barrier(_patient_group())
+
+
+@functools.cache
+def _patient_group() -> torch.distributed.ProcessGroup:
+    return torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(days=365))
+
+
 def _end_process_group() -> None:
     # Fabric leaves it open on a CPU, and its threads now and then abort an interpreter that ends before them.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def launched_by_fabric() -> bool:
-    """Whether ``fabric run`` started this process."""
-    return os.environ.get("LT_CLI_USED") == "1"
-
-
 def _agreed(name: str, configured: str) -> str:
     """What ``fabric run`` was given for an option, else the configuration's; both may not name different things."""
-    given = os.environ.get(f"LT_{name.upper()}") if launched_by_fabric() else None
+    given = given_to_fabric_run(name)
     given = {"gpu": "cuda", "16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}.get(given or "", given)
     if given is None or given == "auto":
         return configured

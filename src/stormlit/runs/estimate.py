@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,6 +15,7 @@ from stormlit.config.schema import Config
 from stormlit.data import Batch
 from stormlit.errors import ConfigError
 from stormlit.ops.spaces import channels_first
+from stormlit.storm.fabric_internals import copy_without_fabric
 from stormlit.storm.replay import Windows
 from stormlit.storm.training import Training
 from stormlit.storm.world_model import WorldModel
@@ -64,7 +63,7 @@ def seconds_per_env_step(training: Training) -> float:
     What trains is left as it is. Collecting comes on top, and is little beside them.
     """
     plan, experience = training.plan, training.experience
-    world_model, agent = copied(training.world_model).train(), copied(training.agent).train()
+    world_model, agent = copy_without_fabric(training.world_model).train(), copy_without_fabric(training.agent).train()
     batch, contexts = (
         noise(training.world_model, windows, max(REHEARSED_FRAMES // windows.length, 1))
         for windows in (experience.batch, experience.contexts)
@@ -91,12 +90,6 @@ def time_to_come(training: Training) -> str | None:
     if seconds < LONG:
         return told
     return f"{told}; `stormlit train quickstart` takes minutes, and a GPU is many times faster"
-
-
-def copied(module: Any) -> Any:
-    """A copy that can take a backward pass; Fabric, and the optimisers that hang on the module, are not copied."""
-    kept: dict[int, Any] = {id(module._fabric): module._fabric, id(module._fabric_optimizers): []}
-    return copy.deepcopy(module, kept)
 
 
 def noise(world_model: WorldModel, windows: Windows, rows: int) -> Batch:

@@ -68,7 +68,7 @@ def _provenance(run: Run) -> dict[str, Any]:
         "commit": None if tags.get("git_commit", "unknown") == "unknown" else tags["git_commit"],
         "dirty": {"true": True, "false": False}.get(tags.get("git_dirty", "")),
         "device": tags.get("device", str(fabric.device)),
-        "precision": fabric._precision.precision,
+        "precision": fabric.strategy.precision.precision,
         "threads": torch.get_num_threads(),
         "processes": fabric.world_size,
         "torch": torch.__version__,

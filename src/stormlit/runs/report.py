@@ -29,7 +29,7 @@ def headline(run: Run) -> str:
     parameters = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (training.world_model, training.agent)]
     processes, threads = counted(fabric.world_size, "process"), counted(torch.get_num_threads(), "thread")
     lines = [
-        f"{run.directory.name}: {env_name(config.env)} on {fabric.device} ({fabric._precision.precision}, "
+        f"{run.directory.name}: {env_name(config.env)} on {fabric.device} ({fabric.strategy.precision.precision}, "
         f"{processes}, {threads} on {counted(cores(), 'core')})",
         f"world model {parameters[0]:.2f} M parameters, agent {parameters[1]:.2f} M",
         f"replay buffer {replay.row_capacity * replay.num_envs:,} steps of {training.envs.observation_space}: at most "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stormlit.config.compose import compose, to_tree
-from stormlit.config.schema import Config
+from stormlit.config.schema import Config, keys_of
 from stormlit.errors import CheckpointError
 from stormlit.files import read_json, write_json
 from stormlit.registry import leaves
@@ -22,25 +22,10 @@ from stormlit.registry import leaves
 FORMAT = 1
 FILE = "result.json"
 
-# Where a run is, who watches it, and which of equal runs it is.
-NOT_WHAT_WAS_ASKED = ("seed", "threads", "resume", "run", "tracking")
+# Where a run is, who watches it, and which of equal runs it is: sections of the configuration.
+NOT_WHAT_WAS_ASKED = {key.partition(".")[0] for key in keys_of("place", "start", "seed", "threads")}
 # How an environment is shown to the agent, and where it runs, do not change what an episode is worth.
-NOT_PROTOCOL = (
-    "num_envs",
-    "episode_seeds",
-    "isolation",
-    "step_timeout_seconds",
-    "max_restarts",
-    "irreproducible",
-    "size",
-    "columns",
-    "channels",
-    "values",
-    "observations",
-    "render_pixels",
-    "life_loss_terminates",
-    "reward_transform",
-)
+NOT_PROTOCOL = {key.removeprefix("env.") for key in keys_of("view", "operation") if key.startswith("env.")}
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,14 @@ def resume_run(reference: str, root: Path, overrides: Sequence[str]) -> None:
     refuse_if_training(find_run(reference, root)[0])
     directory, snapshot, damaged = find_checkpoint(reference, root, verify_snapshot)
     with changed_configuration(snapshot.checkpoint.folder, directory, overrides) as config:
-        began = compose([str(snapshot.checkpoint.folder / "config.yaml")]).seed
-        if config.seed != began:
-            raise ConfigError(f"seed={config.seed}: a run goes on with the seed that it began with, {began}")
+        began = compose([str(snapshot.checkpoint.folder / "config.yaml")])
+        if config.seed != began.seed:
+            raise ConfigError(f"seed={config.seed}: a run goes on with the seed that it began with, {began.seed}")
+        if config.loop.warmup_steps != began.loop.warmup_steps:
+            raise ConfigError(
+                f"loop.warmup_steps={config.loop.warmup_steps}: the random start is settled when a run begins, and "
+                f"this one has {began.loop.warmup_steps}"
+            )
         _go_on(config, directory, snapshot, damaged)
 
 

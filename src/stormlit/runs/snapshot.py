@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.fabric import Fabric
 
 from stormlit.config.compose import to_yaml
 from stormlit.errors import CheckpointError, MisfitError, RestoreElsewhereError, SaveError
@@ -29,6 +29,9 @@ from stormlit.runs.directory import RunDirectory
 from stormlit.runs.replay_segments import Segment, verify_replay
 from stormlit.runs.run import Run
 from stormlit.storm.training import Training
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 @dataclass(frozen=True, slots=True)

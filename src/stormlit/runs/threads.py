@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from stormlit.analysis.evaluate import random_devices
 from stormlit.config.schema import Config
 from stormlit.errors import counted
-from stormlit.runs.estimate import copied, noise
+from stormlit.runs.estimate import noise
 from stormlit.storm.agent import ActorCritic
+from stormlit.storm.fabric_internals import copy_without_fabric
 from stormlit.storm.imagination import Imagination
 from stormlit.storm.replay import Windows
 from stormlit.storm.world_model import WorldModel
@@ -84,7 +85,7 @@ def gflop(config: Config, world_model: WorldModel, agent: ActorCritic) -> float:
     What trains is left as it is.
     """
     with torch.random.fork_rng(devices=random_devices()):
-        parts = rehearsal(config, copied(world_model), copied(agent))
+        parts = rehearsal(config, copy_without_fabric(world_model), copy_without_fabric(agent))
         return sum(_counted(function) * rows for function, rows in parts) / 1e9
 
 

@@ -11,8 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-
-from lightning.fabric import Fabric
+from typing import TYPE_CHECKING
 
 from stormlit.analysis.evaluate import Evaluation
 from stormlit.config.compose import to_tree, to_yaml
@@ -24,7 +23,6 @@ from stormlit.registry import build
 from stormlit.runs.after_step import after_step, evaluate_agent, log_metrics, make_media, record, warn_on_os_error
 from stormlit.runs.assembly import build_training, run_baselines
 from stormlit.runs.checkpoint import latest_checkpoint, list_checkpoints
-from stormlit.runs.device import launched_by_fabric
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.estimate import check_memory, out_of_memory, time_to_come
 from stormlit.runs.outcome import result_of
@@ -40,8 +38,12 @@ from stormlit.runs.snapshot import (
     save_snapshot,
 )
 from stormlit.runs.threads import settle_threads
+from stormlit.storm.fabric_internals import launched_by_fabric
 from stormlit.storm.loop import fit
 from stormlit.tracking import RunStatus, Tracker, run_tags
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 def new_run(config: Config, files: Sequence[str], fabric: Fabric) -> tuple[Config, RunDirectory]:

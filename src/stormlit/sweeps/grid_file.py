@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stormlit.config.compose import from_tree
+from stormlit.config.schema import keys_of
 from stormlit.errors import ConfigError
 from stormlit.files import read_json, write_json
 from stormlit.runs.result import asked, differences
@@ -21,16 +22,7 @@ FORMAT = 1
 FILE = "grid.json"
 
 # What may change in a grid that has begun: where its runs compute and what they leave, not what comes out.
-MAY_CHANGE = (
-    "env.isolation",
-    "env.step_timeout_seconds",
-    "env.max_restarts",
-    "env.irreproducible",
-    "loop.log_every_env_steps",
-    "loop.media_every_env_steps",
-    "loop.max_nonfinite_updates",
-    "checkpoint.",
-)
+MAY_CHANGE = keys_of("operation", "saving")
 
 
 class Record:

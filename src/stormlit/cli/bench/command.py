@@ -12,7 +12,7 @@ from stormlit.config.compose import compose
 from stormlit.config.schema import Config
 from stormlit.errors import ConfigError
 from stormlit.files import write_json
-from stormlit.runs.device import launched_by_fabric
+from stormlit.storm.fabric_internals import launched_by_fabric
 
 
 def bench(

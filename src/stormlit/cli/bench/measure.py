@@ -144,7 +144,7 @@ def _describe(name: str, phases: Phases) -> Measured:
     return Measured(
         name=name,
         config=phases.config,
-        precision=training.fabric._precision.precision,
+        precision=training.fabric.strategy.precision.precision,
         compiled=should_compile(phases.config.compile, training.fabric),
         device=training.fabric.device,
         times_per_env_step={phase: phases.times_per_env_step(phase) for phase in PHASES},
