@@ -6,11 +6,10 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import publish
 import pytest
 
 from fake_runs import fake_result, write_run
-from stormlit.cli import main
-from stormlit.reports import publish
 from stormlit.runs.directory import RunDirectory
 from stormlit.runs.result import Result
 
@@ -24,7 +23,7 @@ def finished(root: Path, result: Result) -> str:
 
 
 def send(root: Path, name: str) -> int:
-    return main(["publish", name, f"run.dir={root / 'runs'}", "-o", str(root / "results")])
+    return publish.main([name, "--run-dir", str(root / "runs"), "-o", str(root / "results")])
 
 
 def rows(file: Path) -> list[dict[str, str]]:

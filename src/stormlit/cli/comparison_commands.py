@@ -9,10 +9,8 @@ from stormlit.cli.columns import columns
 from stormlit.envs import ATARI_100K_GAMES
 from stormlit.errors import ConfigError
 from stormlit.reports.literature import NOTES, Method, chosen, method_aggregates
-from stormlit.reports.publish import publish
 from stormlit.reports.statistics import AGGREGATES
 from stormlit.reports.write import write_report
-from stormlit.runs.directory import find_run
 
 
 def report_runs(
@@ -25,14 +23,6 @@ def report_runs(
     if not files:
         raise ConfigError("which runs? expected names, folders, groups or experiments")
     return "\n".join(f"written to {file}" for file in write_report(files, root, output, base, scale))
-
-
-def publish_run(reference: str, overrides: Sequence[str], root: Path, output: Path) -> str:
-    """Append a finished run to the published results; returns where it stands."""
-    for word in overrides:
-        if not word.startswith("run.dir="):
-            raise ConfigError(f"'{word}': what is published changes no setting; expected a run, and run.dir=DIR")
-    return f"appended to {publish(find_run(reference, root)[0], output)}"
 
 
 def published_scores(methods: Sequence[str]) -> str:

@@ -158,15 +158,6 @@ VERBS = {
             ),
         ),
     ),
-    "publish": Verb(
-        "stormlit.cli.comparison_commands:publish_run",
-        "Append a finished run to the results of its benchmark, and to the README's table of them.",
-        (
-            RUN,
-            _argument("words", nargs="*", default=[], metavar="run.dir=DIR", help="where runs are looked for"),
-            _argument("-o", "--output", type=Path, default=Path("results"), metavar="DIR", help="default: results"),
-        ),
-    ),
     "scores": Verb(
         "stormlit.cli.comparison_commands:published_scores",
         "Print published scores on Atari 100k: aggregates with intervals.",

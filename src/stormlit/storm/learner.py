@@ -17,6 +17,7 @@ from stormlit.nn.autocast import training_memory_format
 from stormlit.nn.compilation import Compiled
 from stormlit.nn.optimizers import adam
 from stormlit.storm.agent import ActorCritic
+from stormlit.storm.fabric_internals import skip_step_where
 from stormlit.storm.world_model import WorldModel
 
 
@@ -107,8 +108,7 @@ class Learner:
             finite = everywhere == 1.0
         skipped = (~finite).float()
         if not self.scales_loss:  # the loss scaler finds out and skips by itself
-            # What the fused kernel takes from a loss scaler: with 1 here it leaves weights and moments alone.
-            self.optimizer.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+            skip_step_where(self.optimizer.optimizer, skipped)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if before is not None:

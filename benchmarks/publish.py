@@ -1,11 +1,19 @@
-"""Published results: a CSV file for each benchmark, to which finished runs are appended, and the table of them."""
+"""Append a finished run to the published results, and renew the README's table of them.
+
+    python benchmarks/publish.py RUN [--run-dir runs] [-o results]
+
+There is a CSV file for each benchmark, results/BENCHMARK.csv, with a line for each configuration, environment and seed.
+Exit codes: 0 it stands there, 2 it may not, which a sentence says why.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import functools
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +24,12 @@ import numpy as np
 from stormlit.config.compose import compose, to_tree
 from stormlit.config.schema import Config
 from stormlit.envs import ATARI_100K_GAMES, human_normalized
-from stormlit.errors import ConfigError
+from stormlit.errors import ConfigError, StormlitError
 from stormlit.files import write_atomically
 from stormlit.registry import leaves
 from stormlit.reports.statistics import mean, median
 from stormlit.reports.table import BASE, changes_in_words, learned, settings
-from stormlit.runs.directory import RunDirectory
+from stormlit.runs.directory import RunDirectory, find_run
 from stormlit.runs.result import Result, protocol, read
 
 COLUMNS = (
@@ -29,8 +37,9 @@ COLUMNS = (
     "env_steps", "hours", "device", "precision", "version", "commit", "finished", "returns",
 )  # fmt: skip
 KEY = ("configuration", "environment", "seed")  # of which there is one row each
-START, END = "<!-- results, written by `stormlit publish` -->", "<!-- end of results -->"
-NOTHING = "No run has been published in `results/` yet (`stormlit publish RUN`)."
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+START, END = "<!-- results, written by benchmarks/publish.py -->", "<!-- end of results -->"
+NOTHING = "No run has been published in `results/` yet (`python benchmarks/publish.py RUN`)."
 
 Row = Mapping[str, str]
 
@@ -228,3 +237,21 @@ def _over_seeds(values: Sequence[str]) -> str:
     if len(numbers) < 2:
         return f"{numbers[0]:.4g}" if len(numbers) else "-"
     return f"{numbers.mean():.4g} +- {numbers.std(ddof=1) / len(numbers) ** 0.5:.3g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("run", help="a run's name, its MLflow run id, or its path")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="folder that runs are looked for in")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder of the files; default: results")
+    given = parser.parse_args(arguments)
+    try:
+        print(f"appended to {publish(find_run(given.run, given.run_dir)[0], given.output)}")
+    except StormlitError as error:
+        print(f"publish.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
