@@ -21,11 +21,9 @@ def test_moving_average_by_hand() -> None:
     assert float(scale.update(2 * returns)) == pytest.approx(19.8)
     assert float(scale.update(torch.full((3, 7), 100.0))) == pytest.approx(17.82)
     assert scale.bounds.tolist() == pytest.approx([10.99, 28.81])
-    assert float(scale.scale()) == pytest.approx(17.82)
 
 
 def test_the_scale_is_at_least_its_minimum() -> None:
-    assert float(ReturnNormalizer().scale()) == 1.0
     assert float(ReturnNormalizer().update(torch.tensor([3.0, 3.1]))) == 1.0
     assert float(ReturnNormalizer(minimum=0.01).update(torch.zeros(4))) == pytest.approx(0.01)
 

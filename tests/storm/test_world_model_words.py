@@ -110,9 +110,9 @@ def test_the_decoder_reads_what_the_word_says(word: str) -> None:
     world_model = small_world_model(decoder_input=word)
     latent, before = torch.randn(2, 3, world_model.latent_dim), torch.randn(2, 3, HIDDEN)
     with torch.no_grad():
-        seen = world_model.decode(latent, before)
+        image = world_model.decode(latent, before).image
         moved = [
-            not torch.allclose(world_model.decode(other, past), seen)
+            not torch.allclose(world_model.decode(other, past).image, image)
             for other, past in ((torch.randn_like(latent), before), (latent, torch.randn_like(before)))
         ]
     assert moved == [word != "hidden", word != "latent"]

@@ -58,7 +58,6 @@ class Learner:
         # With float16 the loss scale is divided out before clipping, which Adam's fused kernel would do inside.
         self.scales_loss = getattr(fabric._precision, "scaler", None) is not None
         optimizer = adam(module.parameters(), self.settings, fused=not self.scales_loss)
-        self._step_sizes = [group["lr"] for group in optimizer.param_groups]
         with fabric.autocast():
             # Or each use of a convolution's weight, and each of its gradients, would begin with a copy.
             module.to(memory_format=training_memory_format(fabric.device))  # type: ignore[call-overload]
@@ -81,8 +80,8 @@ class Learner:
         done: share of the run that is over, on which the step size may depend; 1 at the end of the budget.
         """
         if self.settings.decay:
-            for group, step_size in zip(self.optimizer.param_groups, self._step_sizes, strict=True):
-                group["lr"] = step_size * self.settings.decayed(done)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.settings.learning_rate * self.settings.decayed(done)
         self.module.train()
         before = self._statistics()
         try:
