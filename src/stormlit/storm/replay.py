@@ -191,7 +191,7 @@ class Priorities:
 
     All of it is on the CPU, like the generator that draws: losses that come from a GPU are waited for.
 
-    sampler: gives windows their weights, see ``nn.interfaces.Sampler``.  rows, num_envs: of the ring.
+    sampler: gives windows their weights, see ``checks.interfaces.Sampler``.  rows, num_envs: of the ring.
     """
 
     def __init__(self, sampler: Any, rows: int, num_envs: int) -> None:

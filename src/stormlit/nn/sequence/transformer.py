@@ -230,9 +230,12 @@ class TransformerSequence(nn.Module):
     def step(self, latent: Tensor, action: Tensor, memory: TransformerMemory) -> Tensor:
         """latent: (N, Z).  action: (N,) int64, or (N, A) float32.  Returns hidden (N, D).
 
-        The memory grows by one token.
+        The memory grows by one token. Raises ``IndexError`` where it, or ``max_length``, has no room for that.
         """
         position = memory.length
+        room = min(memory.mask.shape[-1], len(self.positions.weight))
+        if position == room:
+            raise IndexError(f"the memory is full: it has room for {room} steps")
         x = self._tokens(latent[:, None], action[:, None], start=position)
         mask = memory.mask[:, :, :, : position + 1]
         for block, cache in zip(self.blocks, memory.layers, strict=True):
