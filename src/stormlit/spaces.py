@@ -242,10 +242,6 @@ class Seen:
     image: Tensor | None
     vector: Tensor | None
 
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """The leading axes of both."""
-        if self.image is not None:
-            return self.image.shape[:-3]
-        assert self.vector is not None
-        return self.vector.shape[:-1]
+    def after_first(self) -> Seen:
+        """Without the first of the T steps of (B, T, ...)."""
+        return Seen(*(None if part is None else part[:, 1:] for part in (self.image, self.vector)))

@@ -197,8 +197,12 @@ class WorldModel(nn.Module):
         hidden = self.sequence_model(latent, self.encode_action(batch.action), batch.is_first)
         prior = self.latent.prior(hidden)
 
-        before = hidden_before(hidden, batch.is_first) if self.decoder_reads_hidden else None
-        reconstruction = reconstruction_losses(self.decode(latent, before), seen, self.reconstruction_focus)
+        if self.decoder_reads_hidden:  # what came before a window's first step is not known
+            before = hidden_before(hidden, batch.is_first)
+            seen, decoded = seen.after_first(), self.decode(latent[:, 1:], before[:, 1:])
+        else:
+            decoded = self.decode(latent)
+        reconstruction = reconstruction_losses(decoded, seen, self.reconstruction_focus)
         reward = self.reward_encoding.loss(self.reward_head(hidden), batch.reward)
         going_on, goes_on = self.continuation_head(hidden).squeeze(-1).float(), (~batch.terminated).float()
         continuation = F.binary_cross_entropy_with_logits(going_on, goes_on)
