@@ -277,9 +277,9 @@ class Experience:
     contexts: Windows
 
     @property
-    def longest(self) -> int:
-        """Steps of the longest window that is drawn; fewer rows of the replay buffer are not learned from."""
-        return max(self.batch.length, self.contexts.length)
+    def holds_a_window(self) -> bool:
+        """Whether the replay buffer has the steps of the longest window that is drawn."""
+        return self.replay.rows >= max(self.batch.length, self.contexts.length)
 
     def sample_batch(self) -> tuple[Batch, Tensor | None]:
         """Windows for one update of the world model, on the device, and which they are, see ``ReplayBuffer.draw``."""
