@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stormlit.cli.bench.report import header
+from stormlit.cli.bench_command import header
 from stormlit.config.compose import compose
 from stormlit.config.schema import Config
 from stormlit.data import Batch, Trajectory

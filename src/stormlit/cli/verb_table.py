@@ -83,7 +83,7 @@ VERBS = {
         ),
     ),
     "bench": Verb(
-        "stormlit.cli.bench.command:bench",
+        "stormlit.cli.bench_command:bench",
         "Time every phase of training, and count what it launches.",
         (
             LAYERS,
