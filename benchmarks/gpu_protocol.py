@@ -169,7 +169,7 @@ class Parity:
         with autocast, torch.no_grad():
             hidden = sequence(latent, action, batch.is_first)
             found = {"hidden states": hidden, "posterior": model.posterior(batch.obs)}
-            found |= {"prior": model.latent.prior(hidden), "reconstructions": model.decode(latent)}
+            found |= {"prior": model.latent.prior(hidden), "reconstructions": model.decode(latent).image}
             found |= {"rewards": model.reward(hidden), "continuation": model.continuation(hidden)}
             found |= {"policy": agent.eval().policy(latent, hidden), "values": agent.value(latent, hidden)}
             context, none_first = slice(self.start), torch.zeros_like(batch.is_first[:, : self.start])
