@@ -15,7 +15,7 @@ import torch
 from torch.utils.benchmark import Measurement, Timer
 from tqdm import tqdm
 
-from stormlit.cli.columns import columns
+from stormlit.cli.output import columns
 from stormlit.cli.phases import PHASES, WHOLE, Phases, prepared
 from stormlit.config.compose import compose, to_tree
 from stormlit.config.schema import Config
