@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor
 
 from stormlit.data import Losses
@@ -19,6 +17,10 @@ from stormlit.nn.optimizers import adam
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.fabric_internals import scales_loss, skip_steps_where
 from stormlit.storm.world_model import WorldModel
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+    from lightning.fabric.wrappers import _FabricModule, _FabricOptimizer
 
 
 @dataclass(slots=True)

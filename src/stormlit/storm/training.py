@@ -7,11 +7,10 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from stormlit.data import Batch, Trajectory
@@ -22,6 +21,9 @@ from stormlit.storm.fabric_internals import load_precision_state, precision_stat
 from stormlit.storm.learner import Learner
 from stormlit.storm.replay import Experience, ReplayBuffer
 from stormlit.storm.world_model import WorldModel
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 class Every:
