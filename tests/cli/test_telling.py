@@ -9,13 +9,7 @@ from pathlib import Path
 import pytest
 
 from stormlit.cli.error_output import LAUNCHERS_FILE, PATIENCE_SECONDS, tell
-from stormlit.errors import (
-    ConfigError,
-    CrashElsewhereError,
-    EnvironmentCrashError,
-    RestoreElsewhereError,
-    StormlitError,
-)
+from stormlit.errors import ConfigError, ElsewhereError, EnvironmentCrashError, StormlitError
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +42,7 @@ def test_a_rank_that_nothing_has_launched_does_not_wait(
         ("1", ConfigError("ü"), [PATIENCE_SECONDS]),
         ("1", EnvironmentCrashError("ü"), []),
         # The others only know that some process has failed, and let one that found what nobody else did speak first.
-        ("0", CrashElsewhereError("ü"), [2 * PATIENCE_SECONDS]),
-        ("0", RestoreElsewhereError("ü"), [2 * PATIENCE_SECONDS]),
+        ("0", ElsewhereError("ü"), [2 * PATIENCE_SECONDS]),
     ],
 )
 def test_a_launched_process_leaves_it_to_the_launcher(

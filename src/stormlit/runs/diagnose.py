@@ -23,17 +23,12 @@ from stormlit.analysis.diagnosis import (
 )
 from stormlit.analysis.diagnosis_plot import plot_diagnosis
 from stormlit.analysis.dream import dream, dream_length, dream_window
-from stormlit.analysis.evaluate import EVALUATION_ROW
-from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError, StormlitError
 from stormlit.files import read_json, write_json
 from stormlit.registry import build
-from stormlit.runs.api import Trained, load
-from stormlit.runs.assembly import player_factory
+from stormlit.runs.api import Trained, load, play
 from stormlit.runs.directory import RunDirectory, exclusive
-from stormlit.runs.threads import settle_threads
-from stormlit.storm.collect import Collector
-from stormlit.storm.replay import ReplayBuffer
+from stormlit.runs.estimate import settle_threads
 from stormlit.tracking import MlflowTracker
 
 FORMAT = 1
@@ -77,7 +72,7 @@ def diagnosis(trained: Trained, steps: int, length: int) -> dict[str, Any]:
     """All that is measured, in built-in types."""
     config, world_model, agent = trained.config, trained.world_model, trained.agent
     torch.manual_seed(config.seed)
-    replay = _played(trained, steps)
+    replay = play(trained, steps // trained.config.env.num_envs)
     rows = replay.read(0, replay.rows)
     context = config.imagination.context_length
     dreams = [
@@ -110,20 +105,6 @@ def diagnosis(trained: Trained, steps: int, length: int) -> dict[str, Any]:
             from_posterior=config.imagination.start == "posterior",
         ),
     }
-
-
-def _played(trained: Trained, steps: int) -> ReplayBuffer:
-    """New steps of the policy, from episodes that training has not had."""
-    config = trained.config
-    envs = VectorEnv(config.env, seed=config.seed, env_index_offset=EVALUATION_ROW)
-    with contextlib.closing(envs):
-        space, device = envs.observation_space, torch.device("cpu")
-        replay = ReplayBuffer(steps, envs.num_envs, space, device, config.seed, envs.action_space)
-        player = player_factory(config, trained.world_model, trained.agent)(envs.num_envs)
-        collector = Collector(envs, player, replay, seed=config.seed)
-        for _ in range(replay.row_capacity):
-            collector.step(collector.select_action(random=False))
-    return replay
 
 
 def told(found: dict[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import sys
 import time
@@ -128,15 +127,6 @@ def measure(settings: Sequence[tuple[str, Config]], rounds: int) -> list[Measure
                     result.seconds[phase].append(timed(_running(phases, phase), runs, result.device))
                     bar.update()
     return results
-
-
-def peak_memory(device: torch.device) -> tuple[str, int]:
-    """What is measured, and the most bytes of it that this process has taken so far."""
-    if device.type == "cuda":
-        return "allocated on the GPU", torch.cuda.max_memory_allocated(device)
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # On macOS they are bytes.
-    return "resident set of the process", kibibytes if sys.platform == "darwin" else kibibytes * 1024
 
 
 def _describe(name: str, phases: Phases) -> Measured:

@@ -13,7 +13,7 @@ from stormlit.cli.bench.counting import OperationCounter
 from stormlit.config.schema import Config
 from stormlit.runs.assembly import build_training
 from stormlit.runs.device import make_fabric
-from stormlit.runs.threads import settle_threads
+from stormlit.runs.estimate import settle_threads
 from stormlit.storm.training import Ratio, Training
 
 SAMPLE_BATCH, WORLD_MODEL, SAMPLE_CONTEXTS = "sample batch", "world-model update", "sample contexts"

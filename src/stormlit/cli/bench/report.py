@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from stormlit.cli.bench.measure import WHOLE, Measured, Spread, peak_memory
+from stormlit.cli.bench.measure import WHOLE, Measured, Spread
 from stormlit.cli.bench.phases import PHASES
 from stormlit.cli.columns import columns
 from stormlit.config.compose import to_tree
 from stormlit.errors import counted
 from stormlit.nn.compilation import compile_report
+from stormlit.runs.result import peak_memory
 from stormlit.tracking import run_tags
 
 # Of the JSON files, for those who read them.
