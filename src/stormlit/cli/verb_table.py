@@ -106,7 +106,7 @@ VERBS = {
         ),
     ),
     "diagnose": Verb(
-        "stormlit.runs.diagnose:diagnose_run",
+        "stormlit.cli.diagnose_command:diagnose_run",
         "Measure a run's world model: open-loop error, rewards, ends, latents, values, returns in its dream.",
         (
             RUN,

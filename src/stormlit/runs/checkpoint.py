@@ -318,7 +318,9 @@ class CheckpointWriter:
             discard(self.final)
         os.replace(self.temporary, self.final)
         sync_folder(self.run.checkpoints)
-        for stale in (replaced, *list_checkpoints(self.run)[:-keep], *_outdone(self.run)):
+        for stale in (replaced, *list_checkpoints(self.run)[:-keep]):
+            discard(stale)
+        for stale in _outdone(self.run):
             discard(stale)
         return self.final
 

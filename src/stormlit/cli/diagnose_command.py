@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 
 from stormlit.analysis.diagnosis import (
+    FOLDER,
+    FORMAT,
     dream_returns,
     end_quality,
     latent_use,
@@ -24,15 +25,13 @@ from stormlit.analysis.diagnosis import (
 from stormlit.analysis.diagnosis_plot import plot_diagnosis
 from stormlit.analysis.dream import dream, dream_length, dream_window
 from stormlit.errors import ConfigError, StormlitError
-from stormlit.files import read_json, write_json
+from stormlit.files import write_json
 from stormlit.registry import build
 from stormlit.runs.api import Trained, load, play
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.estimate import settle_threads
 from stormlit.tracking import MlflowTracker
 
-FORMAT = 1
-FOLDER = "diagnosis"
 DREAMS = 48  # windows that are dreamt
 
 
@@ -57,15 +56,6 @@ def diagnose_run(reference: str, root: Path, overrides: Sequence[str], steps: in
     sent = _track(trained, [file, picture])
     return "\n".join([f"{trained.directory.name}, {trained.checkpoint.name}, on {steps:,} new steps of its policy",
                       *told(found), f"written to {file} and {picture}", *sent])  # fmt: skip
-
-
-def newest_diagnosis(folder: Path) -> dict[str, Any] | None:
-    """The diagnosis of a run's newest checkpoint that has one; None where there is none that can be read."""
-    for file in sorted((folder / FOLDER).glob("step-*.json"), reverse=True):
-        with contextlib.suppress(StormlitError):
-            if (found := read_json(file)).get("format") == FORMAT:
-                return found
-    return None
 
 
 def diagnosis(trained: Trained, steps: int, length: int) -> dict[str, Any]:
