@@ -22,7 +22,7 @@ from stormlit.config.schema import Config
 from stormlit.errors import ConfigError, counted
 from stormlit.files import write_json
 from stormlit.nn.compilation import compile_report, should_compile
-from stormlit.runs.outcome import peak_memory
+from stormlit.runs.result import peak_memory
 from stormlit.storm.fabric_internals import launched_by_fabric
 from stormlit.tracking import run_tags
 
