@@ -104,11 +104,11 @@ def measure(settings: Mapping[str, Config], rounds: int, command: str) -> Number
         ratios[f"{first} / {other}"] = {
             phase: ratio(taken[first][phase], taken[other][phase], steps if phase == WHOLE else 1.0) for phase in phases
         }
-    kind = "allocated on the GPU" if device.type == "cuda" else "resident set of the process"
+    kind, peak = peak_memory(device)
     return {
         **header("bench", command, device),
         "rounds": rounds,
-        "peak_memory": {"of": kind, "bytes": peak_memory(device)},
+        "peak_memory": {"of": kind, "bytes": peak},
         "settings": [{"name": name, **_setting(subjects[name], taken[name], launched[name])} for name in subjects],
         "ratios": ratios,
     }
