@@ -3,7 +3,7 @@
     git worktree add ../before COMMIT
     python benchmarks/same_bits.py ../before .
 
-One thread; each run takes one to three minutes. Before 0.2.0 latents had a sparse form and encoders a frozen one, which
+One thread; each run takes one to three minutes. At 2b712ff and before, latents had a sparse form and encoders a frozen one, which
 round otherwise: ``git -C ../before apply benchmarks/dense_forms.patch`` switches them off there.
 """
 
@@ -24,22 +24,13 @@ import torch
 COMMON = ["tracking=csv", "run.dir=runs", "evaluation.episodes=2", "evaluation.baselines=[]", "threads=1"]
 SHORT = [*COMMON, "loop.env_steps=400", "loop.warmup_steps=200"]
 REDUCED = [
-    "world_model.hidden_dim=32",
-    "world_model.sequence_model.num_heads=2",
-    "world_model.encoder.stem_channels=4",
-    "world_model.decoder.stem_channels=4",
-    "world_model.latent.groups=8",
-    "world_model.latent.classes=8",
-    "agent.hidden_dim=32",
-    "imagination.batch_size=16",
-    "loop.batch_size=2",
-    "loop.batch_length=16",
-    "loop.warmup_steps=100",
-    "loop.env_steps=160",
+    *(f"world_model.{word}" for word in ("hidden_dim=32", "sequence_model.num_heads=2", "latent.groups=8")),
+    *(f"world_model.{word}" for word in ("latent.classes=8", "encoder.stem_channels=4", "decoder.stem_channels=4")),
+    *("agent.hidden_dim=32", "imagination.batch_size=16", "env.atari.max_frames=400", "evaluation.num_envs=1"),
+    *(f"loop.{word}" for word in ("batch_size=2", "batch_length=16", "warmup_steps=100", "env_steps=160")),
     "loop.media_every_env_steps=0",
-    "env.atari.max_frames=400",
-    "evaluation.num_envs=1",
 ]
+DEMONSTRATED = ["demonstrations.path=played.npz", "demonstrations.batch_size=4"]
 COMMANDS = (
     ["train", "tiny", "run.name=tiny", *SHORT],
     ["train", "quickstart", "run.name=quickstart", *COMMON, "loop.env_steps=1500"],
