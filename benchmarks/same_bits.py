@@ -3,8 +3,8 @@
     git worktree add ../before COMMIT
     python benchmarks/same_bits.py ../before .
 
-One thread; each run takes one to three minutes. At 2b712ff and before, latents had a sparse form and encoders a frozen one, which
-round otherwise: ``git -C ../before apply benchmarks/dense_forms.patch`` switches them off there.
+One thread; each run takes one to three minutes. At 2b712ff and before, latents had a sparse form and encoders a frozen
+one, which round otherwise: ``git -C ../before apply benchmarks/dense_forms.patch`` switches them off there.
 """
 
 from __future__ import annotations
