@@ -87,7 +87,7 @@ from training import SMALL, refusal, refused_training
         ("seed=-1", ["seed=-1", "0"]),
         ("env.size=4", ["env.size=4", "8"]),
         ("env.num_envs=0", ["env.num_envs=0", "1"]),
-        ("env.atari.sticky_actions=2", ["env.atari.sticky_actions=2", "[0, 1]"]),
+        ("env.atari.sticky_actions=2", ["env.atari.sticky_actions=2", "expected 0 to 1"]),
         ("run.name=../above", ["run.name", "../above"]),
         ("world_model.optimizer.learning_rate=-1", ["world_model.optimizer.learning_rate=-1"]),
         ("world_model.optimizer.eps=-1", ["world_model.optimizer.eps=-1"]),

@@ -26,6 +26,8 @@ from stormlit.errors import ConfigError
 DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 """A group of options all of which have their defaults."""
 
+AS_GOOD_AS_NONE = 10**9  # an upper end that is not worth telling
+
 
 Role = Literal[
     "experiment",  # another value is another experiment
@@ -80,10 +82,10 @@ class Option:
 
     @property
     def range(self) -> str:
-        """Its range in words, empty where there is none."""
-        if math.inf not in (self.high, -self.low):
-            return f"{self.low:g} to {self.high:g}"
-        return f"at least {self.low:g}" if self.low > -math.inf else ""
+        """Its range in words, without an upper end that is as good as none; empty where there is none."""
+        if self.low == -math.inf:
+            return ""
+        return f"at least {self.low:g}" if self.high >= AS_GOOD_AS_NONE else f"{self.low:g} to {self.high:g}"
 
 
 @functools.cache
@@ -165,11 +167,18 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def check_values(declared: Mapping[str, Option], values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise ``ConfigError`` for the first number out of range or not finite, or the first pair in the wrong order."""
+    """Raise ``ConfigError`` for the first word that is no choice, the first number out of range or not finite, or the
+    first pair in the wrong order.
+    """
     for key, option in declared.items():
         value = values.get(key)
+        if typing.get_origin(option.type) is Literal and value not in option.choices:
+            choices = ", ".join(map(str, option.choices))
+            raise ConfigError(f"{prefix}{key}={value} does not exist: expected one of {choices}")
         if isinstance(value, (int, float)) and option.range and not option.low <= value <= option.high:
-            raise ConfigError(f"{prefix}{key}={value} is out of range: expected {option.range}")
+            too_large = value > option.high >= AS_GOOD_AS_NONE
+            expected = f"at most {option.high}" if too_large else option.range
+            raise ConfigError(f"{prefix}{key}={value} is out of range: expected {expected}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{prefix}{key}={value} is not a finite number")
     for key, option in declared.items():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
-import math
 import re
 import typing
 from collections.abc import Callable, Mapping
@@ -96,8 +94,7 @@ def allowed_values(option: Option) -> str:
     kinds = {int: "whole number", float: "number", str: "text", list: "list"}
     kind = "path" if option.path else kinds.get(typing.get_origin(option.types[0]) or option.types[0], "")
     named = ", ".join(str(word).lower() if word in (True, False) else word for word in words)
-    bounds = dataclasses.replace(option, high=math.inf) if option.high >= 10**9 else option  # as good as none
-    return " or ".join(filter(None, (named, bounds.range))) or kind or "any value"
+    return " or ".join(filter(None, (named, option.range))) or kind or "any value"
 
 
 def fill(kind: str, node: str | Mapping[str, Any], key: str = "") -> dict[str, Any]:
