@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stormlit.data import Batch, Losses, PartNode, Reading, WorldState
-from stormlit.nn.building import build_part, build_sequence_model
+from stormlit.nn.building import build_part
 from stormlit.nn.heads import READINGS, HiddenState, LatentAndHiddenState, LatentState, Scoring
 from stormlit.nn.optimizers import OptimizerSettings
-from stormlit.nn.sequence.tokens import build_separate
+from stormlit.nn.sequence.tokens import build_merged, build_separate
 from stormlit.ops.losses import kl_balance
 from stormlit.ops.spaces import encode, read
 from stormlit.registry import Option
@@ -23,7 +23,7 @@ from stormlit.storm.loss_balance import Harmony
 from stormlit.storm.observer import build_decoders, build_encoders, decode, embed, reconstruction_losses
 
 FRAMES_AT_ONCE = 128
-TOKENS: Mapping[str, Callable[..., Any]] = {"merged": build_sequence_model, "separate": build_separate}
+TOKENS: Mapping[str, Callable[..., Any]] = {"merged": build_merged, "separate": build_separate}
 DECODER_INPUTS = {"latent": LatentState, "hidden": HiddenState, "both": LatentAndHiddenState}
 
 
@@ -142,8 +142,9 @@ class WorldModel(nn.Module):
 
     def _build_objectives(self, nodes: Sequence[PartNode]) -> nn.ModuleList:
         widths = self.latent_dim, self.embed_dim, self.hidden_dim, self.action_space.width
+        spaces = {"observations": self.observation_space, "actions": self.action_space}
         return nn.ModuleList(
-            build_part("objective", node, *widths, key=f"world_model.objectives[{index}]")
+            build_part("objective", node, *widths, key=f"world_model.objectives[{index}]", **spaces)
             for index, node in enumerate(nodes)
         )
 
@@ -196,8 +197,12 @@ class WorldModel(nn.Module):
         hidden = self.sequence_model(latent, self.encode_action(batch.action), batch.is_first)
         prior = self.latent.prior(hidden)
 
-        before = hidden_before(hidden, batch.is_first) if self.decoder_reads_hidden else None
-        reconstruction = reconstruction_losses(self.decode(latent, before), seen, self.reconstruction_focus)
+        if self.decoder_reads_hidden:  # what came before a window's first step is not known
+            before = hidden_before(hidden, batch.is_first)
+            seen, decoded = seen.after_first(), self.decode(latent[:, 1:], before[:, 1:])
+        else:
+            decoded = self.decode(latent)
+        reconstruction = reconstruction_losses(decoded, seen, self.reconstruction_focus)
         reward = self.reward_encoding.loss(self.reward_head(hidden), batch.reward)
         going_on, goes_on = self.continuation_head(hidden).squeeze(-1).float(), (~batch.terminated).float()
         continuation = F.binary_cross_entropy_with_logits(going_on, goes_on)
