@@ -79,16 +79,6 @@ def test_the_policy_sees_what_full_passes_over_the_context_give(sequence_model: 
     assert lengths == {0, 1, 2, 3}
 
 
-def test_the_policy_sees_the_posterior_of_the_current_frame() -> None:
-    player, same_world_model, frame = Spied(), small_world_model(), _frames(1)[0]
-    torch.manual_seed(3)
-    player.act(frame, np.array([True, True]))
-    torch.manual_seed(3)
-    assert torch.equal(
-        player.latents[0], same_world_model.sample_posterior(torch.from_numpy(frame).permute(0, 3, 1, 2))
-    )
-
-
 def test_actions_are_the_policy_s() -> None:
     player, frames, starts = Spied(), _frames(6), _starts(6)
     for t in range(6):
@@ -100,39 +90,6 @@ def test_actions_are_the_policy_s() -> None:
     many.agent.policy = lambda latent, hidden: torch.full((400, ACTIONS), 1 / 3).log()
     sampled = many.act(_frames(1, 400)[0], np.ones(400, dtype=bool))
     assert (np.bincount(sampled, minlength=ACTIONS) > 90).all()
-
-
-def test_an_environment_does_not_notice_the_frames_and_episodes_of_another() -> None:
-    alone, beside = Spied(), Spied()
-    frames, other_frames = _frames(8), _frames(8)
-    other_frames[:, 1] = _frames(8, seed=1)[:, 1]
-    starts, other_starts = _starts(8, (5, 0)), _starts(8, (5, 0), (2, 1), (6, 1))
-    actions = []
-    for player, seen, begun in ((alone, frames, starts), (beside, other_frames, other_starts)):
-        torch.manual_seed(0)  # row 0 gets the same random numbers in both
-        actions.append([int(player.act(seen[t], begun[t])[0]) for t in range(8)])
-    assert actions[0] == actions[1]
-    for t in range(8):
-        torch.testing.assert_close(alone.hiddens[t][0], beside.hiddens[t][0], atol=1e-6, rtol=0)
-        assert torch.equal(alone.latents[t][0], beside.latents[t][0])
-    assert not torch.equal(alone.hiddens[-1][1], beside.hiddens[-1][1])
-
-
-def test_a_restored_player_goes_on_as_if_nothing_had_happened() -> None:
-    frames, starts = _frames(10), _starts(10, (3, 1), (7, 0))
-    player = Spied()
-    for t in range(5):
-        player.act(frames[t], starts[t])
-    state = copy.deepcopy(player.state_dict())
-    restored = Spied()
-    restored.load_state_dict(state)
-    hidden = []
-    for one in (player, restored):
-        torch.manual_seed(1)
-        for t in range(5, 10):
-            one.act(frames[t], starts[t])
-        hidden.append(torch.stack(one.hiddens[-5:]))
-    assert torch.equal(hidden[0], hidden[1])
 
 
 # A memory that is carried along
