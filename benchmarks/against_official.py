@@ -131,7 +131,7 @@ def compare_forward(pair: Pair, batch: Batch, into: Differences) -> None:
     compare("reward logits", theirs.reward_decoder(their_hidden), model.reward_head(hidden), into)
     their_ends = theirs.termination_decoder(their_hidden)
     compare("termination logits", their_ends, -model.continuation_head(hidden).squeeze(-1), into)
-    compare("reconstructions", theirs.image_decoder(latent), model.decode(latent), into)
+    compare("reconstructions", theirs.image_decoder(latent), model.decode(latent).image, into)
     state = torch.cat([latent, their_hidden], dim=-1)
     compare("policy", pair.their_agent.policy(state).log_softmax(-1), pair.agent.policy(latent, hidden), into)
     compare("values", pair.their_agent.value(state), pair.agent.value(latent, hidden), into)

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stormlit.cli.bench.report import header
+from stormlit.cli.bench_command import header
 from stormlit.config.compose import compose
 from stormlit.config.schema import Config
 from stormlit.data import Batch, Trajectory
@@ -169,7 +169,7 @@ class Parity:
         with autocast, torch.no_grad():
             hidden = sequence(latent, action, batch.is_first)
             found = {"hidden states": hidden, "posterior": model.posterior(batch.obs)}
-            found |= {"prior": model.latent.prior(hidden), "reconstructions": model.decode(latent)}
+            found |= {"prior": model.latent.prior(hidden), "reconstructions": model.decode(latent).image}
             found |= {"rewards": model.reward(hidden), "continuation": model.continuation(hidden)}
             found |= {"policy": agent.eval().policy(latent, hidden), "values": agent.value(latent, hidden)}
             context, none_first = slice(self.start), torch.zeros_like(batch.is_first[:, : self.start])

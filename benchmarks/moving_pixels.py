@@ -78,9 +78,9 @@ def judged(world_model: WorldModel, replay: ReplayBuffer, median: Tensor) -> dic
         assert isinstance(state, WorldState) and isinstance(state.latent, Tensor)
         latents.append(state.latent)
         state = world_model.step(state, batch.action[:, step])
-    imagined = world_model.decode(torch.stack(latents, dim=1))
+    imagined = world_model.decode(torch.stack(latents, dim=1)).image
     return {
-        "reconstructed": errors(world_model.decode(likeliest), obs, median),
+        "reconstructed": errors(world_model.decode(likeliest).image, obs, median),
         "imagined": errors(imagined, obs[:, CONTEXT : CONTEXT + IMAGINED], median),
         "median frame": errors(median.expand_as(obs), obs, median),
     }

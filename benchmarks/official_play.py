@@ -103,8 +103,7 @@ def acting(
     options = compose(["official"]).player
     draw, seen = _Forced(2, options.context_length), []
     their_model.stright_throught_gradient = lambda logits, sample_mode="": draw(logits)
-    model.latent.draw_posterior = lambda embed, sparse: draw(model.latent.posterior(embed)).flatten(-2)
-    model.latent.draw_prior = lambda hidden, sparse: draw(model.latent.prior(hidden)).flatten(-2)
+    model.latent.sample = lambda log_probs: draw(log_probs).flatten(-2)
     act = agent.act
 
     def noted(latent: Tensor, hidden: Tensor, *, greedy: bool = False) -> Tensor:

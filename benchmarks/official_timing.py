@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import dataclasses
 import functools
 import shlex
 import sys
@@ -21,12 +20,12 @@ import numpy as np
 import torch
 from official_play import their_modules
 from torch import Tensor
+from torch.utils.benchmark import Measurement
 from tqdm import tqdm
 
-from stormlit.cli.bench import phases as names
-from stormlit.cli.bench.measure import WARM_UP_RUNS, WHOLE, Spread, ratio_of_rounds, runs_a_round, timed
-from stormlit.cli.bench.phases import ACTING, AGENT, IMAGINATION, WORLD_MODEL, Phases, prepared
-from stormlit.cli.bench.report import header
+from stormlit.cli import phases as names
+from stormlit.cli.bench_command import WARM_UP_RUNS, header, ratio, spread, timed
+from stormlit.cli.phases import ACTING, AGENT, IMAGINATION, WHOLE, WORLD_MODEL, Phases, prepared
 from stormlit.config.compose import compose
 from stormlit.config.schema import Config
 from stormlit.files import write_json
@@ -44,7 +43,7 @@ PROGRAM = ("python", "benchmarks/against_official.py", "--official=PATH_TO_A_CLO
 OPTIONS = ("device", "size", "layers", "heads", "precision", "rounds", "frames", "config")
 M_MMAP_THRESHOLD, MIB = -3, 2**20  # the first is of glibc's mallopt, see malloc.h
 Run = Callable[[], object]
-Rounds = list[list[float]]  # seconds of every run of each round
+Rounds = list[Measurement]
 
 
 class Size(NamedTuple):
@@ -205,7 +204,6 @@ def _alternate(sides: Sequence[dict[str, Run]], rounds: int, device: torch.devic
     """Warm up, then time every phase of one side after the other, round by round; seconds for each row and side."""
     sides = [{**runs, WHOLE: functools.partial(_run_all, [runs[phase] for phase in STEP])} for runs in sides]
     seconds: dict[str, list[Rounds]] = {row: [[] for _ in sides] for row in ROWS}
-    often: dict[tuple[str, int], int] = {}
     with tqdm(total=len(ROWS) * len(sides) * (rounds + 1), file=sys.stderr, leave=False) as bar:
         for number in range(rounds + 1):
             bar.set_description(f"round {number} of {rounds}" if number else "warm-up")
@@ -213,12 +211,11 @@ def _alternate(sides: Sequence[dict[str, Run]], rounds: int, device: torch.devic
                 for side, runs in enumerate(sides):
                     if device.type == "cpu":
                         (_released_allocator, keep_freed_memory)[side]()
-                        runs[row]()  # the heap is as large as this side leaves it, and not as the other has
-                    if number:
-                        seconds[row][side].append(timed(runs[row], often[row, side], device))
+                    if number:  # the untimed run before makes the heap as large as this side leaves it
+                        seconds[row][side].append(timed(runs[row], torch.get_num_threads()))
                     else:
                         with contextlib.redirect_stdout(sys.stderr):  # the clone tells of its buffers
-                            often[row, side] = runs_a_round(timed(runs[row], WARM_UP_RUNS[device.type], device)[-1])
+                            _run_all([runs[row]] * WARM_UP_RUNS[device.type])
                     bar.update()
     return seconds
 
@@ -236,17 +233,15 @@ def _run_all(runs: Sequence[Run]) -> None:
         run()
 
 
-def _spread(rounds: Rounds) -> Spread:
-    return Spread.of([seconds for one_round in rounds for seconds in one_round])
+def _spread(rounds: Rounds) -> dict[str, float]:
+    return spread([seconds for measured in rounds for seconds in measured.times])
 
 
 def _numbers(seconds: dict[str, list[Rounds]]) -> dict[str, Any]:
-    found = {}
-    for row, (theirs, ours) in seconds.items():
-        spreads = {"official_seconds": _spread(theirs), "stormlit_seconds": _spread(ours)}
-        spreads["ratio"] = ratio_of_rounds(theirs, ours)
-        found[row] = {name: dataclasses.asdict(spread) for name, spread in spreads.items()}
-    return found
+    return {
+        row: {"official_seconds": _spread(theirs), "stormlit_seconds": _spread(ours), "ratio": ratio(theirs, ours)}
+        for row, (theirs, ours) in seconds.items()
+    }
 
 
 def _table(seconds: dict[str, list[Rounds]], arguments: argparse.Namespace, size: Size, made: dict[str, Any]) -> str:
@@ -259,6 +254,7 @@ def _table(seconds: dict[str, list[Rounds]], arguments: argparse.Namespace, size
         "|---|---|---|---|---|",
     ]
     for row, (theirs, ours) in seconds.items():
-        ratio, times = ratio_of_rounds(theirs, ours), [f"{1e3 * _spread(x).median:,.2f}" for x in (theirs, ours)]
-        lines.append(f"| {row} | {' | '.join(times)} | {ratio.median:.2f} | {ratio.low:.2f} - {ratio.high:.2f} |")
+        cells = [f"{1e3 * _spread(side)['median']:,.2f}" for side in (theirs, ours)]
+        cells.append("{median:.2f} | {low:.2f} - {high:.2f}".format(**ratio(theirs, ours)))
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stormlit.cli.bench.measure import WHOLE
-from stormlit.cli.bench.phases import ACTING, AGENT, IMAGINATION, WORLD_MODEL
+from stormlit.cli.phases import ACTING, AGENT, IMAGINATION, WHOLE, WORLD_MODEL
 from stormlit.files import read_json
 
 HERE = Path(__file__).resolve().parent

@@ -207,7 +207,7 @@ class SoundSequence(nn.Module):
 
 class Sum:
     def __init__(self, total: Tensor) -> None:
-        self.total = total
+        self.total, self.room = total, 0
 
     def cut(self, where: Tensor) -> None:
         self.total = self.total.masked_fill(where.unsqueeze(-1), 0.0)
@@ -217,6 +217,17 @@ class Short(SoundSequence):
     def __init__(self, latent_dim: int, num_actions: int, hidden_dim: int) -> None:
         super().__init__(latent_dim, num_actions, hidden_dim)
         self.max_length = 4
+
+
+class DropsTheNewest(SoundSequence):
+    def empty(self, rows: int, capacity: int) -> Sum:
+        memory = super().empty(rows, capacity)
+        memory.room = capacity
+        return memory
+
+    def step(self, latent: Tensor, action: Tensor, memory: Sum) -> Tensor:
+        memory.room -= 1
+        return super().step(latent, action, memory if memory.room >= 0 else Sum(torch.zeros_like(memory.total)))
 
 
 class ForgetsTheCut(SoundSequence):

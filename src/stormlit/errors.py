@@ -22,7 +22,7 @@ class ConfigError(StormlitError):
 
 
 class PartError(ConfigError):
-    """A part that does not keep what its kind promises (``nn/interfaces.py``)."""
+    """A part that does not keep what its kind promises (``checks/interfaces.py``)."""
 
 
 class EnvironmentSetupError(StormlitError):

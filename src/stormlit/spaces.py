@@ -6,6 +6,7 @@ Without PyTorch, which an environment's process does not import; what networks d
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ KINDS: Mapping[Kind, str] = {
 """Every kind with Gymnasium's name for it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ActionSpace:
     """Actions as they are stored and learned from, whatever form an environment takes them in.
 
@@ -54,12 +55,12 @@ class ActionSpace:
         """Several choices at a time, part i among ``classes[i]``."""
         return cls(kind, classes, len(classes))
 
-    @property
+    @functools.cached_property
     def is_discrete(self) -> bool:
         """Whether an action is one whole number."""
         return self.kind == "discrete"
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """Of one stored action: (), or (dims,)."""
         return () if self.is_discrete else (self.dims,)
@@ -71,7 +72,7 @@ class ActionSpace:
 
     @property
     def width(self) -> int:
-        """A: how many numbers an action has in the form that networks read, see ``ops.actions.encode``."""
+        """A: how many numbers an action has in the form that networks read, see ``ops.spaces.encode``."""
         return sum(self.classes) if self.kind in ("discrete", "multi_discrete") else self.dims
 
     @property
@@ -242,10 +243,6 @@ class Seen:
     image: Tensor | None
     vector: Tensor | None
 
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """The leading axes of both."""
-        if self.image is not None:
-            return self.image.shape[:-3]
-        assert self.vector is not None
-        return self.vector.shape[:-1]
+    def after_first(self) -> Seen:
+        """Without the first of the T steps of (B, T, ...)."""
+        return Seen(*(None if part is None else part[:, 1:] for part in (self.image, self.vector)))

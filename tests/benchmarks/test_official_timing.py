@@ -50,10 +50,10 @@ def test_sides_take_turns_and_the_ratio_is_theirs_to_ours(timing: ModuleType) ->
         for side, seconds in (("official", 0.02), ("stormlit", 0.001))
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stormlit.cli.bench.measure.MOST_RUNS_A_ROUND", 1)
+        patch.setattr("stormlit.cli.bench_command.SECONDS_A_ROUND", 0.0)
         seconds = timing._alternate(sides, 2, torch.device("cpu"))
-    # Alone and within the whole step, in the warm-up and in two rounds; once untimed in each turn, and once timed.
-    assert seen == ["official", "official", "stormlit", "stormlit"] * 6
+    # Alone and within the whole step: once in the warm-up; in each of two rounds once untimed, and once timed.
+    assert seen == ["official", "stormlit"] * 2 + ["official", "official", "stormlit", "stormlit"] * 4
     numbers = timing._numbers(seconds)
     assert list(numbers) == list(timing.ROWS)
     assert all(row["ratio"]["median"] > 2 for row in numbers.values())  # 20, but for what a busy machine adds

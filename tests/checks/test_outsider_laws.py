@@ -13,9 +13,9 @@ import stormlit
 from broken_parts import SoundEncoder, SoundHead, SoundLatent, SoundSequence, SoundState
 from small import small_agent, small_part, small_world_model
 from stormlit.checks.laws import surroundings
+from stormlit.checks.trials import try_part
 from stormlit.config.compose import compose
 from stormlit.errors import ConfigError
-from stormlit.nn.building import try_part
 from stormlit.registry import build
 from stormlit.runs.assembly import build_modules
 from training import newest, train
@@ -57,6 +57,8 @@ WRONG = [
     ("sequence_model", "IgnoresActions", r": hidden\[:, 6\] does not depend on the action of step 6"),
     ("sequence_model", "ForgetsWhenStepping", r": step 0 after an empty memory is off by [\d.]+ from the full pass"),
     ("sequence_model", "NeverCuts", r": step 2 after a prefill over 1 steps is off by [\d.]+ from the full pass"),
+    ("sequence_model", "Short", r": step 4 goes on without a word, beyond max_length=4"),
+    ("sequence_model", "DropsTheNewest", r": a step beyond the memory's capacity forgets without a word"),
     ("sequence_model", "NoStep", r" has no 'step', which every sequence model has"),
     ("sequence_model", "NoMemory", r": prefill must return the hidden states and a memory"),
     ("sequence_model", "NoTensors", r": could not try that if it says carries, .* AttributeError: .*'tensors'"),

@@ -18,7 +18,6 @@ sys.exit(code)
 """
 
 
-@pytest.mark.xfail(strict=False, reason="storm/ imports Lightning")
 @pytest.mark.parametrize(
     ("words", "code"),
     [

@@ -22,8 +22,7 @@ from stormlit.envs import EnvSettings, VectorEnv, resized_image
 from stormlit.errors import CheckpointError
 from stormlit.runs.assembly import build_training
 from stormlit.runs.device import make_fabric
-from stormlit.storm.learner import Learner, Update
-from stormlit.storm.training import Training
+from stormlit.storm.learner import Update
 from training import SMALL, assert_same_run, logged, newest, read, refusal, refused_training, resume, train
 
 
@@ -54,14 +53,14 @@ def batches_of(config_words: list[str], root: Path, monkeypatch: pytest.MonkeyPa
     while training.replay.rows < 20:
         training.collector.step(training.collector.select_action(random=True))
     seen: list[Batch] = []
-    monkeypatch.setattr(training, "imagine", seen.append)
 
-    def update(training: Training, learner: Learner, batch: Batch | None) -> Update:
-        if batch is not None:
-            seen.append(batch)
+    def update(batch: Batch, done: float) -> Update:
+        seen.append(batch)
         return Update({}, torch.tensor(True))
 
-    monkeypatch.setattr(stormlit.storm.loop, "update", update)
+    monkeypatch.setattr(training, "imagine", lambda contexts: contexts)
+    monkeypatch.setattr(training.world_model_learner, "update", update)
+    monkeypatch.setattr(training.agent_learner, "update", update)
     monkeypatch.setattr(training.agent, "update_slow_critic", lambda _: None)
     stormlit.storm.loop.fit_world_model(training)
     stormlit.storm.loop.improve_agent(training)

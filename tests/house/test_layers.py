@@ -21,8 +21,8 @@ ROOMS = (
     "files",  # files that are there whole or not at all
     "registry",  # parts by name, and their options
     "ops",  # the equations
+    "checks",  # what a part must have, its trial, and the laws it keeps
     "nn",  # the parts
-    "checks",  # the laws that parts keep
     "envs",  # environments
     "storm",  # the method: world model, agent, imagination, loop
     "analysis",  # what looks at a trained model

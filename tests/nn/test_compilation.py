@@ -16,7 +16,7 @@ from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, Un
 from torch._inductor.exc import InductorError
 
 from small import imagine, random_batch, random_trajectory, small_agent, small_world_model
-from stormlit.cli.bench.counting import OperationCounter
+from stormlit.cli.phases import OperationCounter
 from stormlit.data import Batch, Losses, Trajectory
 from stormlit.errors import ConfigError
 from stormlit.nn import compilation

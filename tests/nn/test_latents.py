@@ -12,6 +12,7 @@ from small import gradientless, imagine, random_batch, small_agent, small_part, 
 from stormlit.data import Losses
 from stormlit.errors import PartError
 from stormlit.nn.latents.quantised import IMPOSSIBLE, code_use, nearest
+from stormlit.nn.optimizers import adam
 from stormlit.ops import normal
 from stormlit.registry import build, names
 
@@ -184,7 +185,11 @@ def test_every_latent_trains_dreams_and_logs(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in names("latent") if name != "categorical"])
 def test_every_latent_learns_one_batch(name: str) -> None:
     world_model = small_world_model(latent=small_part("latent", name)).train()
-    optimizer, batch, totals = world_model.configure_optimizers(), random_batch(4, 8, starts=((1, 4),)), []
+    optimizer, batch, totals = (
+        adam(world_model.parameters(), world_model.optimizer_settings, fused=True),
+        random_batch(4, 8, starts=((1, 4),)),
+        [],
+    )
     for _ in range(60):
         total = world_model.losses(batch).total
         optimizer.zero_grad()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,11 +25,9 @@ def test_moving_average_by_hand() -> None:
     assert float(scale.update(2 * returns)) == pytest.approx(19.8)
     assert float(scale.update(torch.full((3, 7), 100.0))) == pytest.approx(17.82)
     assert scale.bounds.tolist() == pytest.approx([10.99, 28.81])
-    assert float(scale.scale()) == pytest.approx(17.82)
 
 
 def test_the_scale_is_at_least_its_minimum() -> None:
-    assert float(ReturnNormalizer().scale()) == 1.0
     assert float(ReturnNormalizer().update(torch.tensor([3.0, 3.1]))) == 1.0
     assert float(ReturnNormalizer(minimum=0.01).update(torch.zeros(4))) == pytest.approx(0.01)
 
@@ -51,6 +53,26 @@ def test_percentiles_are_torch_s_to_the_bit() -> None:
                 scale = ReturnNormalizer(low=low, high=high)
                 scale.update(returns)
                 assert torch.equal(scale.bounds, torch.quantile(returns, torch.tensor([low, high]) / 100)), size
+
+
+def _half_of_the_returns(rank: int, store: str, told: Any) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    told.put(float(ReturnNormalizer().update(torch.arange(10.0) + 10 * rank)))
+    torch.distributed.destroy_process_group()
+
+
+def test_returns_of_all_processes_enter_the_scale(tmp_path: Path) -> None:
+    spawning = multiprocessing.get_context("spawn")
+    told = spawning.Queue()
+    processes = [
+        spawning.Process(target=_half_of_the_returns, args=(rank, str(tmp_path / "store"), told)) for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    scales = [told.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert scales == [float(ReturnNormalizer().update(torch.arange(20.0)))] * 2
 
 
 def test_the_state_survives_a_checkpoint() -> None:

@@ -101,7 +101,7 @@ def test_a_bounded_normal() -> None:
 )
 def test_auto_chooses_the_policy_that_fits_and_adds_nothing_to_the_weights(space: ActionSpace, expected: str) -> None:
     policy = build_policy("auto", space, key="agent.policy")
-    assert type(policy.chosen).__name__ == expected
+    assert type(policy).__name__ == expected
     assert not any("distribution" in name for name in small_agent(actions=space).state_dict())
 
 

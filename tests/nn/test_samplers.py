@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from small import assert_distributed_as, random_batch, small_world_model
-from stormlit.cli.bench.phases import prepared
+from stormlit.cli.phases import prepared
 from stormlit.config.compose import compose
 from stormlit.registry import build
 from stormlit.storm import loop

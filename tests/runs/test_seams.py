@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli_errors import refusal
-from test_training_run import SMALL, newest
 
 from stormlit.cli import main
 from stormlit.runs.device import wait_for_all
+from training import SMALL, newest, refusal
 
 
 def _evaluate_for_long(rank: int, store: str, told: Any) -> None:

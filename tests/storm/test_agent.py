@@ -22,6 +22,7 @@ from small import (
 )
 from stormlit.data import Trajectory
 from stormlit.nn.heads import READINGS
+from stormlit.nn.optimizers import adam
 from stormlit.runs.checkpoint import VerifiedCheckpoint, load_modules
 from stormlit.storm.agent import ActorCritic
 
@@ -185,7 +186,7 @@ def test_a_return_normalizer_s_state_is_found_under_its_former_name(tmp_path: Pa
 def test_the_slow_critic_follows_exactly_and_never_learns_by_itself() -> None:
     agent = small_agent()
     torch.testing.assert_close(list(agent.slow_critic.parameters()), list(agent.critic.parameters()), atol=0, rtol=0)
-    optimizer = agent.configure_optimizers()
+    optimizer = adam(agent.parameters(), agent.optimizer_settings, fused=True)
     slow = [p.clone() for p in agent.slow_critic.parameters()]
     agent.losses(random_trajectory()).total.backward()
     assert all(p.grad is None and not p.requires_grad for p in agent.slow_critic.parameters())

@@ -49,24 +49,6 @@ def test_the_step_size_decays_over_the_last_share_of_a_run() -> None:
     assert OptimizerSettings().decayed(0.99) == 1.0
 
 
-@pytest.mark.parametrize(("decay", "left"), [(0.0, 1.0), (0.5, 0.5)])
-def test_step_sizes_of_a_module_s_own_groups_are_kept(decay: float, left: float) -> None:
-    """A module of somebody else may override ``configure_optimizers``, as in any LightningModule."""
-
-    class Own(WorldModel):
-        def configure_optimizers(self, fused: bool = True) -> torch.optim.Adam:
-            halves = list(self.parameters())[::2], list(self.parameters())[1::2]
-            groups = [{"params": half, "lr": lr} for half, lr in zip(halves, (1e-3, 1e-2), strict=True)]
-            return torch.optim.Adam(groups, fused=fused)
-
-    world_model = small_world_model()
-    world_model.__class__, world_model.optimizer_settings.decay = Own, decay
-    learner = learner_of(world_model, "world_model")
-    for _ in range(2):
-        learner.update(random_batch(), 0.75)
-    assert [group["lr"] for group in learner.optimizer.param_groups] == pytest.approx([1e-3 * left, 1e-2 * left])
-
-
 def test_adams_first_step_is_as_long_as_the_step_size_at_that_time() -> None:
     moves = []
     for done in (0.0, 0.75):

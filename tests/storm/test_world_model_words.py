@@ -20,7 +20,7 @@ from small import (
     small_part,
     small_world_model,
 )
-from stormlit.analysis.dream import dream
+from stormlit.analysis.dream import dream, dream_errors
 from stormlit.checks.laws import broken_laws, surroundings
 from stormlit.config.compose import compose, to_yaml
 from stormlit.data import Losses
@@ -110,12 +110,30 @@ def test_the_decoder_reads_what_the_word_says(word: str) -> None:
     world_model = small_world_model(decoder_input=word)
     latent, before = torch.randn(2, 3, world_model.latent_dim), torch.randn(2, 3, HIDDEN)
     with torch.no_grad():
-        seen = world_model.decode(latent, before)
+        image = world_model.decode(latent, before).image
         moved = [
-            not torch.allclose(world_model.decode(other, past), seen)
+            not torch.allclose(world_model.decode(other, past).image, image)
             for other, past in ((torch.randn_like(latent), before), (latent, torch.randn_like(before)))
         ]
     assert moved == [word != "hidden", word != "latent"]
+
+
+@pytest.mark.parametrize("word", ["hidden", "both"])
+def test_a_windows_first_frame_is_not_reconstructed_from_a_past_that_is_not_known(word: str) -> None:
+    world_model, batch = small_world_model(decoder_input=word), random_batch(starts=((0, 2),))
+    torch.manual_seed(1)
+    term = world_model.losses(batch).terms["reconstruction"]
+    torch.manual_seed(1)
+    latent = world_model.latent.sample(world_model.posterior(batch.obs))
+    before = hidden_before(world_model.sequence_model(latent, batch.action, batch.is_first), batch.is_first)
+    squared = (world_model.decode(latent, before).image - batch.obs / 255).square().sum((2, 3, 4))
+    torch.testing.assert_close(term, squared[:, 1:].mean())
+    window = random_batch(rows=1)
+    seen = dream(world_model, window, 3)
+    seen.frames.real[0] += 100  # what the first frame would have been does not count
+    errors = dream_errors(seen)
+    seen.frames.real[0] += 100
+    assert dream_errors(seen)["error_reconstructed"] == errors["error_reconstructed"]
 
 
 # The reward

@@ -41,6 +41,8 @@ class Dream:
     ``action`` is (T, *shape) as stored.
     From step ``context_length`` on, the model runs freely under the actions really taken.
     ``predicted_reward`` and ``end_probability`` are read along that run, for the action at each step.
+    first_known: the first step whose reconstruction counts: where the decoder reads the hidden state before a frame,
+    that of the window's first frame is not known.
     """
 
     frames: Views | None
@@ -51,6 +53,7 @@ class Dream:
     predicted_reward: np.ndarray
     end_probability: np.ndarray
     context_length: int
+    first_known: int = 0
 
 
 LONGEST_DREAM = 64
@@ -70,7 +73,8 @@ def dream_errors(seen: Dream) -> dict[str, float]:
     the steps that were imagined.
     """
     found: dict[str, float] = {}
-    for name, steps in (("reconstructed", slice(None)), ("imagined", slice(seen.context_length, None))):
+    for name, first in (("reconstructed", seen.first_known), ("imagined", seen.context_length)):
+        steps = slice(first, None)
         if not len(seen.action[steps]):
             continue
         if seen.frames is not None:
@@ -118,6 +122,7 @@ def dream(world_model: WorldModel, window: Batch, context_length: int) -> Dream:
         predicted_reward=world_model.reward(hidden)[0].cpu().numpy(),
         end_probability=(1.0 - world_model.continuation(hidden))[0].cpu().numpy(),
         context_length=context_length,
+        first_known=int(world_model.decoder_reads_hidden),
     )
 
 

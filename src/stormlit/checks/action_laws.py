@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stormlit.checks.trials import ask
 from stormlit.errors import PartError
-from stormlit.nn.building import ask
 from stormlit.spaces import ActionSpace
 
 SPACES = (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stormlit.nn.building import ask, expect_losses
+from stormlit.checks.trials import ask, expect_losses
 
 
 def divergence_of(part: Any) -> Callable[[Tensor, Tensor], Tensor]:

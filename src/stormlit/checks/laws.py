@@ -15,8 +15,8 @@ from stormlit.checks.action_laws import POLICY_LAWS, SPACES, action_vectors
 from stormlit.checks.latent_laws import LATENT_LAWS, divergence_of
 from stormlit.checks.objective_laws import OBJECTIVE_LAWS
 from stormlit.checks.sampler_laws import SAMPLER_LAWS
+from stormlit.checks.trials import ask, try_part
 from stormlit.errors import PartError, StormlitError
-from stormlit.nn.building import ask, try_part
 
 LATENT, ACTIONS, HIDDEN, OUT, EMBED, VECTOR = 16, 3, 32, 5, 24, 6
 LENGTH = 7
@@ -237,6 +237,38 @@ def _remembers(case: Case, part: Any, known: int, tolerance: float) -> None:
         raise case.fail(": stepping, or cutting the memory, changes the hidden states given before")
 
 
+def full(case: Case) -> None:
+    """unless it says carries, a step beyond its memory's capacity raises, or is that of the full pass; one beyond its
+    max_length raises
+    """
+    part = case.part()
+    if getattr(part, "carries", False):
+        return
+    latent, action, _ = tokens(part)
+    length = action.shape[1]
+
+    def last_of(steps: int, capacity: int) -> Tensor | None:
+        """The last of so many steps, None if it raises."""
+        memory, hidden = part.empty(2, capacity), None
+        for t in range(steps):
+            try:
+                hidden = part.step(latent[:, t % length], action[:, t % length], memory)
+            except Exception:
+                if t < steps - 1:
+                    raise
+                return None
+        return hidden
+
+    with torch.no_grad():
+        if part.max_length is not None and last_of(part.max_length + 1, part.max_length + 1) is not None:
+            raise case.fail(f": step {part.max_length} goes on without a word, beyond max_length={part.max_length}")
+        if part.max_length is None or part.max_length > 1:
+            start = torch.zeros(2, 2, dtype=torch.bool)
+            exact, seen = part(latent[:, :2], action[:, :2], start)[:, 1], last_of(2, capacity=1)
+            if seen is not None and not torch.allclose(seen.float(), exact.float(), atol=1e-4):
+                raise case.fail(": a step beyond the memory's capacity forgets without a word")
+
+
 def carried(case: Case) -> None:
     """if it says carries, it steps on beyond its memory's capacity, and the memory's tensors() are all that it holds"""
     part = case.part()
@@ -267,7 +299,7 @@ LAWS: dict[str, tuple[Callable[[Case], None], ...]] = {
     **dict.fromkeys(("encoder", "decoder"), (*_SHARED, any_memory_order)),
     **dict.fromkeys(("vector_encoder", "vector_decoder"), _SHARED),
     "latent": (*_SHARED, *LATENT_LAWS),
-    "sequence_model": (*_SHARED, causal, remembers, carried, action_vectors),
+    "sequence_model": (*_SHARED, causal, remembers, full, carried, action_vectors),
     **dict.fromkeys(("head", "agent_state"), _SHARED),
     "objective": (promised_shapes, *OBJECTIVE_LAWS),
     "policy": (promised_shapes, *POLICY_LAWS),

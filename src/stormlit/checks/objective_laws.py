@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stormlit.checks.trials import ask, expect_losses, some_reading
 from stormlit.data import Reading
-from stormlit.nn.building import ask, expect_losses, some_reading
 
 
 def adds_a_term(case: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stormlit.nn.building import ask
+from stormlit.checks.trials import ask
 
 WINDOWS = 50
 

@@ -15,7 +15,6 @@ from stormlit.analysis.curves import write_curves
 from stormlit.analysis.dream import dream, dream_length, dream_window
 from stormlit.analysis.evaluate import EVALUATION_ROW
 from stormlit.analysis.pictures import write_dream_video
-from stormlit.checks.laws import LAWS
 from stormlit.config.components import PART_KEYS, PART_LISTS, check_part
 from stormlit.config.compose import compose, to_yaml
 from stormlit.config.schema import KEYS, Config
@@ -163,5 +162,7 @@ def check_component(kind: str | None, name: str | None) -> str:
         raise ConfigError("--check needs a part: stormlit components KIND NAME --check")
     if sentences := check_part(kind, name):
         raise ConfigError("\n".join(sentences))
+    from stormlit.checks.laws import LAWS  # a training never needs the laws
+
     laws = "".join(f"\n  {law.__doc__}" for law in LAWS.get(kind, ()))
     return f"{kind.replace('_', ' ')} '{name}' holds:{laws}" if laws else f"there are no laws for a {kind} yet"

@@ -1,15 +1,14 @@
-"""The commands that list runs, and set a few of them side by side."""
+"""The commands that list runs, set a few of them side by side, and report on many."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stormlit.cli.columns import columns
+from stormlit.cli.output import columns
 from stormlit.config.schema import keys_of
 from stormlit.errors import ConfigError
 from stormlit.registry import leaves
@@ -48,10 +47,24 @@ def compare_runs(files: Sequence[str], overrides: Sequence[str], root: Path) -> 
     return "\n".join([*lines, "", *columns([header, *_outcomes(runs)], str.ljust)])
 
 
-def _only_run_dir(overrides: Sequence[str]) -> None:
+def report_runs(
+    files: Sequence[str], overrides: Sequence[str], root: Path, output: Path, base: str | None, scale: Sequence[str]
+) -> str:
+    """Write a report; returns where it is."""
+    from stormlit.reports.write import write_report  # a template engine, which lists do not wait for
+
+    _only_run_dir(overrides, "a report changes no setting; it takes runs, and run.dir=DIR")
+    if not files:
+        raise ConfigError("which runs? expected names, folders, groups or experiments")
+    return "\n".join(f"written to {file}" for file in write_report(files, root, output, base, scale))
+
+
+def _only_run_dir(
+    overrides: Sequence[str], told: str = "no setting is changed here; expected runs, and run.dir=DIR"
+) -> None:
     for word in overrides:
         if not word.startswith("run.dir="):
-            raise ConfigError(f"'{word}': no setting is changed here; expected runs, and run.dir=DIR")
+            raise ConfigError(f"'{word}': {told}")
 
 
 def _row(run: Found, root: Path) -> list[str]:
@@ -74,7 +87,7 @@ def _row(run: Found, root: Path) -> list[str]:
         str(settings.get("seed", "?")),
         f"{steps:,}" if steps == wanted or not isinstance(wanted, int) else f"{steps:,}/{wanted:,}",
         _mean(returns),
-        _size(sum(file.lstat().st_size for file in _files(run.folder))),
+        _size(sum(file.lstat().st_size for file in run.folder.rglob("*") if not file.is_dir())),
     ]
 
 
@@ -122,12 +135,7 @@ def _with_error(returns: Sequence[float | None]) -> str:
 
 
 def _shown(value: Any) -> str:
-    words = {None: "null", True: "true", False: "false"}
-    return words.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)
-
-
-def _files(folder: Path) -> list[Path]:
-    return [Path(path, name) for path, _, names in os.walk(folder) for name in names]
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _size(size: float) -> str:

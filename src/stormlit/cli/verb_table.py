@@ -22,12 +22,19 @@ def _argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, A
     return names, options
 
 
+def _words(metavar: str, help: str, nargs: str = "*") -> tuple[tuple[str, ...], dict[str, Any]]:
+    return _argument("words", nargs=nargs, default=[], metavar=metavar, help=help)
+
+
+def _output(help: str, metavar: str | None = None) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return _argument("-o", "--output", type=Path, required=True, metavar=metavar, help=help)
+
+
 RUN = _argument("reference", metavar="RUN", help="a run's name, its MLflow run id, or the path of a run or checkpoint")
-LAYERS = _argument(
-    "words", nargs="*", default=[], metavar="CONFIG|KEY=VALUE", help="configurations to layer, then overrides"
-)
-WORDS = _argument("words", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the configuration")
+LAYERS = _words("CONFIG|KEY=VALUE", "configurations to layer, then overrides")
+WORDS = _words("KEY=VALUE", "changes to the configuration")
 DEMONSTRATION = "a .npz, or an official pickle"
+OUTPUT = _output("the file to write", "OUT.npz")
 
 VERBS = {
     "train": Verb(
@@ -62,12 +69,9 @@ VERBS = {
         "stormlit.cli.ablate_command:ablate",
         "Run a grid: variants of a configuration, on environments and seeds. The same command goes on with it.",
         (
-            _argument(
-                "words",
-                nargs="*",
-                default=[],
-                metavar="GRID|CONFIG|KEY=VALUE",
-                help="a bundled grid or a grid file, then configurations and changes for all of it (launcher=, jobs=, "
+            _words(
+                "GRID|CONFIG|KEY=VALUE",
+                "a bundled grid or a grid file, then configurations and changes for all of it (launcher=, jobs=, "
                 "gpus_per_cell=, retries= say where it runs); with --vary configurations only",
             ),
             _argument(
@@ -83,7 +87,7 @@ VERBS = {
         ),
     ),
     "bench": Verb(
-        "stormlit.cli.bench.command:bench",
+        "stormlit.cli.bench_command:bench",
         "Time every phase of training, and count what it launches.",
         (
             LAYERS,
@@ -117,36 +121,23 @@ VERBS = {
     "runs": Verb(
         "stormlit.cli.run_commands:list_runs",
         "List runs: state, game, seed, steps, return, size.",
-        (
-            _argument(
-                "words",
-                nargs="*",
-                default=[],
-                metavar="FOLDER|GROUP|run.dir=DIR",
-                help="folders of runs, or groups; default: all in run.dir",
-            ),
-        ),
+        (_words("FOLDER|GROUP|run.dir=DIR", "folders of runs, or groups; default: all in run.dir"),),
     ),
     "compare": Verb(
         "stormlit.cli.run_commands:compare_runs",
         "Print how two or more runs differ, in their configurations and in what came out.",
-        (
-            _argument(
-                "words", nargs="+", metavar="RUN|FOLDER|GROUP", help="runs, folders of runs or groups; also run.dir=DIR"
-            ),
-        ),
+        (_words("RUN|FOLDER|GROUP", "runs, folders of runs or groups; also run.dir=DIR", nargs="+"),),
     ),
     "report": Verb(
-        "stormlit.cli.comparison_commands:report_runs",
+        "stormlit.cli.run_commands:report_runs",
         "Write a page on what runs show, and what they do not: statistics, curves, dreams, cost.",
         (
-            _argument(
-                "words",
+            _words(
+                "RUN|FOLDER|GROUP|EXPERIMENT",
+                "runs, folders of runs, groups (such as a grid's name) or MLflow experiments; also run.dir=DIR",
                 nargs="+",
-                metavar="RUN|FOLDER|GROUP|EXPERIMENT",
-                help="runs, folders of runs, groups (such as a grid's name) or MLflow experiments; also run.dir=DIR",
             ),
-            _argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder to write"),
+            _output("the folder to write", "DIR"),
             _argument("--base", metavar="VARIANT", help="the variant to compare with (default: base, or the first)"),
             _argument(
                 "--reference",
@@ -159,7 +150,7 @@ VERBS = {
         ),
     ),
     "scores": Verb(
-        "stormlit.cli.comparison_commands:published_scores",
+        "stormlit.cli.scores_command:published_scores",
         "Print published scores on Atari 100k: aggregates with intervals.",
         (_argument("methods", nargs="*", default=[], metavar="METHOD", help="only these, and every game of theirs"),),
     ),
@@ -170,7 +161,7 @@ VERBS = {
             _argument("world_model_file", type=Path, metavar="WORLD_MODEL.pth", help="the world model's state dict"),
             _argument("agent_file", type=Path, metavar="AGENT.pth", help="the agent's state dict"),
             WORDS,
-            _argument("-o", "--output", type=Path, required=True, help="folder of the run to write"),
+            _output("folder of the run to write"),
         ),
     ),
     "components": Verb(
@@ -194,7 +185,6 @@ VERBS = {
         "stormlit.cli.lightning_command:fabric_script", "Print the path of the file to give to `fabric run`.", ()
     ),
 }
-_OUTPUT = _argument("-o", "--output", type=Path, required=True, metavar="OUT.npz", help="the file to write")
 DEMOS = {
     "info": Verb(
         "stormlit.cli.demonstration_commands:describe_all",
@@ -204,7 +194,7 @@ DEMOS = {
     "convert": Verb(
         "stormlit.cli.demonstration_commands:convert",
         "Write a demonstration in stormlit's own format, with env.game=NAME as that game's.",
-        (_argument("file", type=Path, metavar="FILE", help=DEMONSTRATION), WORDS, _OUTPUT),
+        (_argument("file", type=Path, metavar="FILE", help=DEMONSTRATION), WORDS, OUTPUT),
     ),
     "record": Verb(
         "stormlit.cli.demonstration_commands:record_run",
@@ -212,7 +202,7 @@ DEMOS = {
         (
             _argument("reference", metavar="RUN|random", help="a run, or random: random actions in env.game=NAME"),
             WORDS,
-            _OUTPUT,
+            OUTPUT,
             _argument("--steps", type=int, default=2048, help="environment steps to record (default 2048)"),
         ),
     ),

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stormlit import __version__
-from stormlit.cli.error_output import tell
-from stormlit.cli.streams import unbreakable_streams
+from stormlit.cli.output import tell, unbreakable_streams
 from stormlit.cli.verb_table import DEMOS, VERBS, Verb
 from stormlit.errors import ConfigError, StormlitError
 from stormlit.files import look_in_working_directory

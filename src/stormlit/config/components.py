@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from pathlib import Path
 from typing import Any, get_origin
 
 from stormlit import nn, registry, tracking
-from stormlit.checks.action_laws import spaces_for
-from stormlit.checks.laws import LAWS, broken_laws, surroundings
 from stormlit.config.schema import KEYS
 from stormlit.errors import ConfigError
 
@@ -25,6 +24,9 @@ def check_part(kind: str, part: str | type, **options: Any) -> list[str]:
     kind: such as "encoder".  part: a class, or a name as in the configuration.  options: of the part.
     Raises ``ConfigError`` for a kind, a name or an option that does not exist.
     """
+    from stormlit.checks.action_laws import spaces_for  # a training never needs the laws
+    from stormlit.checks.laws import LAWS, broken_laws, surroundings
+
     registry.names(kind)
     cls = registry.part_class(kind, part) if isinstance(part, str) else part
     who = f"{kind.replace('_', ' ')} '{part if isinstance(part, str) else f'{cls.__module__}:{cls.__qualname__}'}'"
@@ -35,9 +37,11 @@ def check_part(kind: str, part: str | type, **options: Any) -> list[str]:
     except (ConfigError, TypeError) as error:
         return [f"{who}: {error}"]
     if kind == "policy":  # tried on every kind of actions that it is for
-        return [sentence for space in spaces_for(cls) for sentence in _broken(who, kind, cls, (space,), options)]
-    return _broken(who, kind, cls, given, options) if kind in LAWS else []
-
-
-def _broken(who: str, kind: str, cls: type, given: tuple[Any, ...], options: dict[str, Any]) -> list[str]:
-    return broken_laws(who, kind, lambda: cls(*given, **options), given)
+        surroundings_of_all = [(space,) for space in spaces_for(cls)]
+    else:
+        surroundings_of_all = [given] if kind in LAWS else []
+    return [
+        sentence
+        for given in surroundings_of_all
+        for sentence in broken_laws(who, kind, functools.partial(cls, *given, **options), given)
+    ]

@@ -157,7 +157,7 @@ class BoundedNormalPolicy(nn.Module):
 
 
 @register("policy", "auto")
-class FittingPolicy:
+class FittingPolicy(nn.Module):
     """The policy that fits the action space, with its defaults.
 
     Discrete: ``categorical``.  MultiDiscrete and MultiBinary: ``categoricals``.  Box: ``bounded_normal``.

@@ -88,10 +88,12 @@ class Option:
 
 @functools.cache
 def options(cls: type) -> Mapping[str, Option]:
-    """The options of a class by name, in order: its constructor's keyword-only parameters, or a dataclass's fields.
+    """The options of a class by name, in order: its constructor's keyword-only parameters, or a dataclass's fields; of
+    a class with too many of them for that, the fields of the dataclass that it calls ``Options``.
 
     Every class is read once. Raises ``ConfigError`` for one without a type or without a default.
     """
+    cls = getattr(cls, "Options", cls)
     if dataclasses.is_dataclass(cls):
         defaults = {
             f.name: f.default_factory() if callable(f.default_factory) else f.default for f in dataclasses.fields(cls)

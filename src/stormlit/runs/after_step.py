@@ -35,12 +35,12 @@ def after_step(run: Run) -> None:
     was_random = env_steps - training.steps_at_once < training.plan.warmup_steps
     run.bar.advance(training.steps_at_once)
     run.bar.show(training.collector.latest_return, "random" if was_random else "train")
+    failure = training.collector.envs.failure
     if schedules.log.due(env_steps):
         check_updates(training)
         log_metrics(run)
     if schedules.media.due(env_steps):
         make_media(run)
-    failure = training.collector.envs.failure
     if schedules.evaluation.due(env_steps):
         try:
             evaluate_agent(run)

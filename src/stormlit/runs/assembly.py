@@ -26,7 +26,6 @@ from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
 from stormlit.storm.imagination import Imagination
 from stormlit.storm.learner import Learner
-from stormlit.storm.lightning_modules import LightningActorCritic, LightningWorldModel
 from stormlit.storm.replay import Experience, ReplayBuffer, Windows
 from stormlit.storm.training import Plan, Ratio, Training
 from stormlit.storm.world_model import WorldModel
@@ -90,6 +89,8 @@ def build_modules(
 
     observations: what they are; (Y, X, C) is short for images.  actions: what they are, or how many.
     """
+    from stormlit.storm.lightning_modules import LightningActorCritic, LightningWorldModel
+
     world_model = LightningWorldModel(
         ObservationSpace.of(observations), actions, **dataclasses.asdict(config.world_model)
     )

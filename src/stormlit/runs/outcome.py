@@ -52,7 +52,7 @@ def result_of(run: Run, results: Sequence[Evaluation]) -> Result:
         cost={
             "wall_seconds": seconds,
             "env_steps_per_second": run.env_steps / max(seconds, 1e-9),
-            "peak_memory_bytes": _peak_memory(run.training.fabric.device),
+            "peak_memory_bytes": peak_memory(run.training.fabric.device),
         },
         returns=[(step, value) for step, value in run.training.returns],
         curve=_curve(run),
@@ -82,7 +82,8 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
+    """Of the GPU, or of this process on a CPU, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

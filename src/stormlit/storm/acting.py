@@ -78,8 +78,9 @@ class Player:
     def act(self, obs: np.ndarray, is_first: np.ndarray, *, greedy: bool = False) -> np.ndarray:
         """obs: (N, *shape) as stored.  is_first: (N,) bool.  Returns actions (N, *shape)."""
         device = self.past.device
-        frame = channels_first(self.world_model.observation_space, to_device(torch.from_numpy(obs), device))
-        chosen, *moved_on = self._step(frame, to_device(torch.from_numpy(is_first), device), greedy)
+        frame, starts = to_device(torch.from_numpy(obs), device), to_device(torch.from_numpy(is_first), device)
+        frame = channels_first(self.world_model.observation_space, frame)
+        chosen, *moved_on = self._step(frame, starts, greedy)
         kept = [self.past, self.action] if self.carried is None else self.carried.tensors
         torch._foreach_copy_([*kept, self.length], moved_on)
         return chosen.cpu().numpy()

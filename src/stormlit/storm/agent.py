@@ -67,8 +67,15 @@ class ReturnNormalizer(nn.Module):
         self.register_buffer("started", torch.tensor(start == "zero"))
 
     def update(self, returns: Tensor) -> Tensor:
-        """Take in returns of any shape; return the new scale, a float32 scalar. No host sync."""
+        """Take in returns of any shape, and those of every other process; return the new scale, a float32 scalar.
+
+        Every process must have as many. No host sync.
+        """
         values = returns.detach().float().flatten()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            everywhere = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather(everywhere, values)
+            values = torch.cat(everywhere)
         # Neither kthvalue, which CUDA has no deterministic form of, nor quantile, which torch 2.11 cannot compile.
         ordered = values.sort().values
         if self.percentile == "kth":

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class CarriedMemory:
-    """The memory of a sequence model that ``carries`` (see ``nn.interfaces``), of N environments.
+    """The memory of a sequence model that ``carries`` (see ``checks.interfaces``), of N environments.
 
     Nothing is read again: what was remembered with earlier weights stays as it is while the weights are trained.
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 if TYPE_CHECKING:
     import click
+    from lightning.fabric import Fabric
 
 LIGHTNING = ("2.6",)
 TORCH = ("2.11", "2.12", "2.13")
@@ -21,12 +22,27 @@ TORCH = ("2.11", "2.12", "2.13")
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def skip_step_where(optimizer: Optimizer, skipped: Tensor) -> None:
-    """Have the next step of a fused Adam change nothing where the flag ``skipped``, on the device, is 1.
+def skip_steps_where(optimizer: Optimizer, skipped: Tensor) -> None:
+    """Have every step of a fused Adam change nothing while the flag ``skipped``, on the device, is 1.
 
     optimizer: PyTorch's own, without Fabric's wrapper.
     """
     optimizer.found_inf = skipped  # type: ignore[attr-defined]
+
+
+def scales_loss(fabric: Fabric) -> bool:
+    """Whether the loss is scaled before the backward pass, as float16 needs."""
+    return getattr(fabric._precision, "scaler", None) is not None
+
+
+def precision_state(fabric: Fabric) -> dict[str, Any]:
+    """The loss scaler's state, for a checkpoint; empty where there is none."""
+    return fabric._precision.state_dict()
+
+
+def load_precision_state(fabric: Fabric, state: dict[str, Any]) -> None:
+    """Put back what ``precision_state`` gave."""
+    fabric._precision.load_state_dict(state)
 
 
 def copy_without_fabric(module: Module) -> Module:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor
 
 from stormlit.data import Losses
@@ -17,8 +15,12 @@ from stormlit.nn.autocast import training_memory_format
 from stormlit.nn.compilation import Compiled
 from stormlit.nn.optimizers import adam
 from stormlit.storm.agent import ActorCritic
-from stormlit.storm.fabric_internals import skip_step_where
+from stormlit.storm.fabric_internals import scales_loss, skip_steps_where
 from stormlit.storm.world_model import WorldModel
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+    from lightning.fabric.wrappers import _FabricModule, _FabricOptimizer
 
 
 @dataclass(slots=True)
@@ -56,9 +58,8 @@ class Learner:
         self.fabric, self.name, self.max_nonfinite = fabric, name, max_nonfinite
         self.settings = module.optimizer_settings
         # With float16 the loss scale is divided out before clipping, which Adam's fused kernel would do inside.
-        self.scales_loss = getattr(fabric._precision, "scaler", None) is not None
+        self.scales_loss = scales_loss(fabric)
         optimizer = adam(module.parameters(), self.settings, fused=not self.scales_loss)
-        self._step_sizes = [group["lr"] for group in optimizer.param_groups]
         with fabric.autocast():
             # Or each use of a convolution's weight, and each of its gradients, would begin with a copy.
             module.to(memory_format=training_memory_format(fabric.device))  # type: ignore[call-overload]
@@ -72,6 +73,9 @@ class Learner:
             self.loss_fn = Compiled(module.losses, f"the {name}'s update", fabric.device)
         # Running statistics and return scales, which move in the forward pass.
         self._moving = [buffer for buffer in module.buffers() if buffer.dtype in (torch.float32, torch.bool)]
+        self.skips = torch.zeros((), device=fabric.device)
+        if not self.scales_loss:  # the loss scaler finds out and skips by itself
+            skip_steps_where(self.optimizer.optimizer, self.skips)
         # Steps skipped: in a row until now, the most there were in a row, and all there were.
         self.in_a_row, self.longest, self.total_skipped = torch.zeros(3, 1, device=fabric.device).unbind()
 
@@ -81,8 +85,8 @@ class Learner:
         done: share of the run that is over, on which the step size may depend; 1 at the end of the budget.
         """
         if self.settings.decay:
-            for group, step_size in zip(self.optimizer.param_groups, self._step_sizes, strict=True):
-                group["lr"] = step_size * self.settings.decayed(done)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.settings.learning_rate * self.settings.decayed(done)
         self.module.train()
         before = self._statistics()
         try:
@@ -95,6 +99,7 @@ class Learner:
                 self.module.eval()
                 raise
             losses, total = self._differentiate(batch)
+        metrics = losses.log(total)
         norm = self.fabric.clip_gradients(
             self.module, self.optimizer, max_norm=self.settings.clip_norm, error_if_nonfinite=False
         )
@@ -107,8 +112,7 @@ class Learner:
             torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN)
             finite = everywhere == 1.0
         skipped = (~finite).float()
-        if not self.scales_loss:  # the loss scaler finds out and skips by itself
-            skip_step_where(self.optimizer.optimizer, skipped)
+        self.skips.copy_(skipped)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if before is not None:
@@ -117,7 +121,7 @@ class Learner:
         self.in_a_row.add_(1).mul_(skipped)
         torch.maximum(self.longest, self.in_a_row, out=self.longest)
         self.total_skipped.add_(skipped)
-        return Update({**losses.log(total), "gradient_norm": norm}, finite, losses.windows)
+        return Update({**metrics, "gradient_norm": norm}, finite, losses.windows)
 
     def _differentiate(self, batch: Any) -> tuple[Losses, Tensor]:
         """Losses and their total, whose gradients are then the parameters' ``grad``."""

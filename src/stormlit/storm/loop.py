@@ -50,7 +50,7 @@ def learn(training: Training) -> None:
     window of full length to learn from.
     """
     plan, steps = training.plan, training.steps_at_once
-    if training.progress.env_steps <= plan.warmup_steps or training.replay.rows < training.experience.longest:
+    if training.progress.env_steps <= plan.warmup_steps or not training.experience.holds_a_window:
         return
     for _ in range(plan.world_model.owed(steps)):
         fit_world_model(training)
@@ -61,7 +61,8 @@ def learn(training: Training) -> None:
 def fit_world_model(training: Training) -> None:
     """One update of the world model on windows of real experience."""
     batch, drawn = training.experience.sample_batch()
-    update = training.world_model_learner.update(batch, training.share_done)
+    done = training.progress.env_steps / training.plan.env_steps
+    update = training.world_model_learner.update(batch, done)
     if drawn is not None and update.windows is not None:
         training.replay.learned(drawn, update.windows)
     training.metrics.add("world_model", update.metrics, valid=update.finite)
@@ -73,7 +74,8 @@ def improve_agent(training: Training) -> None:
     contexts = training.experience.sample_contexts()
     with training.fabric.autocast():
         trajectory = training.imagine(contexts)
-    update = training.agent_learner.update(trajectory, training.share_done)
+    done = training.progress.env_steps / training.plan.env_steps
+    update = training.agent_learner.update(trajectory, done)
     training.agent.update_slow_critic(update.finite)
     training.metrics.add("agent", update.metrics, valid=update.finite)
     training.progress.agent_updates += 1

@@ -191,7 +191,7 @@ class Priorities:
 
     All of it is on the CPU, like the generator that draws: losses that come from a GPU are waited for.
 
-    sampler: gives windows their weights, see ``nn.interfaces.Sampler``.  rows, num_envs: of the ring.
+    sampler: gives windows their weights, see ``checks.interfaces.Sampler``.  rows, num_envs: of the ring.
     """
 
     def __init__(self, sampler: Any, rows: int, num_envs: int) -> None:
@@ -277,9 +277,9 @@ class Experience:
     contexts: Windows
 
     @property
-    def longest(self) -> int:
-        """Steps of the longest window that is drawn; fewer rows of the replay buffer are not learned from."""
-        return max(self.batch.length, self.contexts.length)
+    def holds_a_window(self) -> bool:
+        """Whether the replay buffer has the steps of the longest window that is drawn."""
+        return self.replay.rows >= max(self.batch.length, self.contexts.length)
 
     def sample_batch(self) -> tuple[Batch, Tensor | None]:
         """Windows for one update of the world model, on the device, and which they are, see ``ReplayBuffer.draw``."""

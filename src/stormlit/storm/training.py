@@ -7,20 +7,23 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from stormlit.data import Batch, Trajectory
 from stormlit.envs import VectorEnv
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.collect import Collector
+from stormlit.storm.fabric_internals import load_precision_state, precision_state
 from stormlit.storm.learner import Learner
 from stormlit.storm.replay import Experience, ReplayBuffer
 from stormlit.storm.world_model import WorldModel
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 class Every:
@@ -237,11 +240,6 @@ class Training:
         """Whether this is the process that logs, evaluates and draws."""
         return self.fabric.is_global_zero
 
-    @property
-    def share_done(self) -> float:
-        """Share of the budget of environment steps that is taken, on which step sizes may depend."""
-        return self.progress.env_steps / self.plan.env_steps
-
     def state_dict(self) -> dict[str, Any]:
         """All but the weights and the replay rows, in tensors and built-in types."""
         demonstrations = self.experience.demonstrations
@@ -257,7 +255,7 @@ class Training:
             "demonstrations": None if demonstrations is None else demonstrations.state_dict(),
             "metrics": self.metrics.state_dict(),
             "schedules": {"world_model": self.plan.world_model.state_dict(), "agent": self.plan.agent.state_dict()},
-            "precision": self.fabric._precision.state_dict(),
+            "precision": precision_state(self.fabric),
             "random": random_state(self.fabric.device),
         }
 
@@ -274,7 +272,7 @@ class Training:
             self.experience.demonstrations.load_state_dict(state["demonstrations"])
         self.plan.world_model.load_state_dict(state["schedules"]["world_model"])
         self.plan.agent.load_state_dict(state["schedules"]["agent"])
-        self.fabric._precision.load_state_dict(state["precision"])
+        load_precision_state(self.fabric, state["precision"])
         set_random_state(state["random"], self.fabric.device)
 
 

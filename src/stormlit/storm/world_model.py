@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stormlit.data import Batch, Losses, PartNode, Reading, WorldState
-from stormlit.nn.building import build_part, build_sequence_model
+from stormlit.nn.building import build_part
 from stormlit.nn.heads import READINGS, HiddenState, LatentAndHiddenState, LatentState, Scoring
 from stormlit.nn.optimizers import OptimizerSettings
-from stormlit.nn.sequence.tokens import build_separate
+from stormlit.nn.sequence.tokens import build_merged, build_separate
 from stormlit.ops.losses import kl_balance
 from stormlit.ops.spaces import encode, read
-from stormlit.registry import DEFAULTS, Option
+from stormlit.registry import Option
 from stormlit.spaces import ActionSpace, ObservationSpace, Seen
 from stormlit.storm.loss_balance import Harmony
 from stormlit.storm.observer import build_decoders, build_encoders, decode, embed, reconstruction_losses
 
 FRAMES_AT_ONCE = 128
-TOKENS: Mapping[str, Callable[..., Any]] = {"merged": build_sequence_model, "separate": build_separate}
+TOKENS: Mapping[str, Callable[..., Any]] = {"merged": build_merged, "separate": build_separate}
 DECODER_INPUTS = {"latent": LatentState, "hidden": HiddenState, "both": LatentAndHiddenState}
 
 
@@ -41,99 +41,110 @@ class WorldModelLossScales:
     rep: Annotated[float, Option("weight of the KL that moves the posterior (beta_2)")] = 0.1
 
 
+@dataclass
+class WorldModelOptions:
+    """What can be chosen of a world model; the defaults are the paper's."""
+
+    hidden_dim: Annotated[int, Option("width of the sequence model and of the heads", 1, 10**5)] = 512
+    encoder: Annotated[PartNode, Option("what turns an image into features", part="encoder")] = "cnn"
+    decoder: Annotated[PartNode, Option("what turns a latent into an image", part="decoder")] = "cnn"
+    vector_encoder: Annotated[PartNode, Option("what turns vectors into features", part="vector_encoder")] = "mlp"
+    vector_decoder: Annotated[PartNode, Option("what turns a latent into vectors", part="vector_decoder")] = "mlp"
+    latent: Annotated[PartNode, Option("what a frame is compressed into", part="latent")] = "categorical"
+    sequence_model: Annotated[PartNode, Option("what reads latents and actions in order", part="sequence_model")] = (
+        "transformer"
+    )
+    reward_head: Annotated[PartNode, Option("what predicts the reward", part="head")] = "mlp"
+    continuation_head: Annotated[PartNode, Option("what predicts whether the episode goes on", part="head")] = "mlp"
+    decoder_input: Annotated[
+        Literal["latent", "hidden", "both"],
+        Option("what the decoder reads: the frame's latent (the paper), the memory before the frame, or both"),
+    ] = "latent"
+    tokens: Annotated[
+        Literal["merged", "separate"],
+        Option("whether a step is one token (the paper), or its latent and its action are one each"),
+    ] = "merged"
+    objectives: Annotated[list[Any], Option("parts that add terms to the loss", part="objective")] = field(
+        default_factory=list
+    )
+    loss_scales: Annotated[Mapping[str, float], Option(group=WorldModelLossScales)] = field(default_factory=dict)
+    loss_balance: Annotated[
+        Literal["fixed", "harmony"],
+        Option("loss_scales alone, or also learned weights of reconstruction, reward and KL (HarmonyDream)"),
+    ] = "fixed"
+    reconstruction_focus: Annotated[
+        float,
+        Option("share of the reconstruction's weight that goes to pixels far from the batch's mean frame", 0, 1),
+    ] = 0.0
+    free_bits: Annotated[float, Option("nats of KL a step that are not punished", 0, 1e12)] = 1.0
+    free_bits_clip: Annotated[
+        Literal["step", "mean"], Option("whether they are granted to each step or to the mean over the batch")
+    ] = "step"
+    reward_loss: Annotated[
+        Scoring,
+        Option("two symlog bins or a normal over them, two bins of the numbers themselves, or squared error in symlog"),
+    ] = "twohot"
+    reward_bins: Annotated[int, Option("symlog bins of the reward, for twohot and hl_gauss", 3, 10**5)] = 255
+    reward_low: Annotated[float, Option("symlog of the lowest bin", below="reward_high")] = -20.0
+    reward_high: Annotated[float, Option("symlog of the highest bin")] = 20.0
+    optimizer: Annotated[Mapping[str, float], Option(group=OptimizerSettings)] = field(default_factory=dict)
+
+
 class WorldModel(nn.Module):
     """Learns to compress frames and to predict what follows an action (STORM section 3.1, equations 1 to 5).
 
     observations: what is seen; (Y, X, C) is short for an image.  actions: what can be done; a number is short for as
-    many discrete actions.  hidden_dim: D.
+    many discrete actions.  options: those of ``WorldModelOptions``; hidden_dim is D.
     A frame is one observation, of an image, vectors or both: as batches hold it, (..., C, Y, X) uint8 of an image,
     (..., *shape) of any other ``ObservationSpace``. What it lacks has no encoder and no decoder, which are None.
-    The defaults are the paper's.
     """
 
+    Options = WorldModelOptions
+
     def __init__(
-        self,
-        observations: ObservationSpace | tuple[int, int, int],
-        actions: ActionSpace | int,
-        *,
-        hidden_dim: Annotated[int, Option("width of the sequence model and of the heads", 1, 10**5)] = 512,
-        encoder: Annotated[PartNode, Option("what turns an image into features", part="encoder")] = "cnn",
-        decoder: Annotated[PartNode, Option("what turns a latent into an image", part="decoder")] = "cnn",
-        vector_encoder: Annotated[PartNode, Option("what turns vectors into features", part="vector_encoder")] = "mlp",
-        vector_decoder: Annotated[PartNode, Option("what turns a latent into vectors", part="vector_decoder")] = "mlp",
-        latent: Annotated[PartNode, Option("what a frame is compressed into", part="latent")] = "categorical",
-        sequence_model: Annotated[
-            PartNode, Option("what reads latents and actions in order", part="sequence_model")
-        ] = "transformer",
-        reward_head: Annotated[PartNode, Option("what predicts the reward", part="head")] = "mlp",
-        continuation_head: Annotated[
-            PartNode, Option("what predicts whether the episode goes on", part="head")
-        ] = "mlp",
-        decoder_input: Annotated[
-            Literal["latent", "hidden", "both"],
-            Option("what the decoder reads: the frame's latent (the paper), the memory before the frame, or both"),
-        ] = "latent",
-        tokens: Annotated[
-            Literal["merged", "separate"],
-            Option("whether a step is one token (the paper), or its latent and its action are one each"),
-        ] = "merged",
-        objectives: Annotated[list[Any], Option("parts that add terms to the loss", part="objective")] = [],  # noqa: B006
-        loss_scales: Annotated[Mapping[str, float], Option(group=WorldModelLossScales)] = DEFAULTS,
-        loss_balance: Annotated[
-            Literal["fixed", "harmony"],
-            Option("loss_scales alone, or also learned weights of reconstruction, reward and KL (HarmonyDream)"),
-        ] = "fixed",
-        reconstruction_focus: Annotated[
-            float,
-            Option("share of the reconstruction's weight that goes to pixels far from the batch's mean frame", 0, 1),
-        ] = 0.0,
-        free_bits: Annotated[float, Option("nats of KL a step that are not punished", 0, 1e12)] = 1.0,
-        free_bits_clip: Annotated[
-            Literal["step", "mean"], Option("whether they are granted to each step or to the mean over the batch")
-        ] = "step",
-        reward_loss: Annotated[
-            Scoring,
-            Option(
-                "two symlog bins or a normal over them, two bins of the numbers themselves, or squared error in symlog"
-            ),
-        ] = "twohot",
-        reward_bins: Annotated[int, Option("symlog bins of the reward, for twohot and hl_gauss", 3, 10**5)] = 255,
-        reward_low: Annotated[float, Option("symlog of the lowest bin", below="reward_high")] = -20.0,
-        reward_high: Annotated[float, Option("symlog of the highest bin")] = 20.0,
-        optimizer: Annotated[Mapping[str, float], Option(group=OptimizerSettings)] = DEFAULTS,
+        self, observations: ObservationSpace | tuple[int, int, int], actions: ActionSpace | int, **options: Any
     ) -> None:
         super().__init__()
+        chosen = WorldModelOptions(**options)
+        hidden_dim = chosen.hidden_dim
         observations = ObservationSpace.of(observations)
         self.observation_space, self.action_space = observations, ActionSpace.of(actions)
         self.obs_axes, self.hidden_dim = len(observations.shape), hidden_dim
-        self.loss_scales = asdict(WorldModelLossScales(**loss_scales))
-        self.reconstruction_focus = reconstruction_focus
-        self.optimizer_settings = OptimizerSettings(**optimizer)
-        self.free_bits, self.free_bits_clip = free_bits, free_bits_clip
+        self.loss_scales = asdict(WorldModelLossScales(**chosen.loss_scales))
+        self.reconstruction_focus = chosen.reconstruction_focus
+        self.optimizer_settings = OptimizerSettings(**chosen.optimizer)
+        self.free_bits, self.free_bits_clip = chosen.free_bits, chosen.free_bits_clip
         self.reports_windows = False  # whether the loss of each window is told too, see ``Losses``
-        self.encoder, self.vector_encoder, self.embed_dim = build_encoders(observations, encoder, vector_encoder)
-        self.latent = build_part("latent", latent, self.embed_dim, hidden_dim, key="world_model.latent")
+        encoders = build_encoders(observations, chosen.encoder, chosen.vector_encoder)
+        self.encoder, self.vector_encoder, self.embed_dim = encoders
+        self.latent = build_part("latent", chosen.latent, self.embed_dim, hidden_dim, key="world_model.latent")
         self.latent_dim: int = self.latent.latent_dim
-        self.sequence_model = TOKENS[tokens](
-            sequence_model, self.latent_dim, self.action_space, hidden_dim, key="world_model.sequence_model"
+        self.sequence_model = TOKENS[chosen.tokens](
+            chosen.sequence_model, self.latent_dim, self.action_space, hidden_dim, key="world_model.sequence_model"
         )
-        self.decoder_reads_hidden = decoder_input != "latent"
-        self.decoder_input = DECODER_INPUTS[decoder_input](self.latent_dim, hidden_dim)
+        self.decoder_reads_hidden = chosen.decoder_input != "latent"
+        self.decoder_input = DECODER_INPUTS[chosen.decoder_input](self.latent_dim, hidden_dim)
         width: int = self.decoder_input.state_dim  # type: ignore[assignment]
-        self.decoder, self.vector_decoder = build_decoders(observations, width, decoder, vector_decoder)
-        self.reward_encoding = READINGS[reward_loss](reward_bins, reward_low, reward_high)
+        self.decoder, self.vector_decoder = build_decoders(observations, width, chosen.decoder, chosen.vector_decoder)
+        self.reward_encoding = READINGS[chosen.reward_loss](chosen.reward_bins, chosen.reward_low, chosen.reward_high)
         outputs = self.reward_encoding.outputs, hidden_dim
-        self.reward_head = build_part("head", reward_head, hidden_dim, *outputs, key="world_model.reward_head")
+        self.reward_head = build_part("head", chosen.reward_head, hidden_dim, *outputs, key="world_model.reward_head")
         self.continuation_head = build_part(
-            "head", continuation_head, hidden_dim, 1, hidden_dim, key="world_model.continuation_head"
+            "head",
+            chosen.continuation_head,
+            hidden_dim,
+            1,
+            hidden_dim,
+            key="world_model.continuation_head",
         )
-        self.objectives = self._build_objectives(objectives)
-        self.harmony = Harmony() if loss_balance == "harmony" else None
+        self.objectives = self._build_objectives(chosen.objectives)
+        self.harmony = Harmony() if chosen.loss_balance == "harmony" else None
 
     def _build_objectives(self, nodes: Sequence[PartNode]) -> nn.ModuleList:
         widths = self.latent_dim, self.embed_dim, self.hidden_dim, self.action_space.width
+        spaces = {"observations": self.observation_space, "actions": self.action_space}
         return nn.ModuleList(
-            build_part("objective", node, *widths, key=f"world_model.objectives[{index}]")
+            build_part("objective", node, *widths, key=f"world_model.objectives[{index}]", **spaces)
             for index, node in enumerate(nodes)
         )
 
@@ -186,8 +197,12 @@ class WorldModel(nn.Module):
         hidden = self.sequence_model(latent, self.encode_action(batch.action), batch.is_first)
         prior = self.latent.prior(hidden)
 
-        before = hidden_before(hidden, batch.is_first) if self.decoder_reads_hidden else None
-        reconstruction = reconstruction_losses(self.decode(latent, before), seen, self.reconstruction_focus)
+        if self.decoder_reads_hidden:  # what came before a window's first step is not known
+            before = hidden_before(hidden, batch.is_first)
+            seen, decoded = seen.after_first(), self.decode(latent[:, 1:], before[:, 1:])
+        else:
+            decoded = self.decode(latent)
+        reconstruction = reconstruction_losses(decoded, seen, self.reconstruction_focus)
         reward = self.reward_encoding.loss(self.reward_head(hidden), batch.reward)
         going_on, goes_on = self.continuation_head(hidden).squeeze(-1).float(), (~batch.terminated).float()
         continuation = F.binary_cross_entropy_with_logits(going_on, goes_on)

@@ -1,4 +1,4 @@
-"""Two tokens a step, one for the latent and one for the action, in front of any sequence model."""
+"""One token a step for its latent and its action together, or one for each, in front of any sequence model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stormlit.nn.building import build_sequence_model
+from stormlit.nn.building import build_part
 from stormlit.registry import fill
 from stormlit.spaces import ActionSpace
 
@@ -71,6 +71,14 @@ class SeparateTokens(nn.Module):
         return F.pad(torch.zeros_like(action), (0, 1), value=1.0), F.pad(action, (0, 1))
 
 
+def build_merged(
+    node: str | Mapping[str, Any], latent_dim: int, action_space: ActionSpace, hidden_dim: int, *, key: str
+) -> Any:
+    """The sequence model that a node describes, which reads a step as one token."""
+    surroundings = latent_dim, action_space.width, hidden_dim
+    return build_part("sequence_model", node, *surroundings, key=key, actions=action_space)
+
+
 def build_separate(
     node: str | Mapping[str, Any], latent_dim: int, action_space: ActionSpace, hidden_dim: int, *, key: str
 ) -> SeparateTokens:
@@ -78,5 +86,6 @@ def build_separate(
     filled = fill("sequence_model", node, key)
     if isinstance(filled.get("max_length"), int):
         filled["max_length"] *= 2
-    model = build_sequence_model(filled, latent_dim, action_space, hidden_dim, key=key, more_actions=1)
-    return SeparateTokens(model, action_space.width)
+    width = action_space.width
+    model = build_part("sequence_model", filled, latent_dim, width + 1, hidden_dim, key=key, actions=action_space)
+    return SeparateTokens(model, width)

@@ -195,7 +195,7 @@ class TransformerSequence(nn.Module):
 
         Returns hidden (B, T, D).
         """
-        mask = self._mask(is_first)
+        mask = self._mask(is_first, compute_dtype(self.positions.weight))
         x = self._tokens(latent, action, start=0)
         for block in self.blocks:
             x = block(x, mask)
@@ -207,7 +207,7 @@ class TransformerSequence(nn.Module):
         """As ``forward``, keeping keys and values with room for ``capacity`` tokens in all."""
         rows, length = action.shape[:2]
         memory = self.empty(rows, capacity)
-        mask = self._mask(is_first)
+        mask = self._mask(is_first, memory.mask.dtype)
         x = self._tokens(latent, action, start=0)
         for block, cache in zip(self.blocks, memory.layers, strict=True):
             x = block(x, mask, cache)
@@ -230,9 +230,12 @@ class TransformerSequence(nn.Module):
     def step(self, latent: Tensor, action: Tensor, memory: TransformerMemory) -> Tensor:
         """latent: (N, Z).  action: (N,) int64, or (N, A) float32.  Returns hidden (N, D).
 
-        The memory grows by one token.
+        The memory grows by one token. Raises ``IndexError`` where it, or ``max_length``, has no room for that.
         """
         position = memory.length
+        room = min(memory.mask.shape[-1], len(self.positions.weight))
+        if position == room:
+            raise IndexError(f"the memory is full: it has room for {room} steps")
         x = self._tokens(latent[:, None], action[:, None], start=position)
         mask = memory.mask[:, :, :, : position + 1]
         for block, cache in zip(self.blocks, memory.layers, strict=True):
@@ -240,10 +243,9 @@ class TransformerSequence(nn.Module):
         memory.length += 1
         return x.squeeze(1)
 
-    def _mask(self, is_first: Tensor) -> Tensor:
+    def _mask(self, is_first: Tensor, dtype: torch.dtype) -> Tensor:
         """is_first: (B, T) bool.  Returns (B, 1, T, T), 0 where a step may see another and -inf elsewhere."""
         hidden = ~episode_causal_mask(is_first).unsqueeze(1)
-        dtype = compute_dtype(self.positions.weight)
         return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
 
     def _tokens(self, latent: Tensor, action: Tensor, start: int) -> Tensor:

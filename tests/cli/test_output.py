@@ -1,8 +1,11 @@
-"""Streams that close, fill up or lack letters: training goes on and saves. The pipes and devices are real."""
+"""What commands print: an error once, by the first process or the launcher; and streams that close, fill up or lack
+letters, over which training goes on and saves. The pipes and devices are real.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import signal
@@ -10,11 +13,20 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stormlit.cli.output import LAUNCHERS_FILE, PATIENCE_SECONDS, tell
+from stormlit.errors import (
+    ConfigError,
+    CrashElsewhereError,
+    EnvironmentCrashError,
+    RestoreElsewhereError,
+    StormlitError,
+)
 from training import SMALL, newest, status
 
 COMMAND = [sys.executable, "-m", "stormlit"]
@@ -106,3 +118,56 @@ def test_a_terminal_that_is_closed_stops_a_training_which_saves(tmp_path: Path) 
         process.kill()
     run = tmp_path / "run"
     assert newest(run).name > "step-000000024" and status(run) == "KILLED"
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that were slept."""
+    slept: list[float] = []
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv(LAUNCHERS_FILE, raising=False)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    return slept
+
+
+def test_a_rank_that_nothing_has_launched_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], waited: list[float]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")  # left over in the environment of a job
+    tell(ConfigError("no"))
+    assert capsys.readouterr().err == "stormlit: error: no\n" and waited == []
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "waits"),
+    [
+        ("0", ConfigError("ü"), []),
+        ("1", ConfigError("ü"), [PATIENCE_SECONDS]),
+        ("1", EnvironmentCrashError("ü"), []),
+        # The others only know that some process has failed, and let one that found what nobody else did speak first.
+        ("0", CrashElsewhereError("ü"), [2 * PATIENCE_SECONDS]),
+        ("0", RestoreElsewhereError("ü"), [2 * PATIENCE_SECONDS]),
+    ],
+)
+def test_a_launched_process_leaves_it_to_the_launcher(
+    rank: str,
+    error: StormlitError,
+    waits: list[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    waited: list[float],
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setenv(LAUNCHERS_FILE, str(tmp_path / "error.json"))
+    tell(error)
+    assert json.loads((tmp_path / "error.json").read_text())["message"] == "stormlit: error: ü"
+    assert capsys.readouterr().err == "" and waited == waits
+
+
+def test_it_is_printed_where_the_launchers_file_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], waited: list[float]
+) -> None:
+    monkeypatch.setenv(LAUNCHERS_FILE, str(tmp_path / "gone" / "error.json"))
+    tell(ConfigError("no"))
+    assert capsys.readouterr().err == "stormlit: error: no\n"

@@ -1,28 +1,13 @@
-"""The commands that set results beside one another."""
+"""``stormlit scores``: what has been published on Atari 100k."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from stormlit.cli.columns import columns
+from stormlit.cli.output import columns
 from stormlit.envs import ATARI_100K_GAMES
-from stormlit.errors import ConfigError
 from stormlit.reports.literature import NOTES, Method, chosen, method_aggregates
 from stormlit.reports.statistics import AGGREGATES
-from stormlit.reports.write import write_report
-
-
-def report_runs(
-    files: Sequence[str], overrides: Sequence[str], root: Path, output: Path, base: str | None, scale: Sequence[str]
-) -> str:
-    """Write a report; returns where it is."""
-    for word in overrides:
-        if not word.startswith("run.dir="):
-            raise ConfigError(f"'{word}': a report changes no setting; it takes runs, and run.dir=DIR")
-    if not files:
-        raise ConfigError("which runs? expected names, folders, groups or experiments")
-    return "\n".join(f"written to {file}" for file in write_report(files, root, output, base, scale))
 
 
 def published_scores(methods: Sequence[str]) -> str:

@@ -96,7 +96,7 @@ class SequenceModel(Protocol):
     """Built as ``SequenceModel(latent_dim, num_actions, hidden_dim, **options)``.
 
     Actions come as their numbers, (...,) int64, if they are discrete, and as vectors, (..., A) float32, if they are not
-    (see ``ops.actions.encode``); ``num_actions`` is A. A model for discrete actions alone need not take vectors.
+    (see ``ops.spaces.encode``); ``num_actions`` is A. A model for discrete actions alone need not take vectors.
     ``hidden[:, t]`` depends on tokens 0 to t alone, and on none before the last episode start at or before t.
 
     Optional: a model that says ``carries = True`` can be acted with on one memory for ever (``player.memory=carried``).
@@ -121,7 +121,10 @@ class SequenceModel(Protocol):
         ...
 
     def step(self, latent: Tensor, action: Tensor, memory: Memory) -> Tensor:
-        """One more token, in place of a full pass.  latent: (N, Z).  action: (N,) or (N, A).  Returns hidden (N, D)."""
+        """One more token, in place of a full pass.  latent: (N, Z).  action: (N,) or (N, A).  Returns hidden (N, D).
+
+        Unless the model carries, a token for which the memory has no room, or that is beyond ``max_length``, raises.
+        """
         ...
 
 
@@ -158,7 +161,7 @@ class Sampler(Protocol):
     """Built as ``Sampler(**options)``: which windows of the replay buffer the world model learns from.
 
     It keeps nothing: how often each window was drawn, and with what loss, is kept and saved for it. A window is known
-    by its first step. Its loss is what was predicted badly: see ``WorldModel.training_step``.
+    by its first step. Its loss is what was predicted badly: see ``WorldModel.losses``.
     """
 
     # Whether it reads losses, which then come back from every update.
@@ -202,3 +205,19 @@ class Policy(Protocol):
     def sample(self, distribution: Tensor) -> Tensor:
         """distribution: (..., P).  Returns a drawn action, (..., *shape)."""
         ...
+
+
+INTERFACES: dict[str, type] = {
+    "encoder": Encoder,
+    "decoder": Decoder,
+    "vector_encoder": VectorEncoder,
+    "vector_decoder": VectorDecoder,
+    "latent": Latent,
+    "sequence_model": SequenceModel,
+    "head": Head,
+    "agent_state": AgentState,
+    "objective": Objective,
+    "policy": Policy,
+    "sampler": Sampler,
+}
+"""What every kind of part has to offer."""
