@@ -345,13 +345,15 @@ class BrokenTracker(Tracker):
         raise RuntimeError("no space for numbers")
 
 
-def _changed(name: str, part: type[nn.Module], method: str, change: Callable[[Tensor], Any]) -> type[nn.Module]:
+def changed(
+    part: type[nn.Module], method: str, change: Callable[[Tensor], Any], name: str = "Changed"
+) -> type[nn.Module]:
     """The part with what one of its methods answers changed."""
 
-    def changed(self: nn.Module, *given: Any) -> Any:
+    def answer(self: nn.Module, *given: Any) -> Any:
         return change(getattr(part, method)(self, *given))
 
-    return type(name, (part,), {method: changed})
+    return type(name, (part,), {method: answer})
 
 
 # What each answers instead.
@@ -376,4 +378,4 @@ ANSWERS: dict[str, tuple[type[nn.Module], str, Callable[[Tensor], Any]]] = {
     "ByPlace": (SoundSampler, "forward", lambda weights: torch.arange(1.0, 1.0 + len(weights))),
     "Whimsical": (SoundSampler, "forward", lambda weights: 0.1 + torch.rand(len(weights))),
 }
-globals().update({name: _changed(name, *how) for name, how in ANSWERS.items()})
+globals().update({name: changed(*how, name) for name, how in ANSWERS.items()})

@@ -1,4 +1,4 @@
-"""Every kind of action and of observation through a whole run, which is resumed, evaluated, dreamt with and recorded."""
+"""Every kind of action and of observation through a whole run: resumed, evaluated, dreamt with and recorded."""
 
 from __future__ import annotations
 
