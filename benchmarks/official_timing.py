@@ -30,7 +30,7 @@ from stormlit.config.compose import compose
 from stormlit.config.schema import Config
 from stormlit.files import write_json
 from stormlit.nn.compilation import should_compile
-from stormlit.runs.malloc import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
+from stormlit.runs.device import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 from stormlit.runs.official import agent_state, world_model_state
 
 SAMPLE_16X64 = "sample 16x64"

@@ -19,7 +19,7 @@ from stormlit.config.components import PART_KEYS, PART_LISTS
 from stormlit.config.compose import compose
 from stormlit.config.schema import Config
 from stormlit.runs.assembly import build_modules
-from stormlit.runs.threads import rehearsal
+from stormlit.runs.estimate import rehearsal
 from stormlit.spaces import ObservationSpace
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel

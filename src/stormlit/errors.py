@@ -62,13 +62,7 @@ class EnvironmentCrashError(TrainingError):
 class ElsewhereError(StormlitError):
     """What another process has found, and tells."""
 
-
-class CrashElsewhereError(EnvironmentCrashError, ElsewhereError):
-    """Environments of another process failed, which names them."""
-
-
-class RestoreElsewhereError(CheckpointError, ElsewhereError):
-    """Another process could not go on from its part of a checkpoint, and says why."""
+    exit_code = 3
 
 
 class EnvironmentContractError(EnvironmentSetupError, EnvironmentCrashError):
@@ -106,8 +100,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{plural}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def describe(error: BaseException) -> str:
     """Type, first line and place of an exception that another's code has raised."""
     place = traceback.extract_tb(error.__traceback__)[-1]
-    message = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {message} ({Path(place.filename).name}, line {place.lineno})"
+    return f"{type(error).__name__}: {first_line(error)} ({Path(place.filename).name}, line {place.lineno})"

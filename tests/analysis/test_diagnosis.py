@@ -16,6 +16,7 @@ from stormlit.analysis.diagnosis import (
     dream_returns,
     end_quality,
     latent_use,
+    newest_diagnosis,
     open_loop_errors,
     read_windows,
     realised_returns,
@@ -25,7 +26,6 @@ from stormlit.analysis.diagnosis import (
 )
 from stormlit.analysis.dream import Dream, Views
 from stormlit.cli import main
-from stormlit.runs.diagnose import newest_diagnosis
 from stormlit.storm.replay import ReplayRows
 from training import SMALL
 

@@ -22,9 +22,8 @@ import pytest
 from stormlit.cli.output import LAUNCHERS_FILE, PATIENCE_SECONDS, tell
 from stormlit.errors import (
     ConfigError,
-    CrashElsewhereError,
+    ElsewhereError,
     EnvironmentCrashError,
-    RestoreElsewhereError,
     StormlitError,
 )
 from training import SMALL, newest, status
@@ -145,8 +144,7 @@ def test_a_rank_that_nothing_has_launched_does_not_wait(
         ("1", ConfigError("ü"), [PATIENCE_SECONDS]),
         ("1", EnvironmentCrashError("ü"), []),
         # The others only know that some process has failed, and let one that found what nobody else did speak first.
-        ("0", CrashElsewhereError("ü"), [2 * PATIENCE_SECONDS]),
-        ("0", RestoreElsewhereError("ü"), [2 * PATIENCE_SECONDS]),
+        ("0", ElsewhereError("ü"), [2 * PATIENCE_SECONDS]),
     ],
 )
 def test_a_launched_process_leaves_it_to_the_launcher(

@@ -19,7 +19,6 @@ from stormlit.runs.checkpoint import list_checkpoints, verify
 from stormlit.runs.directory import RunDirectory
 from stormlit.runs.replay_segments import verify_replay
 from stormlit.storm.training import Training
-from stormlit.tracking import CsvTracker
 from training import SMALL, differences, logged, newest, read, resume, rows, status, train
 
 WORDS = ("checkpoint.every=6", "checkpoint.keep=2")
@@ -133,19 +132,6 @@ def test_metrics_that_cannot_be_written_end_no_training(limited: Disk, capsys: p
     assert logged(unbroken).keys() == logged(run).keys()
 
 
-def test_flushing_a_file_brings_what_a_disk_had_refused(limited: Disk) -> None:
-    place, begin, end = limited
-    tracker = CsvTracker(place / "run", place)
-    tracker.start(name="run", params={}, tags={})
-    begin()
-    with pytest.raises(OSError, match="File too large"):
-        for step in range(1000):
-            tracker.log({"loss": 1.0}, step)
-    end()
-    tracker.flush()
-    assert list(logged(place / "run")) == [(number, "loss") for number in range(step + 1)]
-
-
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error(
     limited: Disk, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,19 +169,3 @@ def test_a_disk_of_its_own_in_trouble(disk: Disk, tmp_path: Path, capsys: pytest
     with (run / "metrics.csv").open() as file:
         places = [(row["step"], row["key"]) for row in csv.DictReader(file)]
     assert len(places) == len(set(places))
-
-
-@pytest.mark.slow
-def test_a_full_disk_at_the_end(disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
-    place, begin, end = disk
-    capsys.readouterr()
-    with trouble((26, -1), begin, end):
-        assert main(["train", *SMALL, *WORDS, f"run.dir={place}", "run.name=run"]) == 3
-    end()
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stormlit: error: ")]
-    assert len(errors) == 1 and "step 48" in errors[0]
-    run = place / "run"
-    assert newest(run).name == "step-000000024"
-    assert_whole(run)
-    resume(run, 48)
-    assert_whole(run)

@@ -27,7 +27,7 @@ def test_the_rehearsal_leaves_no_trace() -> None:
     modules = (training.world_model, training.agent)
     weights = [{name: tensor.clone() for name, tensor in module.state_dict().items()} for module in modules]
     state = training.state_dict()
-    assert seconds_per_env_step(training) > 0
+    assert seconds_per_env_step(config, training) > 0
     assert list(differences(weights, [module.state_dict() for module in modules])) == []
     assert list(differences(state, training.state_dict())) == []
     assert all(parameter.grad is None for module in modules for parameter in module.parameters())
@@ -42,7 +42,7 @@ def test_a_long_training_hears_of_a_smaller_one() -> None:
     ):
         words = [*SMALL[1:], "tracking=none", f"loop.env_steps={steps}"]
         training = build_training(config := compose(SMALL[:1], words), make_fabric(config))
-        assert re.search(expected, time_to_come(training))
+        assert re.search(expected, time_to_come(config, training))
         training.envs.close()
 
 
@@ -54,7 +54,7 @@ def test_the_first_lines_say_how_long_it_takes(tmp_path: Path, capsys: pytest.Ca
 def test_a_part_that_cannot_be_copied_has_no_estimate() -> None:
     training = build_training(config := compose(SMALL[:1], [*SMALL[1:], "tracking=none"]), make_fabric(config))
     training.world_model.encoder.lock = threading.Lock()
-    assert time_to_come(training) is None
+    assert time_to_come(config, training) is None
     training.envs.close()
 
 

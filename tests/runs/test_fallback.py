@@ -30,20 +30,10 @@ def damage(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "weights.pt",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("training-0.pt", "config.yaml", "replay-0.json", "manifest.json")
-        ),
-    ],
-)
 def test_resume_falls_back_and_ends_as_if_nothing_had_happened(
-    name: str, run: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = newest(run)
+    broken, name = newest(run), "weights.pt"
     damage(broken / name)
     capsys.readouterr()
     assert main(["resume", "run", f"run.dir={run.parent}"]) == 0
@@ -80,20 +70,9 @@ def test_a_damaged_segment_takes_the_checkpoints_that_need_it(
     assert_same_run(trained, run)
 
 
-@pytest.mark.parametrize(
-    "how", ["newer format", *(pytest.param(how, marks=pytest.mark.slow) for how in ("truncated", "missing"))]
-)
-def test_playing_falls_back_and_leaves_the_run_as_it_is(
-    how: str, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_playing_falls_back_and_leaves_the_run_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = newest(run)
-    if how == "truncated":
-        (broken / "weights.pt").write_bytes((broken / "weights.pt").read_bytes()[:-1])
-    elif how == "missing":
-        (broken / "weights.pt").unlink()
-    else:
-        manifest = json.loads((broken / "manifest.json").read_text())
-        (broken / "manifest.json").write_text(json.dumps({**manifest, "format": manifest["format"] + 1}))
+    (broken / "weights.pt").write_bytes((broken / "weights.pt").read_bytes()[:-1])
     folders = sorted((run / "checkpoints").iterdir())
     capsys.readouterr()
     for verb in ("eval", "dream"):
@@ -140,12 +119,6 @@ def test_when_none_is_left_there_is_one_sentence(run: Path, capsys: pytest.Captu
         assert "no usable checkpoint" in sentence and str(newest(run) / "weights.pt") in sentence
     sentence = refusal(capsys, "train", "tiny", f"run.init_from={run}", f"run.dir={run.parent}", "run.name=other")
     assert "no usable checkpoint" in sentence
-
-
-def test_words_that_change_the_architecture_are_no_damage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = refusal(capsys, "resume", "run", f"run.dir={run.parent}", "agent.hidden_dim=32", "loop.env_steps=40")
-    assert "another configuration" in sentence
-    assert len(list((run / "checkpoints").glob("step-*"))) == 3
 
 
 def test_the_trackers_run_is_the_checkpoints(run: Path) -> None:

@@ -30,8 +30,6 @@ ATARI = (
 )
 VARIANTS = {
     "Catch": ("checkpoint.every=9",),
-    "Catch, 3 environments, ring wrapped": ("checkpoint.every=9", "env.num_envs=3", "replay.capacity=30"),
-    "Pong, sticky actions": ("env.game=Pong", *ATARI, "checkpoint.every=13"),
     "Breakout, sticky actions, 2 environments, ring wrapped": (
         "env.game=Breakout",
         *ATARI,
@@ -48,8 +46,6 @@ VARIANTS = {
         "checkpoint.every=14",
     ),
 }
-
-
 EVERYTHING = (
     "env.num_envs=2",
     "env.isolation=process",

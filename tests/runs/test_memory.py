@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from stormlit.runs.malloc import keep_freed_memory
+from stormlit.runs.device import keep_freed_memory
 
 FAULTS = """
 import resource, sys, torch
-from stormlit.runs.malloc import keep_freed_memory
+from stormlit.runs.device import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 for _ in range(15):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 
 import pytest
@@ -49,15 +48,6 @@ def test_log_files_are_not_spammed(capsys: pytest.CaptureFixture[str]) -> None:
             bar.advance(1)
             bar.show(1.0, "train")
     assert capsys.readouterr().err.count("\r") <= 3
-
-
-def test_a_terminal_shows_a_new_phase_at_once(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with ProgressBar(total=10) as bar:
-        bar.show(1.0, "evaluate")
-        assert "evaluate" in capsys.readouterr().err
 
 
 def test_speed_leaves_out_the_steps_of_earlier_processes() -> None:

@@ -12,8 +12,6 @@ import pytest
 
 from stormlit.cli.verbs import _parser, _split, main
 from stormlit.config.compose import compose
-from stormlit.config.schema import Config
-from stormlit.runs.directory import RunDirectory, exclusive
 from training import SMALL, assert_same_run, interrupted, newest, refusal, status, train
 
 SHORT = ("loop.warmup_steps=8", "loop.env_steps=24", "checkpoint.every=8", "evaluation.episodes=1")
@@ -79,15 +77,6 @@ def test_the_keys_that_may_change_exist_and_are_documented() -> None:
         assert f"`{group}.*`" in text or f"`{prefix}`" in text
 
 
-def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = train(tmp_path, "run", *SHORT)
-    with exclusive(RunDirectory(run)):
-        assert "another process" in refusal(capsys, *again(tmp_path, "run.name=run", "loop.env_steps=30"))
-    with exclusive(RunDirectory(tmp_path / "new")):
-        assert "another process" in refusal(capsys, *again(tmp_path, "run.name=new"))
-    assert main(again(tmp_path, "run.name=new")) == 0
-
-
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,11 +84,6 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(
     for folder in (run / "checkpoints").iterdir():
         (folder / "weights.pt").write_bytes(b"")
     assert "no usable checkpoint" in refusal(capsys, *again(tmp_path, "run.name=run", "loop.env_steps=30"))
-
-
-def test_the_key_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "resume" in refusal(capsys, "config", "tiny", "resume=always")
-    assert isinstance(compose(["tiny"], ["resume=auto"]), Config)
 
 
 def test_the_job_script_is_a_script_whose_commands_parse(tmp_path: Path) -> None:

@@ -22,11 +22,6 @@ from stormlit.storm.training import Training
 from training import SMALL, assert_same_run, logged, newest, resume, status, train
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("unbroken"), "run")
-
-
 def handlers() -> list[object]:
     return [signal.getsignal(number) for number in STOPPING]
 
@@ -49,12 +44,10 @@ def stopped(root: Path, at: int, *numbers: int, words: tuple[str, ...] = ()) -> 
     return code
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(number, marks=[] if number == signal.SIGTERM else pytest.mark.slow) for number in STOPPING]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_step_saves_and_goes_on_exactly(
     number: signal.Signals,
-    unbroken: Path,
+    unbroken: Callable[..., Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -67,39 +60,24 @@ def test_a_signal_ends_the_step_saves_and_goes_on_exactly(
     assert newest(run).name == "step-000000037" and status(run) == "KILLED"
     monkeypatch.chdir("/")
     assert main(shlex.split(told.rpartition("go on with `")[2].rpartition("`")[0])[1:]) == 0  # as it is printed
-    assert_same_run(unbroken, run)
+    assert_same_run(unbroken(), run)
 
 
-@pytest.mark.slow
-def test_a_run_stopped_many_times_is_one_run(tmp_path: Path) -> None:
-    words = ("env.num_envs=2", "replay.capacity=20", "checkpoint.every=10", "resume=auto")
-    words += ("world_model.optimizer.decay=0.5",)
-    for at in (26, 30, 32, 46):
-        assert stopped(tmp_path / "b", at, signal.SIGTERM, words=words) == 143
-    assert stopped(tmp_path / "b", 99, words=words) == 0
-    assert_same_run(train(tmp_path / "a", "run", *words), tmp_path / "b" / "run")
-
-
-def test_a_second_interrupt_stops_at_once(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_interrupt_stops_at_once(
+    unbroken: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert stopped(tmp_path / "b", 37, signal.SIGINT, signal.SIGINT) == 130
     assert "stormlit: interrupted" in capsys.readouterr().err
     run = tmp_path / "b" / "run"
     assert newest(run).name == "step-000000024" and status(run) == "KILLED"
     resume(run, 48)
-    assert_same_run(unbroken, run)
+    assert_same_run(unbroken(), run)
 
 
-@pytest.mark.slow
-def test_other_signals_do_not_hurry_a_stop(tmp_path: Path) -> None:
-    assert stopped(tmp_path, 37, signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1) == 128 + signal.SIGUSR1
-    assert newest(tmp_path / "run").name == "step-000000037"
-
-
-@pytest.mark.parametrize("moment", ["add_tensors", pytest.param("commit", marks=pytest.mark.slow)])
 def test_a_second_interrupt_while_saving_harms_no_checkpoint(
-    moment: str, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unbroken: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original: Callable[..., object] = getattr(stormlit.runs.snapshot.CheckpointWriter, moment)
+    original: Callable[..., object] = stormlit.runs.snapshot.CheckpointWriter.add_tensors
 
     def interrupted(writer: stormlit.runs.snapshot.CheckpointWriter, *arguments: object, **facts: object) -> object:
         if writer.env_steps == 37:
@@ -107,16 +85,16 @@ def test_a_second_interrupt_while_saving_harms_no_checkpoint(
         return original(writer, *arguments, **facts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stormlit.runs.snapshot.CheckpointWriter, moment, interrupted)
+        patch.setattr(stormlit.runs.snapshot.CheckpointWriter, "add_tensors", interrupted)
         assert stopped(tmp_path / "b", 37, signal.SIGINT) == 130
     run = tmp_path / "b" / "run"
     assert newest(run).name == "step-000000024"
     resume(run, 48)
-    assert_same_run(unbroken, run)
+    assert_same_run(unbroken(), run)
 
 
 def test_a_signal_in_the_last_evaluation_does_not_wait_for_it(
-    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unbroken: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def signalled(run: Run) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -129,7 +107,7 @@ def test_a_signal_in_the_last_evaluation_does_not_wait_for_it(
     assert status(run) == "KILLED" and newest(run).name == "step-000000048"
     assert not list(run.glob("evaluation/*"))
     resume(run, 48)
-    assert_same_run(unbroken, run)
+    assert_same_run(unbroken(), run)
 
 
 @pytest.mark.slow
@@ -153,6 +131,7 @@ def test_the_context_itself() -> None:
     with StopSignals() as signals:
         assert signals.received == 0
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)  # which does not hurry it
         assert signals.received == signal.SIGTERM
         with pytest.raises(Stopped, match="SIGTERM") as stop, signals.at_once():
             raise AssertionError("it came before")
@@ -173,13 +152,13 @@ def test_what_nohup_ignores_stays_ignored() -> None:
 
 
 @pytest.mark.slow
-def test_the_clock_saves_without_changing_anything(unbroken: Path, tmp_path: Path) -> None:
+def test_the_clock_saves_without_changing_anything(unbroken: Callable[..., Path], tmp_path: Path) -> None:
     """At every step, since even the shortest one takes longer than this."""
     words = ("checkpoint.every_minutes=1e-9", "checkpoint.keep=100", "loop.env_steps=40")
     run = train(tmp_path / "b", "run", *words)
     assert len(list((run / "checkpoints").iterdir())) == 40
     resume(run, 48, "checkpoint.every_minutes=0")
-    assert_same_run(unbroken, run)
+    assert_same_run(unbroken(), run)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

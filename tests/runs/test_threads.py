@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 
+import stormlit.runs.estimate as threads
 import stormlit.runs.report as report
-import stormlit.runs.threads as threads
 from stormlit.cli import main
 from stormlit.config.compose import compose
 from stormlit.runs.assembly import build_training
 from stormlit.runs.device import make_fabric
-from stormlit.runs.threads import LIMIT, cores, gflop, most_threads, settle_threads, threads_for, told_threads
+from stormlit.runs.estimate import LIMIT, cores, gflop, most_threads, settle_threads, threads_for, told_threads
 from training import SMALL, differences, newest, refusal, train
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +22,6 @@ from small import (
 from stormlit.data import Trajectory
 from stormlit.nn.heads import READINGS
 from stormlit.nn.optimizers import adam
-from stormlit.runs.checkpoint import VerifiedCheckpoint, load_modules
 from stormlit.storm.agent import ActorCritic
 
 
@@ -122,17 +120,6 @@ def test_the_return_scale_divides_the_advantage_and_is_remembered() -> None:
     trajectory.reward.zero_()
     assert float(agent.losses(trajectory).metrics["return_scale"]) == pytest.approx(99.0)
     assert "return_normalizer.bounds" in agent.state_dict()
-
-
-def test_a_return_normalizer_s_state_is_found_under_its_former_name(tmp_path: Path) -> None:
-    world_model, agent = small_world_model(), small_agent()
-    agent.return_normalizer.update(torch.tensor([0.0, 100.0]))
-    state = {name.replace("return_normalizer.", "return_scale."): x for name, x in agent.state_dict().items()}
-    assert "return_scale.bounds" in state
-    torch.save({"world_model": world_model.state_dict(), "agent": state}, tmp_path / "weights.pt")
-    restored = small_agent(seed=1)
-    load_modules(VerifiedCheckpoint(tmp_path, {}), world_model, restored)
-    assert restored.return_normalizer.bounds.tolist() == [5.0, 95.0]
 
 
 def test_the_slow_critic_follows_exactly_and_never_learns_by_itself() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from stormlit.analysis.dream import Dream, Views
 from stormlit.data import Batch
+from stormlit.errors import CheckpointError
+from stormlit.files import read_json
 from stormlit.nn.latents.quantised import CodeLatent, code_use
 from stormlit.ops.losses import MOVES
 from stormlit.storm.agent import ActorCritic
@@ -18,6 +22,8 @@ from stormlit.storm.imagination import Imagination
 from stormlit.storm.replay import ReplayRows
 from stormlit.storm.world_model import WorldModel, hidden_before
 
+FORMAT = 1
+FOLDER = "diagnosis"  # of a run's, with a file for each checkpoint that was diagnosed
 BINS = 10  # of a calibration
 AT_ONCE = 16  # windows
 Found = dict[str, Any]
@@ -245,3 +251,12 @@ def dream_returns(
 def _mean(values: np.ndarray) -> Found:
     error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
     return {"mean": float(values.mean()) if len(values) else None, "standard_error": error}
+
+
+def newest_diagnosis(folder: Path) -> dict[str, Any] | None:
+    """The diagnosis of a run's newest checkpoint that has one; None where there is none that can be read."""
+    for file in sorted((folder / FOLDER).glob("step-*.json"), reverse=True):
+        with contextlib.suppress(CheckpointError):
+            if (found := read_json(file)).get("format") == FORMAT:
+                return found
+    return None

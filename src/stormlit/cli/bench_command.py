@@ -22,7 +22,7 @@ from stormlit.config.schema import Config
 from stormlit.errors import ConfigError, counted
 from stormlit.files import write_json
 from stormlit.nn.compilation import compile_report, should_compile
-from stormlit.runs.outcome import peak_memory
+from stormlit.runs.result import peak_memory
 from stormlit.storm.fabric_internals import launched_by_fabric
 from stormlit.tracking import run_tags
 
@@ -104,11 +104,11 @@ def measure(settings: Mapping[str, Config], rounds: int, command: str) -> Number
         ratios[f"{first} / {other}"] = {
             phase: ratio(taken[first][phase], taken[other][phase], steps if phase == WHOLE else 1.0) for phase in phases
         }
-    kind = "allocated on the GPU" if device.type == "cuda" else "resident set of the process"
+    kind, peak = peak_memory(device)
     return {
         **header("bench", command, device),
         "rounds": rounds,
-        "peak_memory": {"of": kind, "bytes": peak_memory(device)},
+        "peak_memory": {"of": kind, "bytes": peak},
         "settings": [{"name": name, **_setting(subjects[name], taken[name], launched[name])} for name in subjects],
         "ratios": ratios,
     }

@@ -13,21 +13,17 @@ import yaml
 from stormlit import registry
 from stormlit.analysis.curves import write_curves
 from stormlit.analysis.dream import dream, dream_length, dream_window
-from stormlit.analysis.evaluate import EVALUATION_ROW
 from stormlit.analysis.pictures import write_dream_video
 from stormlit.config.components import PART_KEYS, PART_LISTS, check_part
 from stormlit.config.compose import compose, to_yaml
 from stormlit.config.schema import KEYS, Config
-from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError
 from stormlit.files import write_json
-from stormlit.runs.api import load
-from stormlit.runs.assembly import player_factory, run_baselines, run_evaluation
+from stormlit.runs.api import load, play
+from stormlit.runs.assembly import run_baselines, run_evaluation
 from stormlit.runs.device import make_fabric
+from stormlit.runs.estimate import settle_threads
 from stormlit.runs.progress import evaluation_bar
-from stormlit.runs.threads import settle_threads
-from stormlit.storm.collect import Collector
-from stormlit.storm.replay import ReplayBuffer
 
 
 def evaluate_run(reference: str, root: Path, overrides: Sequence[str]) -> str:
@@ -68,21 +64,7 @@ def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path
     settle_threads(config, torch.device("cpu"), trained.world_model, trained.agent)
     torch.manual_seed(config.seed)
     length = dream_length(trained.world_model, config.loop.batch_length)
-    envs = VectorEnv(config.env, seed=config.seed, env_index_offset=EVALUATION_ROW)
-    steps = max(4 * dreams * length, 512)
-    replay = ReplayBuffer(
-        steps * envs.num_envs,
-        envs.num_envs,
-        envs.observation_space,
-        torch.device("cpu"),
-        config.seed,
-        envs.action_space,
-    )
-    player = player_factory(config, trained.world_model, trained.agent)(envs.num_envs)
-    collector = Collector(envs, player, replay, seed=config.seed)
-    for _ in range(steps):
-        collector.step(collector.select_action(random=False))
-    envs.close()
+    replay = play(trained, max(4 * dreams * length, 512))
     seen = [
         dream(
             trained.world_model,
@@ -91,19 +73,19 @@ def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path
         )
         for index in range(dreams)
     ]
-    media, names = trained.directory.media, envs.observation_space.names
+    media, space = trained.directory.media, trained.world_model.observation_space
     lines = []
-    if names and (output is None or output.suffix == ".png"):
+    if space.names and (output is None or output.suffix == ".png"):
         for index, dreamt in enumerate(seen, start=1):
             path = output or media / f"curves-{trained.checkpoint.name}.png"
             path = path.with_stem(f"{path.stem}-{index}") if dreams > 1 else path
             assert dreamt.vector is not None  # it has names
-            lines.append(f"curves      {write_curves(path, dreamt.vector, names, dreamt.context_length)}")
-    if envs.observation_space.image and (output is None or output.suffix != ".png"):
+            lines.append(f"curves      {write_curves(path, dreamt.vector, space.names, dreamt.context_length)}")
+    if space.image and (output is None or output.suffix != ".png"):
         path = output or media / f"dream-{trained.checkpoint.name}.mp4"
-        lines.append(f"dream video {write_dream_video(path, seen, envs.action_meanings)}")
+        lines.append(f"dream video {write_dream_video(path, seen, trained.action_meanings)}")
     if not lines:
-        wanted = ".png: it shows no image" if names else ".mp4 or .gif: it shows no vectors"
+        wanted = ".png: it shows no image" if space.names else ".mp4 or .gif: it shows no vectors"
         raise ConfigError(f"--output={output}: expected a file ending in {wanted}")
     return "\n".join(lines)
 

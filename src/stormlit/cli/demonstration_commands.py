@@ -17,7 +17,7 @@ from stormlit.envs.settings import env_key
 from stormlit.errors import ConfigError
 from stormlit.files import sha256
 from stormlit.runs.api import load
-from stormlit.runs.threads import settle_threads
+from stormlit.runs.estimate import settle_threads
 
 
 def describe_all(demonstrations: Sequence[Path]) -> str:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stormlit.config.schema import Config
 from stormlit.runs.assembly import build_training
 from stormlit.runs.device import make_fabric
-from stormlit.runs.threads import settle_threads
+from stormlit.runs.estimate import settle_threads
 from stormlit.storm.loop import collect, fit
 from stormlit.storm.training import Training
 

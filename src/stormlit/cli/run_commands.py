@@ -15,8 +15,7 @@ from stormlit.registry import leaves
 from stormlit.reports.find_runs import Found, gather
 from stormlit.runs.checkpoint import list_checkpoints
 from stormlit.runs.directory import RunDirectory, is_training
-from stormlit.runs.outcome import evaluations, step_of
-from stormlit.runs.result import Result
+from stormlit.runs.result import Result, evaluations, step_of
 
 NOT_COMPARED = keys_of("place", "start")
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")

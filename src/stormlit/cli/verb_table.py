@@ -38,12 +38,12 @@ OUTPUT = _output("the file to write", "OUT.npz")
 
 VERBS = {
     "train": Verb(
-        "stormlit.runs.resume:train_or_resume",
+        "stormlit.runs.train:train_or_resume",
         "Train from scratch, or with resume=auto go on with the run of that name.",
         (LAYERS,),
     ),
     "resume": Verb(
-        "stormlit.runs.resume:resume_run",
+        "stormlit.runs.train:resume_run",
         "Go on with a run from its newest checkpoint, in the same MLflow run.",
         (RUN, WORDS),
     ),
@@ -110,7 +110,7 @@ VERBS = {
         ),
     ),
     "diagnose": Verb(
-        "stormlit.runs.diagnose:diagnose_run",
+        "stormlit.cli.diagnose_command:diagnose_run",
         "Measure a run's world model: open-loop error, rewards, ends, latents, values, returns in its dream.",
         (
             RUN,
@@ -155,7 +155,7 @@ VERBS = {
         (_argument("methods", nargs="*", default=[], metavar="METHOD", help="only these, and every game of theirs"),),
     ),
     "import-official": Verb(
-        "stormlit.runs.import_official:import_official",
+        "stormlit.runs.official:import_official",
         "Turn a checkpoint of the public implementation into an ordinary run.",
         (
             _argument("world_model_file", type=Path, metavar="WORLD_MODEL.pth", help="the world model's state dict"),

@@ -17,7 +17,7 @@ from stormlit.envs.checked_env import CheckedEnv
 from stormlit.envs.minatar import ForgetLastAction
 from stormlit.envs.observations import View, view_of
 from stormlit.envs.settings import EnvSettings, check_settings, env_id, env_key
-from stormlit.errors import ConfigError, EnvironmentSetupError, describe, nearest
+from stormlit.errors import ConfigError, EnvironmentSetupError, describe, first_line, nearest
 from stormlit.files import class_in_module
 
 ALE_ARGUMENTS = {
@@ -108,7 +108,7 @@ def _make_registered(name: str, settings: EnvSettings, **options: Any) -> gymnas
         raise EnvironmentSetupError(f"{env_key(settings)} is not a registered Gymnasium environment{hint}") from error
     # A malformed id, a missing module or dependency, or a constructor that wants arguments.
     except (gymnasium.error.Error, ImportError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise EnvironmentSetupError(f"{wants}{env_key(settings)}{given} cannot be made: {reason}") from error
     except (Exception, SystemExit) as error:  # whatever it is: the environment's code is not ours
         raise EnvironmentSetupError(f"{wants}{env_key(settings)}{given} cannot be made: {describe(error)}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stormlit.analysis.diagnosis import newest_diagnosis
 from stormlit.errors import counted
 from stormlit.registry import leaves
 from stormlit.reports.caveats import what_cannot_be_concluded
@@ -29,7 +30,6 @@ from stormlit.reports.statistics import (
     sign_flip_probability,
 )
 from stormlit.reports.table import Cell, Comparison, learned, random_play
-from stormlit.runs.diagnose import newest_diagnosis
 
 MOST_IN_ONE = 6  # curves in one figure; more variants get a figure each, with the base behind
 THRESHOLDS = 200

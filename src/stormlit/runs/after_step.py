@@ -14,14 +14,13 @@ from stormlit.analysis.curves import write_curves
 from stormlit.analysis.dream import dream, dream_errors, dream_length, dream_window
 from stormlit.analysis.evaluate import random_devices
 from stormlit.analysis.pictures import write_dream_picture, write_dream_video, write_reconstruction_grid
-from stormlit.errors import CrashElsewhereError, EnvironmentContractError, EnvironmentCrashError, SaveError, describe
+from stormlit.errors import ElsewhereError, EnvironmentContractError, EnvironmentCrashError, SaveError, describe
 from stormlit.files import write_json
 from stormlit.runs.assembly import run_evaluation
-from stormlit.runs.best_checkpoint import keep_if_best
 from stormlit.runs.device import wait_for_all
 from stormlit.runs.run import Run
 from stormlit.runs.signals import Stopped
-from stormlit.runs.snapshot import save_or_go_on, save_snapshot
+from stormlit.runs.snapshot import keep_if_best, save_or_go_on, save_snapshot
 from stormlit.storm.loop import check_updates
 
 
@@ -72,16 +71,14 @@ def _asked(run: Run, failed: bool) -> tuple[int, bool, bool]:
 
 
 def _save_and_fail(run: Run, failure: EnvironmentCrashError | None) -> NoReturn:
+    kind = ElsewhereError if failure is None else type(failure)
     what = failure or "the environments of another process failed"
-    kind = CrashElsewhereError if failure is None else EnvironmentCrashError
     try:
         save_snapshot(run)
     except SaveError as error:
         raise kind(f"{what}; besides, {error}") from failure
-    if isinstance(failure, EnvironmentContractError):
-        raise EnvironmentContractError(f"{failure}; the run is saved: go on with `{run.directory.resume_command()}`")
-    go_on = run.directory.resume_command("env.max_restarts=N")
-    raise kind(f"{what}; the run is saved: go on with `{go_on}`") from failure
+    words = () if isinstance(failure, EnvironmentContractError) else ("env.max_restarts=N",)
+    raise kind(f"{what}; the run is saved: go on with `{run.directory.resume_command(*words)}`") from failure
 
 
 def log_metrics(run: Run) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium
 import torch
 
+from stormlit.analysis.evaluate import EVALUATION_ROW
 from stormlit.config.schema import Config
-from stormlit.envs import EnvSettings, env_facts
+from stormlit.envs import EnvSettings, VectorEnv, env_facts
 from stormlit.envs import make_env as make_gymnasium_env
 from stormlit.runs.allowed_changes import changed_configuration
 from stormlit.runs.assembly import build_modules, player_factory
@@ -17,6 +19,8 @@ from stormlit.runs.checkpoint import find_checkpoint, load_modules, verify
 from stormlit.runs.directory import RunDirectory
 from stormlit.storm.acting import Player
 from stormlit.storm.agent import ActorCritic
+from stormlit.storm.collect import Collector
+from stormlit.storm.replay import ReplayBuffer
 from stormlit.storm.world_model import WorldModel
 
 
@@ -56,6 +60,20 @@ def load(
     agent.to(device).eval()
     player = player_factory(config, world_model, agent)(1)
     return Trained(world_model, agent, player, config, directory, folder, facts.action_meanings)
+
+
+def play(trained: Trained, steps: int) -> ReplayBuffer:
+    """So many new steps of the policy in each environment, from episodes that training has not had."""
+    config = trained.config
+    envs = VectorEnv(config.env, seed=config.seed, env_index_offset=EVALUATION_ROW)
+    with contextlib.closing(envs):
+        space, device = envs.observation_space, torch.device("cpu")
+        replay = ReplayBuffer(steps * envs.num_envs, envs.num_envs, space, device, config.seed, envs.action_space)
+        player = player_factory(config, trained.world_model, trained.agent)(envs.num_envs)
+        collector = Collector(envs, player, replay, seed=config.seed)
+        for _ in range(steps):
+            collector.step(collector.select_action(random=False))
+    return replay
 
 
 def make_env(settings: Config | EnvSettings | str) -> gymnasium.Env:

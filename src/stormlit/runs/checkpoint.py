@@ -1,4 +1,4 @@
-"""Checkpoints: a folder per step, which ``checkpoint_writer`` writes beside and then renames: it is there whole or not.
+"""Checkpoints: a folder per step, written under another name and then renamed: it is there whole or not.
 
     step-000002500/manifest.json    format, step, tracker's run id, size and SHA-256 of every other file of the folder,
                                     and its own SHA-256
@@ -9,6 +9,10 @@
                    replay-0.json    which of the files in ../../replay/0/ hold process 0's replay buffer (see
                                     ``replay_segments``)
 
+``best-000001000/`` has manifest, configuration and weights of the step that was evaluated best, and no run goes on from
+it. One that is outdone is kept while there is a checkpoint from before the better one was found, which a run that goes
+on from there may find no more.
+
 No file points to the newest checkpoint: names sort by age, and a folder gets its name when all of it is on the disk.
 
 Files hold tensors and built-in types only and are read with ``weights_only=True``: nothing in them is ever executed.
@@ -18,14 +22,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
-import re
 import shutil
 import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +39,7 @@ import torch
 from torch import nn
 
 from stormlit.errors import CheckpointError, MisfitError
-from stormlit.files import read_json, sha256
+from stormlit.files import read_json, sha256, sync_folder, write_json
 from stormlit.runs.directory import RunDirectory, find_run
 
 FORMAT = 2
@@ -48,10 +53,6 @@ class VerifiedCheckpoint:
 
     folder: Path
     manifest: Mapping[str, Any]
-
-
-def checkpoint_folder(run: RunDirectory, env_steps: int) -> Path:
-    return run.checkpoints / f"step-{env_steps:09d}"
 
 
 def list_checkpoints(run: RunDirectory) -> list[Path]:
@@ -109,7 +110,7 @@ def best_checkpoint(run: RunDirectory) -> tuple[Path, float] | None:
     return None
 
 
-def outdone(run: RunDirectory) -> list[Path]:
+def _outdone(run: RunDirectory) -> list[Path]:
     """Best checkpoints for which a better one has come that every checkpoint of the run knows of."""
     found, kept = sorted(run.checkpoints.glob("best-*")), list_checkpoints(run)
     known = [best for best in found if kept and best.name.partition("-")[2] <= kept[0].name.partition("-")[2]]
@@ -219,18 +220,16 @@ def read_tensors(path: Path) -> dict[str, Any]:
 def load_weights(module: nn.Module, state: Mapping[str, Any], what: str) -> None:
     """Load a state dict; raises ``MisfitError`` with the name of the first tensor that does not fit."""
     own = module.state_dict()
-    for name, tensor in own.items():
+    for name in [*own, *state]:
         if name not in state:
-            raise MisfitError(f"the checkpoint is of another configuration: {what} has no tensor '{name}'")
-        found = getattr(state[name], "shape", None)
-        if found != tensor.shape:
-            raise MisfitError(
-                f"the checkpoint is of another configuration: {what} tensor '{name}' has shape "
-                f"{tuple(found or ())}, expected {tuple(tensor.shape)}"
-            )
-    for name in state:
-        if name not in own:
-            raise MisfitError(f"the checkpoint is of another configuration: {what} has no place for '{name}'")
+            reason = f"has no tensor '{name}'"
+        elif name not in own:
+            reason = f"has no place for '{name}'"
+        elif (found := getattr(state[name], "shape", ())) != own[name].shape:
+            reason = f"tensor '{name}' has shape {tuple(found)}, expected {tuple(own[name].shape)}"
+        else:
+            continue
+        raise MisfitError(f"the checkpoint is of another configuration: {what} {reason}")
     module.load_state_dict(dict(state))
 
 
@@ -238,9 +237,7 @@ def load_modules(checkpoint: VerifiedCheckpoint, world_model: nn.Module, agent: 
     """Load the weights of both modules; raises ``CheckpointError`` as ``load_weights`` does."""
     weights = read_tensors(checkpoint.folder / "weights.pt")
     load_weights(world_model, weights.get("world_model", {}), "world_model")
-    # In older checkpoints the return normaliser is called return_scale.
-    named = {re.sub(r"^return_scale\.", "return_normalizer.", name): x for name, x in weights.get("agent", {}).items()}
-    load_weights(agent, named, "agent")
+    load_weights(agent, weights.get("agent", {}), "agent")
 
 
 def check_claims(path: Path) -> None:
@@ -258,3 +255,90 @@ def check_claims(path: Path) -> None:
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+class CheckpointWriter:
+    """Assembles one checkpoint in a temporary folder; ``commit`` makes it real.
+
+    With several processes each adds its own files, and the first one commits after all have settled. Files are hashed
+    and written to the disk by threads, while what comes next is put together.
+    """
+
+    def __init__(self, run: RunDirectory, env_steps: int, kind: str = "step") -> None:
+        self.run, self.env_steps = run, env_steps
+        self.final = run.checkpoints / f"{kind}-{env_steps:09d}"
+        self.temporary = self.final.with_name(f".{self.final.name}.tmp")
+        self._threads = ThreadPoolExecutor(max_workers=4)
+        self._added: dict[str, Future[dict[str, Any]]] = {}  # by this process
+
+    def begin(self, config: str, world_model: nn.Module, agent: nn.Module) -> None:
+        """Make the temporary folder anew, with what every checkpoint has.  config: as YAML."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.temporary.mkdir(parents=True)
+        self.add("config.yaml", config.encode())
+        self.add_tensors("weights.pt", {"world_model": world_model.state_dict(), "agent": agent.state_dict()})
+
+    def close(self, *, abandon: bool) -> None:
+        """Wait for the threads; with ``abandon`` remove what has been written, unless it has been committed."""
+        self._threads.shutdown()
+        if abandon:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def add(self, name: str, content: bytes | memoryview) -> None:
+        """Begin to write a file; ``settle`` tells whether that went well."""
+        self._added[name] = self._threads.submit(_write, self.temporary / name, content)
+
+    def add_tensors(self, name: str, state: Mapping[str, Any]) -> None:
+        """state: nested mappings of tensors and built-in types."""
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        self.add(name, buffer.getbuffer())
+
+    def settle(self) -> None:
+        """Wait until everything that this process added is on the disk; raises ``OSError``."""
+        self._threads.shutdown()
+        for written in self._added.values():
+            written.result()
+
+    def commit(self, keep: int, run_id: str = "", **facts: Any) -> Path:
+        """Write the manifest, move the folder into place, and delete all but the newest ``keep`` checkpoints.
+
+        run_id: the tracker's.  facts: more for the manifest, in built-in types.
+        """
+        self.settle()
+        files = {path.name: self._listed(path) for path in sorted(self.temporary.iterdir())}
+        manifest = {"format": FORMAT, "env_steps": self.env_steps, "run_id": run_id, **facts, "files": files}
+        write_json(self.temporary / "manifest.json", {**manifest, "sha256": manifest_digest(manifest)})
+        # One of this very step stays a checkpoint, under another name, until the new one is there.
+        replaced = self.final.with_name(f"{self.final.name}.replaced")
+        if (self.final / "manifest.json").is_file():
+            discard(replaced)
+            os.replace(self.final, replaced)
+        else:
+            discard(self.final)
+        os.replace(self.temporary, self.final)
+        sync_folder(self.run.checkpoints)
+        for stale in (replaced, *list_checkpoints(self.run)[:-keep]):
+            discard(stale)
+        for stale in _outdone(self.run):
+            discard(stale)
+        return self.final
+
+    def _listed(self, path: Path) -> dict[str, Any]:
+        """A file as the manifest has it; those of other processes are read again."""
+        if path.name in self._added:
+            return self._added[path.name].result()
+        return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _write(path: Path, content: bytes | memoryview) -> dict[str, Any]:
+    """Write a file that nobody looks for yet, and wait until the disk has it; its name is synced with the manifest's.
+
+    Returns size and SHA-256.  Raises ``OSError``.
+    """
+    with path.open("wb", buffering=0) as file:
+        rest = memoryview(content)
+        while rest:  # the kernel takes 2 GiB at a time at most
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

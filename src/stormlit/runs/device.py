@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import datetime
 import functools
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import torch
 
 from stormlit.config.schema import Config
 from stormlit.errors import ConfigError
-from stormlit.runs.malloc import keep_freed_memory
 from stormlit.storm.fabric_internals import given_to_fabric_run, launched_by_fabric
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+# Parameters of glibc's mallopt, see malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def make_fabric(config: Config) -> Fabric:
@@ -70,6 +74,22 @@ def make_fabric(config: Config) -> Fabric:
     else:
         keep_freed_memory()
     return fabric
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what is freed for what is allocated next, instead of giving it back to the system.
+
+    Training on a CPU allocates and frees the same large tensors at every update. By default each is mapped anew every
+    time, and all its pages are cleared and mapped one by one. The process then stays as large as it ever was. Returns
+    False, and does nothing, where there is no glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
 
 
 def wait_for_all(fabric: Fabric) -> None:

@@ -1,16 +1,4 @@
-"""Where a run leaves its files, and how a run is found again.
-
-<run.dir>/mlflow.db               every run's metrics (with the default tracker)
-<run.dir>/<run.name>/run.json     name and MLflow run id
-<run.dir>/<run.name>/config.yaml  the resolved configuration
-<run.dir>/<run.name>/finished.json  at how many steps the run was done to its last evaluation; only while that holds
-<run.dir>/<run.name>/result.json  what came out, as data (see ``result``)
-<run.dir>/<run.name>/checkpoints/ step-000002500/ ... (and best-000001000/, see ``best``)
-<run.dir>/<run.name>/replay/      the replay buffer, in segments
-<run.dir>/<run.name>/media/       the plot of the returns, dreams and reconstruction grids
-<run.dir>/<run.name>/evaluation/  every episode's return
-<run.dir>/<run.name>/spool/       what was logged, and how much of it the tracking server has
-"""
+"""Where a run leaves its files (docs/architecture.md has the list), and how a run is found again."""
 
 from __future__ import annotations
 

@@ -1,21 +1,28 @@
-"""What a training will take, told before it begins: memory, and time measured on a rehearsal."""
+"""What a training will take, before it begins: memory, and, found on a rehearsal, time and threads.
+
+A process computes on the CPU with one thread for small work, and with its share of the cores for large.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from stormlit.analysis.evaluate import random_devices
 from stormlit.config.schema import Config
 from stormlit.data import Batch
-from stormlit.errors import ConfigError
+from stormlit.errors import ConfigError, counted
 from stormlit.ops.spaces import channels_first
+from stormlit.storm.agent import ActorCritic
 from stormlit.storm.fabric_internals import copy_without_fabric
+from stormlit.storm.imagination import Imagination
 from stormlit.storm.replay import Windows
 from stormlit.storm.training import Training
 from stormlit.storm.world_model import WorldModel
@@ -23,6 +30,9 @@ from stormlit.storm.world_model import WorldModel
 FLOAT = 4  # bytes
 REHEARSED_FRAMES = 128
 LONG = 3600.0  # seconds from which on a smaller configuration is worth a word
+GFLOP_A_THREAD = 8.0  # less gains nothing, and threads that wait for each other lose much beside a busy process
+AT_START = torch.get_num_threads()  # what PyTorch makes of the machine: where it counts cores, not their hyperthreads
+LIMIT = "OMP_NUM_THREADS"
 
 
 def check_memory(config: Config, training: Training) -> None:
@@ -57,33 +67,55 @@ def physical_memory() -> int:
     return machine
 
 
-def seconds_per_env_step(training: Training) -> float:
+def rehearsal(
+    config: Config, world_model: WorldModel, agent: ActorCritic, frames: int = 1
+) -> tuple[tuple[Callable[[], None], float], tuple[Callable[[], None], float]]:
+    """The gradients of the world model, and those of the agent with the imagination before them: each a function that
+    computes them for some rows of noise, of so many frames together, and how often that makes an update.
+
+    world_model, agent: copies, whose modes, statistics and gradients change.
+    """
+    extra = config.demonstrations if config.demonstrations.path is not None else None
+    imagined = config.imagination
+    batch = Windows(config.loop.batch_size, extra.batch_size if extra else 0, config.loop.batch_length)
+    contexts = Windows(imagined.batch_size, extra.imagination_batch_size if extra else 0, imagined.context_length)
+    seen, begun = (_noise(world_model, windows, max(frames // windows.length, 1)) for windows in (batch, contexts))
+
+    def fit() -> None:
+        world_model.train().losses(seen).total.backward()
+
+    def improve() -> None:
+        rollouts = Imagination(world_model.eval(), agent.eval(), **dataclasses.asdict(imagined))
+        trajectory = rollouts(begun)
+        agent.train().losses(trajectory).total.backward()
+
+    return (fit, batch.total / len(seen.action)), (improve, contexts.total / len(begun.action))
+
+
+def seconds_per_env_step(config: Config, training: Training) -> float:
     """What one environment step's updates take on this CPU, by a rehearsal on copies, with some of their rows.
 
     What trains is left as it is. Collecting comes on top, and is little beside them.
     """
-    plan, experience = training.plan, training.experience
-    world_model, agent = copy_without_fabric(training.world_model).train(), copy_without_fabric(training.agent).train()
-    batch, contexts = (
-        noise(training.world_model, windows, max(REHEARSED_FRAMES // windows.length, 1))
-        for windows in (experience.batch, experience.contexts)
-    )
+    copies = copy_without_fabric(training.world_model), copy_without_fabric(training.agent)
+    ratios = training.plan.world_model, training.plan.agent
     with torch.random.fork_rng(devices=random_devices()), training.fabric.autocast():
-        fitting = _timed(lambda: world_model.losses(batch).total.backward())
-        improving = _timed(lambda: agent.losses(training.imagine(contexts)).total.backward())
-    fitting *= experience.batch.total / len(batch.action) * plan.world_model.updates_per_env_step
-    improving *= experience.contexts.total / len(contexts.action) * plan.agent.updates_per_env_step
-    return fitting + improving
+        parts = rehearsal(config, *copies, REHEARSED_FRAMES)
+        seconds = [
+            _timed(function) * updates * ratio.updates_per_env_step
+            for (function, updates), ratio in zip(parts, ratios, strict=True)
+        ]
+    return sum(seconds) / training.fabric.world_size
 
 
-def time_to_come(training: Training) -> str | None:
+def time_to_come(config: Config, training: Training) -> str | None:
     """How long the rest of the training will take, as a sentence, or None where that cannot be told."""
     plan = training.plan
     steps = plan.env_steps - max(training.progress.env_steps, plan.warmup_steps)
     if steps <= 0:
         return None
     try:
-        seconds = steps * seconds_per_env_step(training)
+        seconds = steps * seconds_per_env_step(config, training)
     except Exception:  # of a part that cannot be copied, or for want of memory: the training itself will tell
         return None
     told = f"about {_duration(seconds)} on this CPU"
@@ -92,7 +124,7 @@ def time_to_come(training: Training) -> str | None:
     return f"{told}; `stormlit train quickstart` takes minutes, and a GPU is many times faster"
 
 
-def noise(world_model: WorldModel, windows: Windows, rows: int) -> Batch:
+def _noise(world_model: WorldModel, windows: Windows, rows: int) -> Batch:
     """At most ``rows`` windows of noise, or of zeros where vectors are seen, in the shape of real ones.
 
     Drawn apart from everything that training draws.
@@ -142,3 +174,79 @@ def _duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} minutes"
     return f"{seconds / 3600:.1f} hours" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} days"
+
+
+def settle_threads(
+    config: Config, device: torch.device, world_model: WorldModel, agent: ActorCritic, processes: int = 1
+) -> Config:
+    """Have PyTorch compute with the threads that a configuration asks for, at most ``most_threads``.
+
+    processes: of the run.  Returns the configuration with the number that ``auto`` has become, to be kept with the run.
+    On a GPU ``auto`` leaves PyTorch's own number.
+    """
+    if config.threads == "auto":
+        if device.type != "cpu":
+            return config
+        most = min(most_threads(processes), max(AT_START // processes, 1))
+        config = dataclasses.replace(config, threads=_chosen(config, most, world_model, agent, processes))
+    torch.set_num_threads(min(int(config.threads), most_threads()))
+    return config
+
+
+def threads_for(gflop: float, most: int) -> int:
+    """The rule: one thread for each ``GFLOP_A_THREAD``, at least one, at most ``most``.
+
+    gflop: billions of floating-point operations in one update of the world model, one imagination and one update of the
+    agent together.
+    """
+    return max(1, min(int(gflop / GFLOP_A_THREAD), most))
+
+
+def most_threads(processes: int = 1) -> int:
+    """The most threads for one of so many processes: its share of the cores, or fewer where OMP_NUM_THREADS says so."""
+    share = max(cores() // processes, 1)
+    limit = os.environ.get(LIMIT, "").partition(",")[0].strip()  # the first is for what is not nested
+    return min(share, int(limit)) if limit.isdecimal() and int(limit) > 0 else share
+
+
+def cores() -> int:
+    """The processors that this process may use: those it is bound to, at most its container's share of time."""
+    number = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        number = min(number, max(int(quota) // int(period), 1))
+    return number
+
+
+def told_threads(config: Config) -> list[str]:
+    """A sentence where fewer threads compute than the configuration asks for, else nothing."""
+    most = most_threads()
+    if config.threads == "auto" or config.threads <= most:
+        return []
+    there = f"there {'is' if cores() == 1 else 'are'} {counted(cores(), 'core')}"
+    why = f"{LIMIT} is {os.environ[LIMIT]}" if most < cores() else there
+    return [f"threads={config.threads}: {why}, so that {most} {'computes' if most == 1 else 'compute'}"]
+
+
+def gflop(config: Config, world_model: WorldModel, agent: ActorCritic) -> float:
+    """Billions of floating-point operations in one update of the world model, one imagination and one update of the
+    agent: matrix products, convolutions and attention, as PyTorch counts them, in one row of noise.
+    """
+    with torch.random.fork_rng(devices=random_devices()):
+        parts = rehearsal(config, copy_without_fabric(world_model), copy_without_fabric(agent))
+        return sum(_counted(function) * updates for function, updates in parts) / 1e9
+
+
+def _chosen(config: Config, most: int, world_model: WorldModel, agent: ActorCritic, processes: int) -> int:
+    if most == 1:
+        return 1
+    try:
+        return threads_for(gflop(config, world_model, agent) / processes, most)
+    except Exception:  # of a part that cannot be copied or counted: as PyTorch would have it
+        return most
+
+
+def _counted(function: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()

@@ -1,4 +1,4 @@
-"""Checkpoints of the public implementation (weipu-zhang/STORM): two state dicts, renamed tensor by tensor.
+"""Checkpoints of the public implementation (weipu-zhang/STORM), two state dicts, become an ordinary run.
 
 Names, shapes, LayerNorm epsilons and layer order are those of the released modules. Some tensors are not just renamed:
 the first layer of the token mixer is one matrix there and two here (latent, action), queries, keys and values are made
@@ -9,15 +9,20 @@ continuation, so that the sign of the last layer changes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from stormlit.config.compose import compose, to_yaml
+from stormlit.envs import env_facts, env_name
 from stormlit.errors import CheckpointError
-from stormlit.runs.checkpoint import read_tensors
+from stormlit.runs.assembly import build_modules
+from stormlit.runs.checkpoint import CheckpointWriter, list_checkpoints, load_weights, read_tensors
+from stormlit.runs.directory import RunDirectory, exclusive
+from stormlit.spaces import ActionSpace
 
 State = dict[str, Tensor]
 
@@ -76,7 +81,45 @@ class OfficialSizes:
         ]
 
 
-def read_official(path: Path) -> State:
+def import_official(world_model_file: Path, agent_file: Path, overrides: Sequence[str], output: Path) -> str:
+    """Write a run with one checkpoint, at step 0, of the released weights; returns what was done, for a person.
+
+    overrides: of ``configs/official.yaml``, the environment above all; the sizes are read off the shapes, except the
+    number of attention heads, which no shape tells.
+    Raises ``CheckpointError`` with the name of the first tensor that is missing or misshapen.
+    """
+    world_model_weights, agent_weights = _read(world_model_file), _read(agent_file)
+    sizes = official_sizes(world_model_weights, agent_weights)
+    config = compose(["official"], [*sizes.overrides(), *overrides])
+    facts = env_facts(config.env)
+    space = facts.action_space
+    if space != ActionSpace.of(sizes.num_actions):
+        raise CheckpointError(
+            f"{world_model_file} is for {sizes.num_actions} actions, but {env_name(config.env)} has "
+            f"{space.num_actions if space.is_discrete else space}: choose the game it was trained on with env.game=NAME"
+        )
+    world_model, agent = build_modules(config, facts.observation_space, facts.action_space)
+    load_weights(world_model, world_model_state(world_model_weights), "world_model")
+    load_weights(agent, agent_state(agent_weights, agent.state_dict()), "agent")
+
+    run = RunDirectory(output)
+    with exclusive(run):
+        if list_checkpoints(run):
+            raise CheckpointError(f"there is a run in {output} already: choose another folder with -o DIR")
+        writer = CheckpointWriter(run, env_steps=0)
+        writer.begin(to_yaml(config), world_model, agent)
+        folder = writer.commit(keep=1)
+        run.write_identity("")
+    return (
+        f"imported {env_name(config.env)}: width {sizes.hidden_dim}, {sizes.num_layers} layers, "
+        f"{sizes.num_actions} actions\n"
+        f"checkpoint  {folder}\n"
+        f"to see it   stormlit eval {output}, stormlit dream {output}\n"
+        f"to go on    stormlit train official env.game={env_name(config.env)} run.init_from={output}"
+    )
+
+
+def _read(path: Path) -> State:
     """Read one of the released state dicts without executing anything in it; raises ``CheckpointError``."""
     state = read_tensors(path)
     for name, value in state.items():

@@ -6,8 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -30,27 +29,15 @@ class ProgressBar:
     def __init__(self, total: int, initial: int = 0, *, enabled: bool = True) -> None:
         self._steps = self._steps_then = self._steps_before_phase = self._latest_steps = 0
         self._then = self._phase_began = self._shown = time.monotonic()
-        self._phase = self._timed_phase = ""
-        self._on_terminal = sys.stderr.isatty()
-        self._interval = TERMINAL_INTERVAL_SECONDS if self._on_terminal else LOG_FILE_INTERVAL_SECONDS
-        self._phase_drawn_at = 0.0 if self._on_terminal else self._then  # a terminal shows the first one at once
-        self._bar = tqdm(
-            total=total,
-            initial=initial,
-            file=sys.stderr,
-            mininterval=self._interval,
-            maxinterval=LOG_FILE_INTERVAL_SECONDS,
-            miniters=1,
-            dynamic_ncols=self._on_terminal,
-            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
-            disable=not enabled,
-        )
+        self._timed_phase = ""
+        shape = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+        self._bar = _bar(total, shape, initial=initial, disable=not enabled)
 
     def advance(self, steps: int) -> None:
         """Count ``steps`` more environment steps."""
         self._steps += steps
         self._latest_steps = steps
-        self._bar.update(steps)
+        self._bar.n += steps
 
     def show(self, latest_return: float | None, phase: str) -> None:
         """Set the latest episode return (None before the first episode has ended) and the phase, such as "train"."""
@@ -58,14 +45,10 @@ class ProgressBar:
         if phase in ("random", "train") and phase != self._timed_phase:
             self._timed_phase = phase
             self._steps_before_phase, self._phase_began = self._steps - self._latest_steps, self._shown
-        now = self._shown = time.monotonic()
-        # While the steps stand still, as in an evaluation, nothing else draws the bar.
-        draw = phase != self._phase and now - self._phase_drawn_at >= self._interval
-        if draw:
-            self._phase_drawn_at = now
-        self._phase = phase
+        self._shown = time.monotonic()
         latest = "" if latest_return is None else f", return {latest_return:g}"
-        self._bar.set_postfix_str(f"{self._speed()}{phase}{latest}", refresh=draw)
+        self._bar.set_postfix_str(f"{self._speed()}{phase}{latest}", refresh=False)
+        self._bar.update(0)  # draws, when it is time: in an evaluation the steps stand still
 
     def _speed(self) -> str:
         steps = self._steps - self._steps_before_phase
@@ -79,10 +62,6 @@ class ProgressBar:
         """The ``on_step`` of an evaluation, which shows how far that is in place of the phase."""
         return lambda episodes, steps: self.show(None, f"evaluate {policy}: {episodes} episodes, {steps:,} steps")
 
-    def close(self) -> None:
-        """Draw the bar a last time and leave it on the screen."""
-        self._bar.close()
-
     def steps_per_second(self) -> float:
         """Environment steps per second since the last call (or since this bar was made)."""
         now = time.monotonic()
@@ -93,21 +72,32 @@ class ProgressBar:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *ended: object) -> None:
+        """Draw the bar a last time and leave it on the screen."""
+        self._bar.close()
+
+
+def _bar(total: int, shape: str, **options: Any) -> tqdm[Any]:
+    terminal = sys.stderr.isatty()
+    interval = TERMINAL_INTERVAL_SECONDS if terminal else LOG_FILE_INTERVAL_SECONDS
+    # miniters=0 draws while the number of steps or episodes stands still.
+    return tqdm(
+        total=total,
+        file=sys.stderr,
+        mininterval=interval,
+        maxinterval=LOG_FILE_INTERVAL_SECONDS,
+        miniters=0,
+        dynamic_ncols=terminal,
+        bar_format=shape,
+        **options,
+    )
 
 
 @contextlib.contextmanager
 def evaluation_bar(episodes: int) -> Iterator[OnStep]:
     """The ``on_step`` of an evaluation that shows on stderr how far it is, and nothing when it is done."""
-    interval = TERMINAL_INTERVAL_SECONDS if sys.stderr.isatty() else LOG_FILE_INTERVAL_SECONDS
     shape = "{n_fmt}/{total_fmt} episodes [{elapsed}{postfix}]"
-    # A long episode is progress too: miniters=0 draws while the number of episodes stands still.
-    with tqdm(
-        total=episodes, file=sys.stderr, mininterval=interval, delay=interval, miniters=0, leave=False, bar_format=shape
-    ) as bar:
+    with _bar(episodes, shape, delay=TERMINAL_INTERVAL_SECONDS, leave=False) as bar:
 
         def on_step(counted: int, steps: int) -> None:
             bar.set_postfix_str(f"{steps:,} steps", refresh=False)

@@ -94,8 +94,8 @@ class ReplaySegments:
         """Delete the files that begin at ``row`` or later, whoever wrote them, and what was left half written."""
         for path in self.folder.glob(".*.tmp"):
             path.unlink()
-        for start, _, path in _found(self.folder):
-            if start >= row:
+        for path in self.folder.glob("[0-9]*-*.npz"):
+            if int(path.name.partition("-")[0]) >= row:
                 path.unlink()
         self.segments = [segment for segment in self.segments if segment.first < row]
 
@@ -124,16 +124,6 @@ def verify_replay(checkpoint: VerifiedCheckpoint, folder: Path) -> dict[str, lis
             for segment in listed[name]:
                 verify_file(own / segment.name, segment.bytes, segment.sha256)
     return listed
-
-
-def _found(folder: Path) -> list[tuple[int, int, Path]]:
-    """(first row, row after the last, file) of every segment on disk, in order."""
-    found = []
-    for path in folder.glob("*-*.npz"):
-        start, _, end = path.stem.partition("-")
-        if start.isdigit() and end.isdigit():
-            found.append((int(start), int(end), path))
-    return sorted(found)
 
 
 def _read(path: Path, count: int, replay: ReplayBuffer) -> ReplayRows:

@@ -15,11 +15,11 @@ from stormlit.analysis.returns_plot import plot_returns
 from stormlit.envs import env_name
 from stormlit.errors import counted, describe
 from stormlit.runs.after_step import warn_on_os_error
-from stormlit.runs.best_checkpoint import told_best
-from stormlit.runs.checkpoint import latest_checkpoint
-from stormlit.runs.outcome import evaluations
+from stormlit.runs.checkpoint import best_checkpoint, latest_checkpoint
+from stormlit.runs.directory import BEST
+from stormlit.runs.estimate import cores, told_threads
+from stormlit.runs.result import evaluations
 from stormlit.runs.run import Run
-from stormlit.runs.threads import cores, told_threads
 
 
 def headline(run: Run) -> str:
@@ -94,10 +94,21 @@ def report(run: Run, results: Sequence[Evaluation]) -> str:
         *([] if video is None else [f"dream video {video.resolve()}"]),
         f"run         {directory.path.resolve()}  (what `stormlit eval`, `dream` and `resume` take)",
         f"checkpoint  {latest_checkpoint(directory).resolve()}",
-        *told_best(run),
+        *_told_best(run),
         *run.tracker.where_to_look(),
     ]
     return "\n".join(lines)
+
+
+def _told_best(run: Run) -> list[str]:
+    """A line on it for the end of a run, nothing where it was not asked for."""
+    known = best_checkpoint(run.directory) if run.config.checkpoint.keep_best else None
+    if known is None:
+        return []
+    return [
+        f"best        {known[0].resolve()}  (mean return {known[1]:.4g}; the highest of several evaluations is "
+        f"optimistic: evaluate it anew, with `stormlit eval {run.directory.path.resolve()}{BEST} seed=N`)"
+    ]
 
 
 def _newest(run: Run, name: str, suffix: str) -> Path | None:

@@ -97,4 +97,4 @@ class Run:
         self.training.load_state_dict(state)
         for name in Schedules.__slots__:
             getattr(self.schedules, name).load_state_dict(state["schedules"][name])
-        self.latest_metrics = dict(state.get("latest_metrics", {}))  # older checkpoints have none
+        self.latest_metrics = dict(state["latest_metrics"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from stormlit.config.compose import to_yaml
-from stormlit.errors import CheckpointError, MisfitError, RestoreElsewhereError, SaveError
+from stormlit.errors import CheckpointError, ElsewhereError, MisfitError, SaveError
 from stormlit.files import read_json
 from stormlit.runs.checkpoint import (
+    CheckpointWriter,
     VerifiedCheckpoint,
+    best_checkpoint,
     discard_later,
     find_checkpoint,
     list_checkpoints,
@@ -24,7 +27,6 @@ from stormlit.runs.checkpoint import (
     set_aside,
     verify,
 )
-from stormlit.runs.checkpoint_writer import CheckpointWriter
 from stormlit.runs.directory import RunDirectory
 from stormlit.runs.replay_segments import Segment, verify_replay
 from stormlit.runs.run import Run
@@ -61,12 +63,7 @@ def save_snapshot(run: Run) -> Path:
 
     def shared_files() -> None:
         if training.is_main:
-            writer.begin()
-            writer.add("config.yaml", to_yaml(run.config).encode())
-            writer.add_tensors(
-                "weights.pt",
-                {"world_model": training.world_model.state_dict(), "agent": training.agent.state_dict()},
-            )
+            writer.begin(to_yaml(run.config), training.world_model, training.agent)
 
     def own_files() -> None:
         writer.add_tensors(f"training-{process}.pt", run.state_dict())
@@ -106,6 +103,19 @@ def save_or_go_on(run: Run) -> None:
         run.clock.restart()  # or every step would try again
         if run.training.is_main:
             print(f"stormlit: {error}, and training goes on", file=sys.stderr, flush=True)
+
+
+def keep_if_best(run: Run, mean: float) -> None:
+    """Keep the weights of this step if no earlier evaluation had such a mean return; raises ``OSError``."""
+    known = best_checkpoint(run.directory)
+    if not math.isfinite(mean) or (known is not None and known[1] >= mean):
+        return
+    writer = CheckpointWriter(run.directory, run.env_steps, "best")
+    try:
+        writer.begin(to_yaml(run.config), run.training.world_model, run.training.agent)
+        writer.commit(run.config.checkpoint.keep, run.run_id, mean_return=mean)
+    finally:
+        writer.close(abandon=True)
 
 
 def _in_every_process(fabric: Fabric, work: Callable[[], None], elsewhere: Exception) -> None:
@@ -150,7 +160,7 @@ def restore_snapshot(run: Run, snapshot: VerifiedSnapshot) -> None:
 
     Raises ``CheckpointError`` naming the file that does not fit.
     """
-    elsewhere = RestoreElsewhereError(f"another process cannot go on from {snapshot.checkpoint.folder}")
+    elsewhere = ElsewhereError(f"another process cannot go on from {snapshot.checkpoint.folder}")
     _in_every_process(run.training.fabric, lambda: _restore(run, snapshot), elsewhere)
 
 
@@ -174,12 +184,12 @@ def _restore(run: Run, snapshot: VerifiedSnapshot) -> None:
     state = read_tensors(folder / name)
     try:
         run.load_state_dict(state)
+        run.started = str(snapshot.checkpoint.manifest["started"])
+        run.earlier_seconds = float(snapshot.checkpoint.manifest["wall_seconds"])
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise MisfitError(f"{folder / name} does not fit this run: {' '.join(str(error).split())}") from error
     run.segments.load(training.replay, snapshot.segments[rows])
     run.saved_at = run.env_steps
-    run.started = str(snapshot.checkpoint.manifest.get("started", run.started))  # older ones do not say
-    run.earlier_seconds = float(snapshot.checkpoint.manifest.get("wall_seconds", 0.0))
 
 
 def discard_newer_than(run: Run, folder: Path | None, damaged: Sequence[Path] = ()) -> None:

@@ -1,4 +1,4 @@
-"""One training run from beginning to end: directory, tracker, loop, last evaluation, report."""
+"""One training run from beginning to end, new or gone on with: directory, tracker, loop, last evaluation, report."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stormlit.analysis.evaluate import Evaluation
-from stormlit.config.compose import to_tree, to_yaml
+from stormlit.config.compose import compose, to_tree, to_yaml
 from stormlit.config.schema import Config
 from stormlit.envs import env_name
-from stormlit.errors import ConfigError, SaveError, TrainingError
+from stormlit.errors import ConfigError, SaveError, TrainingError, first_line
 from stormlit.files import write_atomically
 from stormlit.registry import build
 from stormlit.runs.after_step import after_step, evaluate_agent, log_metrics, make_media, record, warn_on_os_error
+from stormlit.runs.allowed_changes import changed_configuration, refuse_other_configuration
 from stormlit.runs.assembly import build_training, run_baselines
-from stormlit.runs.checkpoint import latest_checkpoint, list_checkpoints
-from stormlit.runs.directory import RunDirectory, exclusive
-from stormlit.runs.estimate import check_memory, out_of_memory, time_to_come
-from stormlit.runs.outcome import result_of
+from stormlit.runs.checkpoint import find_checkpoint, latest_checkpoint, list_checkpoints, newest_valid
+from stormlit.runs.device import make_fabric
+from stormlit.runs.directory import RunDirectory, exclusive, find_run, refuse_if_training
+from stormlit.runs.estimate import check_memory, out_of_memory, settle_threads, time_to_come
 from stormlit.runs.progress import ProgressBar
 from stormlit.runs.report import draw_returns, headline, report
+from stormlit.runs.result import result_of
 from stormlit.runs.run import Run
 from stormlit.runs.signals import Stopped, StopSignals
 from stormlit.runs.snapshot import (
@@ -36,8 +38,8 @@ from stormlit.runs.snapshot import (
     load_initial_weights,
     restore_snapshot,
     save_snapshot,
+    verify_snapshot,
 )
-from stormlit.runs.threads import settle_threads
 from stormlit.storm.fabric_internals import launched_by_fabric
 from stormlit.storm.loop import fit
 from stormlit.tracking import RunStatus, Tracker, run_tags
@@ -46,14 +48,65 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 
-def new_run(config: Config, files: Sequence[str], fabric: Fabric) -> tuple[Config, RunDirectory]:
+def resume_run(reference: str, root: Path, overrides: Sequence[str]) -> None:
+    """Go on with a run from its newest checkpoint that is whole, or from the one that is named."""
+    refuse_if_training(find_run(reference, root)[0])
+    directory, snapshot, damaged = find_checkpoint(reference, root, verify_snapshot)
+    with changed_configuration(snapshot.checkpoint.folder, directory, overrides) as config:
+        began = compose([str(snapshot.checkpoint.folder / "config.yaml")])
+        if config.seed != began.seed:
+            raise ConfigError(f"seed={config.seed}: a run goes on with the seed that it began with, {began.seed}")
+        if config.loop.warmup_steps != began.loop.warmup_steps:
+            raise ConfigError(
+                f"loop.warmup_steps={config.loop.warmup_steps}: the random start is settled when a run begins, and "
+                f"this one has {began.loop.warmup_steps}"
+            )
+        _go_on(config, directory, snapshot, damaged)
+
+
+def train_or_resume(files: Sequence[str], overrides: Sequence[str]) -> None:
+    """Train a new run, or, with ``resume=auto``, go on with the one of this name if it has a checkpoint.
+
+    files, overrides: see ``compose``.
+    Raises ``ConfigError`` when that run was made with another configuration, or is being trained at this moment.
+    """
+    config = compose(files, overrides)
+    directory = RunDirectory(Path(config.run.dir) / (config.run.name or _plain_name(config, files)))
+    if config.resume == "auto":
+        refuse_if_training(directory)
+        if list_checkpoints(directory):
+            snapshot, damaged = newest_valid(directory, verify_snapshot)
+            saved = compose([str(snapshot.checkpoint.folder / "config.yaml")])
+            if config.threads == "auto":  # which the run has long decided
+                config = dataclasses.replace(config, threads=saved.threads)
+            refuse_other_configuration(saved, config, directory)
+            _go_on(config, directory, snapshot, damaged)
+            return
+    fabric = make_fabric(config)
+    config, directory = _new_run(config, files, fabric)
+    _train_run(config, fabric, directory)
+
+
+def _go_on(config: Config, directory: RunDirectory, snapshot: VerifiedSnapshot, damaged: Sequence[Path]) -> None:
+    # The run may have been moved since, and belongs where it is now.
+    run = dataclasses.replace(config.run, dir=str(directory.root), name=directory.name)
+    config = dataclasses.replace(config, run=run)
+    taken = snapshot.checkpoint.manifest["env_steps"]
+    evaluated = (directory.evaluation / f"step-{taken:09d}.json").exists()  # deleted, it is made again
+    if taken >= config.loop.env_steps and evaluated and directory.finished_at() == taken:
+        print(f"{directory.name} has taken all its {taken:,} environment steps; go on with loop.env_steps=N, N larger")
+        return
+    _train_run(config, make_fabric(config), directory, snapshot, damaged)
+
+
+def _new_run(config: Config, files: Sequence[str], fabric: Fabric) -> tuple[Config, RunDirectory]:
     """Name a new run. The main process decides, the others follow.
 
     Returns the configuration with its name filled in.  Raises ``ConfigError`` when the name is taken.
     """
     name = ""
     if fabric.is_global_zero:
-        name = config.run.name or (plain_name if config.resume == "auto" else _free_name)(config, files)
+        name = config.run.name or (_plain_name if config.resume == "auto" else _free_name)(config, files)
     name = fabric.broadcast(name)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
     directory = RunDirectory(Path(config.run.dir) / name)
@@ -66,7 +119,7 @@ def new_run(config: Config, files: Sequence[str], fabric: Fabric) -> tuple[Confi
     return config, directory
 
 
-def train_run(
+def _train_run(
     config: Config,
     fabric: Fabric,
     directory: RunDirectory,
@@ -91,7 +144,7 @@ def train_run(
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
             raise ConfigError(
-                f"the modules do not fit into memory ({str(error).partition(chr(10))[0]}): lower "
+                f"the modules do not fit into memory ({first_line(error)}): lower "
                 "world_model.hidden_dim, agent.hidden_dim or the sizes of the parts"
             ) from error
         raise
@@ -143,14 +196,13 @@ def _tell_time(run: Run) -> None:
     """Say how long a training on a CPU will take; a GPU compiles first, and is not rehearsed."""
     training = run.training
     if training.is_main and training.fabric.device.type == "cpu" and run.config.compile is not True:
-        told = time_to_come(training)
+        told = time_to_come(run.config, training)
         if told is not None and not run.signals.received:
             print(told, file=sys.stderr, flush=True)
 
 
 def _save_after(error: Exception, run: Run) -> TrainingError:
     """Save what there is after running out of memory; returns the error to raise."""
-    reason = str(error).partition("\n")[0] or type(error).__name__
     saved = "the last checkpoint is kept"
     # Other processes may be anywhere, and a checkpoint of this very step is better than one in the middle of it.
     if run.training.fabric.world_size == 1 and run.env_steps and run.saved_at != run.env_steps:
@@ -158,8 +210,8 @@ def _save_after(error: Exception, run: Run) -> TrainingError:
             save_snapshot(run)
             saved = "the run is saved"
     return TrainingError(
-        f"out of memory at step {run.env_steps:,} ({reason}): lower loop.batch_size or loop.batch_length (the "
-        f"world model's), imagination.batch_size (the agent's) or replay.capacity; {saved}, go on with "
+        f"out of memory at step {run.env_steps:,} ({first_line(error)}): lower loop.batch_size or loop.batch_length "
+        f"(the world model's), imagination.batch_size (the agent's) or replay.capacity; {saved}, go on with "
         f"`{run.directory.resume_command('loop.batch_size=N')}`"
     )
 
@@ -231,7 +283,7 @@ def finish(run: Run) -> list[Evaluation]:
         return results
 
 
-def plain_name(config: Config, files: Sequence[str]) -> str:
+def _plain_name(config: Config, files: Sequence[str]) -> str:
     """``<file>-<environment>-s<seed>``."""
     stem = re.sub(r"[^\w.+-]+", "-", Path(files[-1]).stem).strip("-.+") if files else ""
     return f"{stem or 'storm'}-{env_name(config.env)}-s{config.seed}"
@@ -239,7 +291,7 @@ def plain_name(config: Config, files: Sequence[str]) -> str:
 
 def _free_name(config: Config, files: Sequence[str]) -> str:
     """The plain name, with a number behind it when that is taken."""
-    name = plain_name(config, files)
+    name = _plain_name(config, files)
     taken, number = name, 2
     while list_checkpoints(RunDirectory(Path(config.run.dir) / taken)):
         taken, number = f"{name}-{number}", number + 1

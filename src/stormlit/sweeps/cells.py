@@ -21,8 +21,7 @@ from stormlit.runs.assembly import build_training
 from stormlit.runs.device import make_fabric
 from stormlit.runs.directory import RunDirectory, is_training
 from stormlit.runs.estimate import check_memory, seconds_per_env_step
-from stormlit.runs.outcome import VARIANT
-from stormlit.runs.result import Result, config_hash, differences, read
+from stormlit.runs.result import VARIANT, Result, config_hash, differences, read
 from stormlit.sweeps.grid import Grid
 
 LOG = "cell.log"
@@ -177,7 +176,7 @@ def seconds_of(cell: Cell, *, timed: bool = True) -> float | None:
             if on_gpu or not timed:
                 return None
             torch.set_num_threads(cell.threads)
-            return (training.plan.env_steps - training.plan.warmup_steps) * seconds_per_env_step(training)
+            return (training.plan.env_steps - training.plan.warmup_steps) * seconds_per_env_step(config, training)
         finally:
             training.envs.close()
             torch.set_num_threads(before)

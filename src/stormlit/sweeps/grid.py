@@ -16,7 +16,7 @@ import yaml
 from stormlit.config.compose import config_folder, config_names, is_override
 from stormlit.config.text import read_yaml
 from stormlit.errors import ConfigError, nearest
-from stormlit.runs.outcome import VARIANT
+from stormlit.runs.result import VARIANT
 
 KEYS = ("base", "variants", "environments", "seeds")
 NAME = re.compile(r"\w[\w.+-]*")

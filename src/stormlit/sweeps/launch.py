@@ -15,7 +15,7 @@ import torch
 
 from stormlit.errors import ConfigError
 from stormlit.registry import Option
-from stormlit.runs.threads import cores
+from stormlit.runs.estimate import cores
 from stormlit.sweeps.cells import Cell
 from stormlit.sweeps.worker import begin_part
 

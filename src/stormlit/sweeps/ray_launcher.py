@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from stormlit.errors import ConfigError
+from stormlit.errors import ConfigError, first_line
 from stormlit.registry import Option
 from stormlit.sweeps.cells import Cell
 from stormlit.sweeps.launch import THREAD_VARIABLES, ClusterGpus, Job, Jobs, Launcher
@@ -96,8 +96,8 @@ class RayLauncher(Launcher):
             self._ray.init(address=address, **options)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"address={address}: no Ray could be reached there ({_first(error)}); one that wants a token is given "
-                "it with RAY_AUTH_MODE=token"
+                f"address={address}: no Ray could be reached there ({first_line(error)}); one that wants a token is "
+                "given it with RAY_AUTH_MODE=token"
             ) from error
         room = self._ray.cluster_resources()
         if self._address is None and any(room.get(kind, 0) < needed for kind, needed in self._needs.items()):
@@ -127,7 +127,3 @@ def _refuse_if_dead(address: str) -> None:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"address={address}: no Ray answers there ({reason})") from error
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 
 from stormlit.analysis.diagnosis import (
+    FOLDER,
+    FORMAT,
     dream_returns,
     end_quality,
     latent_use,
@@ -23,21 +24,14 @@ from stormlit.analysis.diagnosis import (
 )
 from stormlit.analysis.diagnosis_plot import plot_diagnosis
 from stormlit.analysis.dream import dream, dream_length, dream_window
-from stormlit.analysis.evaluate import EVALUATION_ROW
-from stormlit.envs import VectorEnv
 from stormlit.errors import ConfigError, StormlitError
-from stormlit.files import read_json, write_json
+from stormlit.files import write_json
 from stormlit.registry import build
-from stormlit.runs.api import Trained, load
-from stormlit.runs.assembly import player_factory
+from stormlit.runs.api import Trained, load, play
 from stormlit.runs.directory import RunDirectory, exclusive
-from stormlit.runs.threads import settle_threads
-from stormlit.storm.collect import Collector
-from stormlit.storm.replay import ReplayBuffer
+from stormlit.runs.estimate import settle_threads
 from stormlit.tracking import MlflowTracker
 
-FORMAT = 1
-FOLDER = "diagnosis"
 DREAMS = 48  # windows that are dreamt
 
 
@@ -64,20 +58,11 @@ def diagnose_run(reference: str, root: Path, overrides: Sequence[str], steps: in
                       *told(found), f"written to {file} and {picture}", *sent])  # fmt: skip
 
 
-def newest_diagnosis(folder: Path) -> dict[str, Any] | None:
-    """The diagnosis of a run's newest checkpoint that has one; None where there is none that can be read."""
-    for file in sorted((folder / FOLDER).glob("step-*.json"), reverse=True):
-        with contextlib.suppress(StormlitError):
-            if (found := read_json(file)).get("format") == FORMAT:
-                return found
-    return None
-
-
 def diagnosis(trained: Trained, steps: int, length: int) -> dict[str, Any]:
     """All that is measured, in built-in types."""
     config, world_model, agent = trained.config, trained.world_model, trained.agent
     torch.manual_seed(config.seed)
-    replay = _played(trained, steps)
+    replay = play(trained, steps // trained.config.env.num_envs)
     rows = replay.read(0, replay.rows)
     context = config.imagination.context_length
     dreams = [
@@ -110,20 +95,6 @@ def diagnosis(trained: Trained, steps: int, length: int) -> dict[str, Any]:
             from_posterior=config.imagination.start == "posterior",
         ),
     }
-
-
-def _played(trained: Trained, steps: int) -> ReplayBuffer:
-    """New steps of the policy, from episodes that training has not had."""
-    config = trained.config
-    envs = VectorEnv(config.env, seed=config.seed, env_index_offset=EVALUATION_ROW)
-    with contextlib.closing(envs):
-        space, device = envs.observation_space, torch.device("cpu")
-        replay = ReplayBuffer(steps, envs.num_envs, space, device, config.seed, envs.action_space)
-        player = player_factory(config, trained.world_model, trained.agent)(envs.num_envs)
-        collector = Collector(envs, player, replay, seed=config.seed)
-        for _ in range(replay.row_capacity):
-            collector.step(collector.select_action(random=False))
-    return replay
 
 
 def told(found: dict[str, Any]) -> list[str]:
