@@ -257,7 +257,7 @@ def test_mlflow_ignores_a_point_that_it_has(new_tracker: Callable[..., MlflowTra
     tracker.finish("FINISHED")
     before = client.get_metric_history(run_id, "a")
     tracker._spool_of(run_id).with_suffix(".sent").unlink()
-    assert new_tracker().send_backlog().points == 900
+    assert new_tracker().send_backlog() == "900 metric points, the run's status"
     assert client.get_metric_history(run_id, "a") == before
     assert [len(client.get_metric_history(run_id, key)) for key in ("a", "nan", "inf")] == [300, 300, 300]
 

@@ -21,7 +21,7 @@ from stormlit.cli import main
 from stormlit.runs.directory import RunDirectory
 from stormlit.storm.training import Training
 from stormlit.tracking import MlflowTracker
-from stormlit.tracking.spool import Spool
+from stormlit.tracking.journal import Spool
 from training import SMALL
 
 pytestmark = pytest.mark.slow
