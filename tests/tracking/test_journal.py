@@ -38,20 +38,18 @@ def batches(spool: Spool, lane: str = "records") -> list[list[Entry]]:
 
 
 class Store:
-    """Keeps what it is sent; fails, after or without taking it, while told to."""
+    """Keeps what it is sent; fails while told to."""
 
     where = "the store"
 
     def __init__(self) -> None:
         self.taken: list[Entry] = []
-        self.down = self.loses_answers = self.artifacts_down = False
+        self.down = self.artifacts_down = False
 
     def send(self, entries: list[Entry]) -> None:
         if self.down or (self.artifacts_down and "artifact" in entries[0]):
             raise ConnectionError("server is gone")
         self.taken += entries
-        if self.loses_answers:
-            raise TimeoutError("no answer")
 
 
 def wait_until(condition: Any, seconds: float = 10.0) -> None:
@@ -189,19 +187,6 @@ def test_an_outage_loses_nothing_and_repeats_nothing(spool: Spool, caplog: pytes
         "the store does not take records, they are kept for later: server is gone",
         "the store answers again: the records kept since are sent",
     ]
-
-
-def test_a_lost_answer_makes_the_same_entries_go_again(spool: Spool) -> None:
-    store = Store()
-    store.loses_answers = True
-    for step in range(3):
-        spool.append(points(step))
-    sender = Sender(spool, store, interval=0.0)
-    wait_until(lambda: store.taken)
-    store.loses_answers = False
-    spool.append(points(3))
-    assert sender.finish(10.0)
-    assert store.taken[:3] == store.taken[-4:-1] == [points(step) for step in range(3)], "with the same time stamps"
 
 
 def test_artifacts_that_fail_hold_up_no_metrics(spool: Spool) -> None:
