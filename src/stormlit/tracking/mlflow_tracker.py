@@ -37,11 +37,11 @@ class MlflowTracker(Tracker):
 
     Everything is written to a spool in ``<run_dir>/spool`` first, and brought to the store by a thread: a store that is
     down or slow keeps nobody waiting, and what it could not take is sent when it is back, when the run is resumed, or
-    by ``stormlit sync``. What is logged is in the store once in the end.
+    by ``stormlit sync``. In the end the store has each point once.
 
     A run that is resumed logs the steps after its checkpoint again. A metric that the spool has at such a step is not
     recorded twice: the first value stays, and the second would be the same but for measured times. If the run goes on
-    with another configuration, which makes another future, a value that differs is recorded beside the first.
+    with another configuration, a value that differs is recorded beside the first.
 
     The tracking URI is that of the option, of MLFLOW_TRACKING_URI, or ``sqlite:///<root>/mlflow.db``, whichever is set
     first; a run goes on in the one in which it began. MLFLOW_EXPERIMENT_NAME takes the place of the default experiment.
@@ -49,6 +49,12 @@ class MlflowTracker(Tracker):
 
     When to use: the default.
     """
+
+    # Made by ``start``.
+    _store: MlflowStore
+    _spool: Spool
+    _sender: Sender
+    _load: MachineLoad | None = None
 
     def __init__(
         self,
@@ -71,10 +77,6 @@ class MlflowTracker(Tracker):
         super().__init__(run_dir.resolve(), root.resolve(), group=group, tags=tags, notes=notes)
         self._uri, self._experiment = uri, experiment
         self._flush_seconds, self._system_metrics = flush_seconds, system_metrics
-        self._store: MlflowStore | None = None
-        self._spool: Spool | None = None
-        self._sender: Sender | None = None
-        self._load: MachineLoad | None = None
         # Of the steps that come again after a resume: what was logged with this configuration, and with any.
         self._logged: set[tuple[str, int]] = set()
         self._values: set[tuple[str, int, float | str]] = set()
@@ -135,20 +137,18 @@ class MlflowTracker(Tracker):
                 self._infinite.add(key)
                 warn("%s is %s at step %d: MLflow has no infinity, and shows such a value as NaN", key, value, step)
         if points:
-            self._started().append({"points": points, "step": int(step), "time": _now()})
+            self._spool.append({"points": points, "step": int(step), "time": _now()})
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """See ``Tracker.artifact``; the file is read when it is sent, and must stay till then."""
-        self._keep(self._started(), path, folder)
+        self._keep(self._spool, path, folder)
 
     def flush(self) -> None:
         """Make the disk hold everything logged so far. The store gets it when it can."""
-        self._started().sync()
+        self._spool.sync()
 
     def where_to_look(self) -> list[str]:
         store = self._store
-        if store is None:
-            return []
         source = f"from {URI_VARIABLE}; " if store.named_by == URI_VARIABLE else ""
         experiment = self._experiment
         if experiment == os.environ.get(EXPERIMENT_VARIABLE):
@@ -161,16 +161,15 @@ class MlflowTracker(Tracker):
 
     def finish(self, status: RunStatus) -> None:
         """Send the rest and close the run. A store that does not answer is waited for during some seconds only."""
-        spool, sender = self._started(), self._sender
+        spool, sender = self._spool, self._sender
         if self._load is not None:
             self._load.stop()
         spool.append({"end": status, "time": _now()})
         with contextlib.suppress(OSError):  # which has been told
             spool.sync()
         # A run that is stopped from outside may have little time left.
-        if sender is not None and not sender.finish(
-            LONGEST_END if status == "FINISHED" and not sender.failing else LONGEST_STOP
-        ):
+        patience = LONGEST_END if status == "FINISHED" and not sender.failing else LONGEST_STOP
+        if not sender.finish(patience):
             warn(
                 "%s were not sent to %s and are kept in %s%s; send them with `stormlit sync %s`",
                 spool.backlog(),
@@ -247,7 +246,7 @@ class MlflowTracker(Tracker):
         """
         before: Mapping[str, str] = {}
         next_sample = 0
-        for entry in self._started().entries():
+        for entry in self._spool.entries():
             now: Mapping[str, str] = entry.get("begin") or entry.get("resume") or before
             if _differ(now, before):
                 self._logged.clear()
@@ -261,11 +260,6 @@ class MlflowTracker(Tracker):
         if _differ(params, before):
             self._logged.clear()
         return next_sample
-
-    def _started(self) -> Spool:
-        if self._spool is None:
-            raise RuntimeError("the tracker has not been started")
-        return self._spool
 
 
 def _differ(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
