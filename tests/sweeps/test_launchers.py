@@ -130,7 +130,7 @@ def test_ray_begins_a_lost_worker_s_cell_again(
         words = [*command(tmp_path, "own.yaml", seeds="1", vary=ONE), "launcher=ray", f"address={address}"]
         monkeypatch.chdir(tmp_path)
         with monkeypatch.context() as patched:
-            patched.setattr("stormlit.sweeps.ray_launcher.ANSWER_SECONDS", 0.1)
+            patched.setattr("stormlit.sweeps.launchers.ANSWER_SECONDS", 0.1)
             assert main(words) == 2  # somebody listens there, but not Ray
     assert main(words) == 2
     told = capsys.readouterr().err
