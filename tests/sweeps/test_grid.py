@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stormlit.cli import main
-from stormlit.config.compose import compose, to_yaml
+from stormlit.config.compose import REMOVED, compose, to_yaml
 from stormlit.errors import ConfigError
 from stormlit.files import read_json, write_json
 from stormlit.runs.progress import ProgressBar
@@ -236,9 +236,22 @@ def test_a_grid_begun_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
     was["world_model"]["gone"] = 1
     write_json(file, content)
     with pytest.raises(ConfigError, match=r"'base-Catch-s0' began with a configuration that is none now .*\.gone'"):
-        del content["asked"]  # as the first versions wrote it
+        Record(grid, [cell], tmp_path)
+
+
+def test_a_grid_of_0_1_0_goes_on(tmp_path: Path) -> None:
+    """Its file holds what each cell asks for, with an option that nothing reads any more."""
+    assert "world_model.sequence_model.cache" in REMOVED
+    grid, cell, file = begun_one(tmp_path)
+    content = read_json(file)
+    asked = content["asked"]["base"]["Catch"]
+    asked["world_model"]["sequence_model"]["cache"] = "layer_inputs"
     write_json(file, content)
-    Record(grid, [cell], tmp_path)
+    Record(grid, [cell], tmp_path).write()
+    assert read_json(file)["asked"]["base"]["Catch"] == {
+        **asked,
+        "world_model": {**asked["world_model"], "sequence_model": cell.config.world_model.sequence_model},
+    }
 
 
 def test_a_cell_that_went_on_for_longer_by_itself_is_still_of_its_grid(tmp_path: Path) -> None:

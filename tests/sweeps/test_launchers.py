@@ -225,7 +225,7 @@ def test_slurm_that_is_not_there_is_told(
         (["launcher=slurm", "gpus_per_cell=0.5"], "gpus_per_cell=0.5: Slurm hands out whole GPUs"),
         (
             ["launcher=ray", "partition=gpu"],
-            "launcher=ray has no option 'partition'; it has jobs, gpus_per_cell, address",
+            "launcher=ray has no option 'partition'; it has jobs, gpus_per_cell, retries, address",
         ),
         (["launcher=rai"], "launcher=rai does not exist (did you mean 'ray'?); choose one of processes, ray, slurm"),
     ],

@@ -161,28 +161,17 @@ def check(cell: Cell, *, timed: bool = False) -> float:
 
 
 def estimate(cells: Sequence[Cell], waiting: Sequence[Cell], slots: int | None) -> str:
-    """How long those of a grid's cells that wait would take, as a sentence; builds one of each as ``check`` does.
-
-    An environment is taken to make every variant as much slower as it makes the first one.
-    """
+    """How long those of a grid's cells that wait would take, as a sentence; builds one of each as ``check`` does."""
     on_gpu = any(cell.on_gpu for cell in cells)
-    of_variant: dict[str, tuple[str, float]] = {}  # on which environment, and its seconds there
-    of_environment: dict[str, float] = {}
-    for cell in one_of_each(cells):
-        seconds = check(cell, timed=not on_gpu)
-        of_variant.setdefault(cell.variant, (cell.environment, seconds))
-        of_environment.setdefault(cell.environment, max(seconds, 1e-9))
+    seconds = [check(cell, timed=not on_gpu) for cell in one_of_each(cells)]
     if on_gpu:
         return f"{len(waiting)} cells to run; what trains on a GPU is not timed beforehand"
-    whole = 0.0
-    for cell in waiting:
-        environment, seconds = of_variant[cell.variant]
-        whole += seconds * of_environment[cell.environment] / of_environment[environment]
+    hours = sum(seconds) / len(seconds) * len(waiting) / 3600
     at_once = slots or len(waiting) or 1
-    together = whole / min(at_once, max(len(waiting), 1))
     return (
-        f"{len(waiting)} cells to run: about {whole / 3600:.2g} hours of updates by timing some of them here, "
-        f"{together / 3600:.2g} hours with {at_once} at once; playing and evaluating come on top"
+        f"{len(waiting)} cells to run: about {hours:.2g} hours of updates by timing some of them here, "
+        f"{hours / max(min(at_once, len(waiting)), 1):.2g} hours with {at_once} at once; playing and evaluating come "
+        "on top"
     )
 
 

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stormlit.config.compose import config_folder, config_names, is_override
-from stormlit.config.text import read_yaml
+from stormlit.config.text import read_mapping
 from stormlit.errors import ConfigError, nearest
 from stormlit.runs.outcome import VARIANT
 
@@ -56,10 +54,10 @@ def read_grid(
     if vary:
         source, content = "--vary", {"variants": _varied(vary)}
         keys = [word.partition("=")[0].rpartition(".")[2] for word in vary]
-        stem = "-".join([*_stems(files[-1:] or ["storm"]), *keys])
+        stem = "-".join([_stem(files[-1]) if files else "storm", *keys])
     elif files:
         source, content = _content(files[0])
-        files, stem = files[1:], "-".join(_stems(files))
+        files, stem = files[1:], "-".join(map(_stem, files))
     else:
         raise ConfigError(f"there is no grid: give one of {', '.join(grid_names())}, a file, or --vary KEY=a,b")
     variants = content.get("variants")
@@ -77,10 +75,13 @@ def read_grid(
     grid = Grid(
         name or stem,
         (*_words(content.get("base"), f"{source}: base"), *files, *overrides),
-        {called: _overrides(words, f"{source}: variant '{called}'") for called, words in variants.items()},
+        {called: tuple(_words(words, f"{source}: variant '{called}'")) for called, words in variants.items()},
         tuple(_environment(word) for word in _words(content.get("environments"), f"{source}: environments")),
         given_seeds,
     )
+    for called, words in grid.variants.items():
+        for word in itertools.filterfalse(is_override, words):
+            raise ConfigError(f"{source}: variant '{called}': '{word}' is not of the form KEY=VALUE")
     for word in itertools.chain(grid.base, *grid.variants.values()):
         key = word.partition("=")[0]
         if key in GIVEN:
@@ -108,14 +109,7 @@ def _content(word: str) -> tuple[str, Mapping[str, Any]]:
             hint = f": '{word}' is a configuration, and --vary KEY=a,b makes a grid of it"
         raise ConfigError(f"there is no grid '{word}'{hint}; bundled are {', '.join(grid_names())}, or give a file")
     path = Path(word) if is_path else config_folder() / "ablations" / f"{word}.yaml"
-    try:
-        content = read_yaml(path.read_bytes().decode())
-    except FileNotFoundError:
-        raise ConfigError(f"the grid file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping of {', '.join(KEYS)}")
+    content = read_mapping(path, "grid")
     for key in content:
         if key not in KEYS:
             raise ConfigError(f"{path}: a grid has no '{key}'{nearest(key, KEYS)}; it has {', '.join(KEYS)}")
@@ -131,14 +125,6 @@ def _words(value: Any, where: str) -> list[str]:
     if isinstance(value, list) and all(isinstance(word, str) for word in value):
         return [str(word) for word in value]
     raise ConfigError(f"{where}: expected words such as KEY=VALUE, in one text or a list")
-
-
-def _overrides(value: Any, where: str) -> tuple[str, ...]:
-    words = _words(value, where)
-    for word in words:
-        if not is_override(word):
-            raise ConfigError(f"{where}: '{word}' is not of the form KEY=VALUE")
-    return tuple(words)
 
 
 def _environment(word: str) -> str:
@@ -211,5 +197,5 @@ def _safe(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", text).strip("-")
 
 
-def _stems(words: Sequence[str]) -> list[str]:
-    return [_safe(Path(word).stem) or "grid" for word in words]
+def _stem(word: str) -> str:
+    return _safe(Path(word).stem) or "grid"

@@ -49,7 +49,15 @@ class Record:
         before = read_json(folder / FILE) if (folder / FILE).is_file() else {}
         self.folder = folder
         self.config = cells[0].config
-        _refuse_other_cells(grid, cells, folder, before)
+        named = {cell.name: cell for cell in cells}
+        for known in before.get("cells", []):
+            cell = named.get(known["name"])
+            what = "is not in it any more" if cell is None else _change(before.get("asked", {}), cell)
+            if what:
+                raise ConfigError(
+                    f"grid '{grid.name}' in {folder} began as another one: its cell '{known['name']}' {what}; give it "
+                    "back, or begin another grid with --name NAME (variants, environments and seeds may be added)"
+                )
         changes = {cell.variant: dict(cell.changes) for cell in reversed(cells)}
         asked_for: dict[str, dict[str, Any]] = {variant: {} for variant in grid.variants}
         for cell in cells:
@@ -113,18 +121,6 @@ class Record:
                     if kept.exists():
                         tracker.artifact(kept)
                 tracker.finish(status)
-
-
-def _refuse_other_cells(grid: Grid, cells: Sequence[Cell], folder: Path, before: dict[str, Any]) -> None:
-    named = {cell.name: cell for cell in cells}
-    for known in before.get("cells", []):
-        cell = named.get(known["name"])
-        what = "is not in it any more" if cell is None else _change(before.get("asked", {}), cell)
-        if what:
-            raise ConfigError(
-                f"grid '{grid.name}' in {folder} began as another one: its cell '{known['name']}' {what}; give it "
-                "back, or begin another grid with --name NAME (variants, environments and seeds may be added)"
-            )
 
 
 def _change(before: dict[str, dict[str, Any]], cell: Cell) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 import signal
@@ -133,20 +134,16 @@ class RayLauncher(Launcher):
         ] = 10,
     ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            import ray
-        except ImportError as error:
-            raise ConfigError(
-                "launcher=ray needs Ray: `pip install 'stormlit[ray]'`, or use launcher=processes"
-            ) from error
+        self._ray = _imported("ray", "ray")
         gpus = float(on_gpu) if gpus_per_cell is None else gpus_per_cell
         if gpus > 1 and not gpus.is_integer():
             raise ConfigError(f"gpus_per_cell={gpus:g}: Ray hands out parts of one GPU, or whole ones")
         self.slots, self.retries = jobs, retries
-        self._ray: Any = ray
         self._address, self._threads, self._gpus = address, threads, gpus
         # A process of its own for each cell; Ray starts it again when that is lost.
-        self._task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=lost_workers, max_calls=1)(train_here)
+        self._task = self._ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=lost_workers, max_calls=1)(
+            train_here
+        )
 
     def open(self) -> None:
         """Raises ``ConfigError`` where no Ray answers at the address, or this machine has no room for a cell."""
@@ -213,17 +210,12 @@ class SlurmLauncher(Launcher):
             Literal["slurm", "local"], Option("local: processes of this machine, to try what would be submitted")
         ] = "slurm",
     ) -> None:
-        try:
-            import submitit
-        except ImportError as error:
-            raise ConfigError(
-                "launcher=slurm needs submitit: `pip install 'stormlit[slurm]'`, or use launcher=processes"
-            ) from error
+        self._submitit = _imported("submitit", "slurm")
         gpus = float(on_gpu) if gpus_per_cell is None else gpus_per_cell
         if not gpus.is_integer():
             raise ConfigError(f"gpus_per_cell={gpus:g}: Slurm hands out whole GPUs")
         self.slots, self.retries = jobs, retries
-        self._submitit, self._cluster, self._threads = submitit, cluster, threads
+        self._cluster, self._threads = cluster, threads
         asked: dict[str, Any] = {
             "timeout_min": minutes,
             "cpus_per_task": threads,
@@ -313,6 +305,15 @@ def gpu_groups(gpus: Sequence[str], share: float) -> list[str]:
         return [*gpus] * int(1 / share + 1e-9)
     each = int(share)
     return [",".join(gpus[first : first + each]) for first in range(0, len(gpus) - each + 1, each)]
+
+
+def _imported(module: str, launcher: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"launcher={launcher} needs {module}: `pip install 'stormlit[{launcher}]'`, or use launcher=processes"
+        ) from error
 
 
 def _refuse_if_dead(address: str) -> None:
