@@ -1,6 +1,6 @@
 """Training processes killed with SIGKILL at random moments, and started again until the run is done, lose nothing.
 
-``STORMLIT_KILLS=13 python -m pytest -m slow tests/test_kill.py`` kills each of them so often.
+``STORMLIT_KILLS=13 python -m pytest -m slow tests/runs/test_kill.py`` kills each of them so often.
 """
 
 from __future__ import annotations
