@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from stormlit.errors import SaveError
 from stormlit.runs.run import Run
 from stormlit.runs.signals import STOPPING, Stopped, StopSignals
 from stormlit.storm.training import Training
-from training import SMALL, assert_same_run, logged, newest, resume, status, train
+from training import SMALL, assert_same_run, logged, newest, read, resume, rows, status, train
 
 RAISE = ("env.id=faulty_envs:Raise-v0", "env.size=16", "env.max_restarts=0")
 
@@ -217,6 +218,28 @@ def test_environments_that_fail_outweigh_a_signal(tmp_path: Path, monkeypatch: p
     run = tmp_path / "run"
     assert newest(run).name == f"step-{fault:09d}" and status(run) == "FAILED"
     resume(run, 48, "env.max_restarts=1000")
+
+
+@pytest.mark.slow
+def test_a_signal_while_an_environment_hangs_stops_within_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect, fault = stormlit.storm.loop.collect, first_fault()
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+
+    def signalled(training: Training) -> None:
+        if training.progress.env_steps == fault - 1:
+            timer.start()
+        collect(training)
+
+    words = ["env.id=faulty_envs:Hang-v0", "env.size=16", "env.isolation=process", "env.step_timeout_seconds=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(stormlit.storm.loop, "collect", signalled)
+        assert main(["train", *SMALL, *words, f"run.dir={tmp_path}", "run.name=run"]) == 143
+    run = tmp_path / "run"
+    assert newest(run).name == f"step-{fault:09d}" and status(run) == "KILLED"
+    assert read(newest(run) / "training-0.pt")["collector"]["envs"]["restarts"] == 1
+    assert rows(run)["number"].tolist() == list(range(fault))
 
 
 @pytest.mark.slow
