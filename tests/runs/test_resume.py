@@ -33,7 +33,7 @@ VARIANTS = {
         "checkpoint.every=10",
         "replay.sampler=curious",
     ),
-    "overlapping": ("loop.overlap=true", "world_model.optimizer.decay=0.5"),
+    "overlapping": ("loop.overlap=true",),
     "fractions of updates": (
         "loop.world_model_updates_per_env_step=0.3",
         "loop.agent_updates_per_env_step=0.7",
@@ -157,15 +157,16 @@ def again(root: Path, *words: str) -> list[str]:
 
 
 def test_one_command_starts_goes_on_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    unbroken = train(tmp_path / "a", "run", *SHORT, "resume=auto")
-    interrupted(tmp_path / "b", at=19, words=(*SHORT, "resume=auto"))
+    words = ("resume=auto", "world_model.optimizer.decay=0.5")
+    unbroken = train(tmp_path / "a", "run", *SHORT, *words)
+    interrupted(tmp_path / "b", at=19, words=(*SHORT, *words))
     run = tmp_path / "b" / "run"
     assert newest(run).name == "step-000000016"
-    assert main(again(run.parent, "run.name=run")) == 0
+    assert main(again(run.parent, "run.name=run", *words)) == 0
     assert_same_run(unbroken, run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     capsys.readouterr()
-    assert main(again(run.parent, "run.name=run")) == 0
+    assert main(again(run.parent, "run.name=run", *words)) == 0
     captured = capsys.readouterr()
     assert "has taken all its 24 environment steps" in captured.out and captured.err == ""
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
