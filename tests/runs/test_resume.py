@@ -129,7 +129,7 @@ def test_the_same_run_can_be_tuned_on_the_way(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_loses_nothing_but_the_steps_since_its_checkpoint(tmp_path: Path) -> None:
-    words = ("loop.env_steps=80", "checkpoint.every=2")
+    words = ("loop.env_steps=80", "checkpoint.every=6")
     unbroken = train(tmp_path / "a", "run", *words)
     command = [sys.executable, "-m", "stormlit", "train", *SMALL, *words, f"run.dir={tmp_path / 'b'}", "run.name=run"]
     with (tmp_path / "log").open("w") as log:
