@@ -21,15 +21,12 @@ from training import SMALL, refusal, refused_training
         ("env.gaem=Pong", ["env.gaem", "did you mean", "game", "id", "size"]),
         ("world_model.encodr=cnn", ["world_model.encodr", "did you mean", "encoder", "decoder"]),
         ("batch_size=3", ["batch_size", "did you mean"]),
-        ("looop.batch_size=3", ["looop", "did you mean", "loop"]),
         ("seed.x=1", ["seed", "x"]),
         ("env=Pong", ["env", "env.game", "env.id"]),
         ("=3", ["=3", "KEY=VALUE"]),
         # parts and their options
         ("world_model.encoder=resnt", ["world_model.encoder=resnt", "did you mean 'resnet'", "cnn, patches, resnet"]),
         ("world_model.encoder.name=resnt", ["world_model.encoder", "did you mean 'resnet'", "cnn, patches, resnet"]),
-        ("world_model.sequence_model=transfromer", ["sequence_model", "did you mean 'transformer'", "gru"]),
-        ("agent.agent_state=lateent", ["agent.agent_state", "did you mean 'latent'", "both, hidden, latent"]),
         ("tracking=mlfow", ["tracking=mlfow", "did you mean 'mlflow'", "csv, mlflow, none"]),
         ("world_model.encoder=", ["world_model.encoder", "cnn, patches, resnet"]),
         ("world_model.encoder=[cnn]", ["world_model.encoder", "cnn, patches, resnet"]),
@@ -55,15 +52,11 @@ from training import SMALL, refusal, refused_training
         (f"seed={'9' * 5000}", ["seed", "999", "Integer"]),
         # values that are none
         ("seed=???", ["seed=???", "leaves the value open"]),
-        ("run.name=???", ["run.name=???", "leaves the value open"]),
         ("run.dir=a${b", ["run.dir", "'${' begins a reference", "${b"]),
         ("agent.agent_state=a${b", ["agent.agent_state", "both, hidden, latent"]),
         ("run.dir=", ["run.dir", "not empty"]),
-        ("run.init_from=", ["run.init_from", "not empty"]),
-        ("demonstrations.path=", ["demonstrations.path", "not empty"]),
         ("demonstrations.path=[a.npz,'']", ["demonstrations.path", "not empty"]),
         ("run.dir=~nosuchuser/x", ["run.dir=~nosuchuser/x", "no home directory", "./~nosuchuser/x"]),
-        ("run.init_from=~nosuchuser/x", ["run.init_from=~nosuchuser/x", "no home directory"]),
         ("world_model.encoder={name: resnt}", ["world_model.encoder=resnt", "did you mean 'resnet'"]),
         ("world_model.encoder={name: resnet, blok: 3}", ["world_model.encoder.blok", "did you mean 'blocks'"]),
         ("world_model.encoder={name: resnet", ["world_model.encoder", "cannot be read"]),
@@ -80,37 +73,23 @@ from training import SMALL, refusal, refused_training
         ("evaluation.baselines=[randm]", ["evaluation.baselines", "did you mean 'random'", "constant"]),
         # ranges
         ("loop.env_steps=0", ["loop.env_steps=0", "1"]),
-        ("loop.batch_size=0", ["loop.batch_size=0", "1"]),
         ("agent.gamma=1.5", ["agent.gamma=1.5", "0 to 1"]),
         ("agent.gamma=nan", ["agent.gamma=nan", "0 to 1"]),
-        ("replay.capacity=0", ["replay.capacity=0", "1"]),
         ("seed=-1", ["seed=-1", "0"]),
         ("env.size=4", ["env.size=4", "8"]),
-        ("env.num_envs=0", ["env.num_envs=0", "1"]),
-        ("env.atari.sticky_actions=2", ["env.atari.sticky_actions=2", "[0, 1]"]),
+        ("env.atari.sticky_actions=2", ["env.atari.sticky_actions=2", "expected 0 to 1"]),
         ("run.name=../above", ["run.name", "../above"]),
         ("world_model.optimizer.learning_rate=-1", ["world_model.optimizer.learning_rate=-1"]),
-        ("world_model.optimizer.eps=-1", ["world_model.optimizer.eps=-1"]),
-        ("agent.optimizer.eps=-1", ["agent.optimizer.eps=-1"]),
         ("world_model.sequence_model.num_heads=0", ["world_model.sequence_model.num_heads"]),
-        ("world_model.sequence_model.num_layers=-1", ["world_model.sequence_model.num_layers"]),
-        ("world_model.sequence_model.dropout=2", ["world_model.sequence_model.dropout"]),
-        ("world_model.encoder.stem_channels=0", ["world_model.encoder.stem_channels"]),
-        ("world_model.latent.groups=0", ["world_model.latent.groups"]),
-        ("world_model.latent.unimix=2", ["world_model.latent.unimix"]),
-        ("world_model.loss_scales.dyn=nan", ["world_model.loss_scales.dyn"]),
         # pairs that do not fit together
         ("world_model.sequence_model.num_heads=7", ["world_model.hidden_dim=16", "num_heads=7"]),
         ("loop.batch_length=65", ["loop.batch_length=65", "max_length=16"]),
         ("imagination.horizon=13", ["imagination.horizon", "17", "max_length=16"]),
         ("world_model.encoder.final_width=9", ["env.size=16", "final_width=9", "at least 18"]),
         ("world_model.reward_low=30", ["world_model.reward_low", "world_model.reward_high"]),
-        ("agent.value_high=-30", ["agent.value_low", "agent.value_high"]),
         ("agent.return_normalizer.low=96", ["agent.return_normalizer.low", "agent.return_normalizer.high"]),
-        ("replay.capacity=1", ["replay.capacity"]),
         # environments
         ("env.game=Pongg", ["env.game=Pongg", "did you mean 'Pong'"]),
-        ("env.game=pong", ["env.game=pong", "did you mean 'Pong'"]),
         ("env.id=stormlit/Cach-v0", ["env.id=stormlit/Cach-v0", "did you mean 'stormlit/Catch-v0'"]),
         ("env.observations=[pole]", ["env.observations", "a Dict or a Tuple"]),
         ("world_model.encoder=mlp", ["world_model.encoder=mlp", "world_model.vector_encoder"]),
@@ -136,19 +115,15 @@ def test_bad_words_are_refused(word: str, told: list[str], tmp_path: Path, capsy
         (b"env: [1\n a: }", ["readable YAML"]),
         (b"\xff\xfe\x00\x80", ["readable YAML"]),
         (b"seed: 1\nseed: 2\n", ["seed"]),
-        (b"\t- x: [", ["readable YAML"]),
         (b"- seed\n- 3\n", ["mapping"]),
         (b"just words", ["just words"]),
         (b"lop: {batch_size: 3}", ["lop", "did you mean 'loop'"]),
-        (b"loop: {batch_sise: 3}", ["loop.batch_sise", "did you mean 'batch_size'"]),
-        (b"world_model: {encoder: {name: resnt}}", ["world_model.encoder", "did you mean 'resnet'"]),
         (b"world_model: {encoder: {name: resnet, final_wdth: 4}}", ["final_wdth", "did you mean 'final_width'"]),
         (b"world_model: {encoder: }", ["world_model.encoder", "cnn, patches, resnet"]),
         (b"loop: 3", ["loop", "loop.env_steps"]),
         (b"loop: {batch_size: abc}", ["loop.batch_size", "abc"]),
         (b"seed: !!python/object/apply:os.getcwd []", ["readable YAML"]),
         (b"", ["empty"]),
-        (b"# nothing but words\n", ["empty"]),
         (
             b"x0: &x0 [1, 2]\n"
             + b"".join(b"x%d: &x%d [%s]\n" % (n + 1, n + 1, b", ".join([b"*x%d" % n] * 9)) for n in range(9)),
@@ -166,13 +141,12 @@ def test_bad_words_are_refused(word: str, told: list[str], tmp_path: Path, capsy
         (b"evaluation: {baselines: [[random]]}", ["evaluation.baselines", "expected one"]),
     ],
 )
-@pytest.mark.parametrize("verb", ["config", "train"])
 def test_bad_files_are_refused_and_named(
-    verb: str, content: bytes, told: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: bytes, told: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "mine.yaml"
     file.write_bytes(content)
-    sentence = refusal(capsys, verb, str(file))
+    sentence = refusal(capsys, "config", str(file))
     # A value is only known to be wrong once all layers are put together.
     for part in told if "abc" in told else ["mine.yaml", *told]:
         assert part in sentence
@@ -221,9 +195,8 @@ def test_a_run_that_does_not_exist_is_refused(verb: str, tmp_path: Path, capsys:
     assert "not a stormlit checkpoint" in refusal(capsys, verb, str(tmp_path), f"run.dir={root}")
 
 
-@pytest.mark.parametrize("verb", ["resume", "eval", "dream"])
-def test_a_configuration_after_a_run_is_refused(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = refusal(capsys, verb, "some-run", "tiny")
+def test_a_configuration_after_a_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = refusal(capsys, "eval", "some-run", "tiny")
     assert "tiny" in sentence and "KEY=VALUE" in sentence
 
 

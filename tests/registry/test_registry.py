@@ -42,7 +42,7 @@ class Candle:
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry.parts, "_parts", {})
+    monkeypatch.setattr(registry, "_parts", {})
     assert register("light_source", "lamp")(Lamp) is Lamp
     register("light_source", "candle")(Candle)
     register("door", "oak")(Candle)

@@ -13,8 +13,7 @@ import stormlit.runs.assembly
 from stormlit.config.compose import compose
 from stormlit.config.schema import ReplayPlacement
 from stormlit.errors import ConfigError
-from stormlit.registry import Option
-from stormlit.registry.options import settings
+from stormlit.registry import Option, settings
 from stormlit.runs.assembly import build_replay
 from stormlit.storm.replay import ReplayBuffer
 from training import logged, train

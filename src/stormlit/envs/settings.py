@@ -6,8 +6,8 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
-from stormlit.errors import EnvironmentSetupError
-from stormlit.registry import Option, leaves, options_below
+from stormlit.errors import ConfigError, EnvironmentSetupError
+from stormlit.registry import Option, check_values, leaves, options_below
 
 LARGEST = 2**31 - 1  # what the emulator can count to
 
@@ -125,18 +125,10 @@ class EnvSettings:
 def check_settings(settings: EnvSettings) -> None:
     """Raise ``EnvironmentSetupError``, naming the key, if a value is out of range or game and id are not one of two."""
     check_choice(settings)
-    values = dict(leaves(asdict(settings)))
-    for key, option in options_below(EnvSettings):
-        value = values.get(key)
-        if option.choices and value not in option.choices:
-            words = ", ".join(option.choices)
-            raise EnvironmentSetupError(f"env.{key}={value} does not exist: it must be one of {words}")
-        if value is None or not option.range or option.low <= value <= option.high:
-            continue
-        expected = f"it must be at most {option.high}" if value > option.high else f"it must be at least {option.low}"
-        if option.high == 1:
-            expected = "a probability lies in [0, 1]"
-        raise EnvironmentSetupError(f"env.{key}={value} is out of range: {expected}")
+    try:
+        check_values(dict(options_below(EnvSettings)), dict(leaves(asdict(settings))), "env.")
+    except ConfigError as error:
+        raise EnvironmentSetupError(str(error)) from error
     if settings.render_pixels and settings.kwargs.get("render_mode", "rgb_array") != "rgb_array":
         raise EnvironmentSetupError(
             f"env.kwargs.render_mode={settings.kwargs['render_mode']} contradicts env.render_pixels=true, which needs "

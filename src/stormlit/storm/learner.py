@@ -111,8 +111,7 @@ class Learner:
             # Fabric's own all_reduce begins with a barrier, which makes the host wait.
             torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN)
             finite = everywhere == 1.0
-        skipped = (~finite).float()
-        self.skips.copy_(skipped)
+        skipped = self.skips.copy_(~finite)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if before is not None:
