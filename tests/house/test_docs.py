@@ -19,7 +19,6 @@ from stormlit import registry
 from stormlit.cli.verbs import _parser, _split, main
 from stormlit.config.compose import compose, to_tree
 from stormlit.envs.catch import RANDOM_RETURN
-from stormlit.registry import parts
 from stormlit.sweeps import launchers
 from stormlit.sweeps.cells import cells_of
 from stormlit.sweeps.grid import read_grid
@@ -101,12 +100,6 @@ RUN = [
     for command in commands(page.read_text())
     if command.output
 ]
-
-
-@pytest.fixture
-def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(parts, "_parts", {kind: dict(named) for kind, named in parts._parts.items()})
 
 
 @pytest.fixture
