@@ -46,7 +46,7 @@ EXAMPLES = {
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with the examples in ``mine.py``."""
     blocks = re.findall(r"```python\n# mine\.py\n(.*?)```", DOCS, re.DOTALL)
-    assert len(blocks) == 13
+    assert len(blocks) == 11
     (tmp_path / "mine.py").write_text("\n\n".join(blocks))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -127,8 +127,10 @@ def test_every_key_is_documented_with_a_meaning_and_its_default() -> None:
     keys = [key.removesuffix(".name") for key, _ in registry.leaves(to_tree(compose()))]
     assert [key for key, *_ in rows] == [key if key != "run" else "run.name" for key in keys]
     assert to_tree(compose([], [f"{key}={default}" for key, _, default, _ in rows])) == to_tree(compose())
-    for key in re.findall(r"^\| `([a-z_.]+)` \|", COUNTERPARTS, re.MULTILINE):
-        assert key in [row[0] for row in rows], key
+    named = [
+        key for cell in re.findall(r"^\| (`.+?) \|", COUNTERPARTS, re.MULTILINE) for key in re.findall("`(.+?)`", cell)
+    ]
+    assert len(named) > 80 and set(named) <= {row[0] for row in rows}, set(named) - {row[0] for row in rows}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -188,6 +190,16 @@ def test_the_functions_of_the_equations_exist() -> None:
     assert len(named) > 20
     for path, name in named:
         assert operator.attrgetter(name)(importlib.import_module(f"stormlit.{path.replace('/', '.')}")), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    """Those of the package, of the tests and of the benchmarks; a name without a folder is somebody else's."""
+    for name in re.findall(r"(?<![\w/])((?:[\w.]+/)+\w+\.(?:py|yaml|ipynb|j2|css))\b", page.read_text()):
+        theirs = page.name == "configuration.md" and name.startswith(("sub_models/", "config_files/"))
+        assert theirs or any((root / name).is_file() for root in (SOURCE, REPOSITORY, page.parent)), (
+            f"{page.name} names {name}"
+        )
 
 
 def test_the_picture_of_the_house_has_every_room_in_its_place() -> None:
