@@ -23,6 +23,7 @@ from stormlit.sweeps.cells import cells_of
 from stormlit.sweeps.grid import read_grid
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SOURCE = REPOSITORY / "src" / "stormlit"
 DOCS = sorted((REPOSITORY / "docs").glob("*.md"))
 PAGES = [*DOCS, *(REPOSITORY / name for name in ("README.md",) if (REPOSITORY / name).is_file())]
 ARCHITECTURE, CONFIGURATION, EXTENDING = (
