@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -40,16 +40,6 @@ class NoModule:
         self.embed_dim = 3
 
 
-class Integers(SoundEncoder):
-    def forward(self, obs: Tensor) -> Tensor:
-        return super().forward(obs).long()
-
-
-class Doubles(SoundEncoder):
-    def forward(self, obs: Tensor) -> Tensor:
-        return super().forward(obs).double()
-
-
 class NoStar(SoundEncoder):
     def __init__(self, obs_shape: tuple[int, int, int], width: int = 48) -> None:
         super().__init__(obs_shape)
@@ -60,32 +50,10 @@ class ScalesInPlace(SoundEncoder):
         return super().forward(obs.sub_(0.5))
 
 
-class CentresTheBatch(SoundEncoder):
-    def forward(self, obs: Tensor) -> Tensor:
-        features = super().forward(obs)
-        return features - features.mean(dim=0)
-
-
-class Noisy(SoundEncoder):
-    def forward(self, obs: Tensor) -> Tensor:
-        features = super().forward(obs)
-        return features + torch.randn_like(features)
-
-
-class Constant(SoundEncoder):
-    def forward(self, obs: Tensor) -> Tensor:
-        return 0 * super().forward(obs)
-
-
 class UnusedLayer(SoundEncoder):
     def __init__(self, obs_shape: tuple[int, int, int]) -> None:
         super().__init__(obs_shape)
         self.spare = nn.Linear(3, 3)
-
-
-class Detached(SoundEncoder):
-    def forward(self, obs: Tensor) -> Tensor:
-        return super().forward(obs).detach()
 
 
 class OneDtype(SoundEncoder):
@@ -181,16 +149,6 @@ class BorrowedDivergence(Gaussian):
         return categorical.divergence(posterior, prior)
 
 
-class NotZero(SoundLatent):
-    def divergence(self, posterior: Tensor, prior: Tensor) -> Tensor:
-        return super().divergence(posterior, prior) + 1.0
-
-
-class OneNumber(SoundLatent):
-    def divergence(self, posterior: Tensor, prior: Tensor) -> Tensor:
-        return super().divergence(posterior, prior).mean()
-
-
 class FixedPrior(SoundLatent):
     def divergence(self, posterior: Tensor, prior: Tensor) -> Tensor:
         return super().divergence(posterior, prior.detach())
@@ -204,17 +162,6 @@ class Unequal(SoundLatent):
         return super().sample(distribution[..., :4])
 
 
-class InfiniteEntropy(SoundLatent):
-    def entropy(self, distribution: Tensor) -> Tensor:
-        return super().entropy(distribution).log().sub(9.0).log()
-
-
-class MixesSteps(SoundLatent):
-    def entropy(self, distribution: Tensor) -> Tensor:
-        entropy = super().entropy(distribution)
-        return entropy + entropy.mean()
-
-
 class UnnamedTerm(SoundLatent):
     def auxiliary(self, posterior: Tensor) -> Losses:
         return Losses({"more": posterior.mean()}, {})
@@ -223,11 +170,6 @@ class UnnamedTerm(SoundLatent):
 class NoGradient(SoundLatent):
     def sample(self, distribution: Tensor) -> Tensor:
         return nn.functional.one_hot(distribution.argmax(-1), 4).float().flatten(-2)
-
-
-class ShortLatent(SoundLatent):
-    def sample(self, distribution: Tensor) -> Tensor:
-        return super().sample(distribution)[..., 1:]
 
 
 class HalfPrecision(SoundLatent):
@@ -269,18 +211,6 @@ class Sum:
 
     def cut(self, where: Tensor) -> None:
         self.total = self.total.masked_fill(where.unsqueeze(-1), 0.0)
-
-
-class SeesTheNext(SoundSequence):
-    def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
-        hidden = super().forward(latent, action, is_first)
-        return torch.cat([hidden[:, :-1] + 0.1 * hidden[:, 1:], hidden[:, -1:]], dim=1)
-
-
-class Averages(SoundSequence):
-    def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
-        hidden = super().forward(latent, action, is_first)
-        return hidden + hidden.mean(dim=1, keepdim=True)
 
 
 class Short(SoundSequence):
@@ -373,19 +303,9 @@ class SoundHead(nn.Module):
         return self.layer(x)
 
 
-class FlatHead(SoundHead):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.flatten(0, -2))
-
-
 class WrongInput(SoundHead):
     def __init__(self, in_dim: int, out_dim: int, hidden_dim: int) -> None:
         super().__init__(in_dim + 1, out_dim, hidden_dim)
-
-
-class Tuple(SoundHead):
-    def forward(self, x: Tensor) -> Any:
-        return (self.layer(x),)
 
 
 class SoundState(nn.Module):
@@ -410,24 +330,9 @@ class SoundSampler(nn.Module):
         return 1.0 / (1.0 + uses).sqrt()
 
 
-class NeverTheNew(SoundSampler):
-    def forward(self, uses: Tensor, loss: Tensor) -> Tensor:
-        return uses
-
-
 class ByInfinity(SoundSampler):
     def forward(self, uses: Tensor, loss: Tensor) -> Tensor:
         return 1.0 + loss
-
-
-class ByPlace(SoundSampler):
-    def forward(self, uses: Tensor, loss: Tensor) -> Tensor:
-        return torch.arange(1.0, 1.0 + len(uses))
-
-
-class OneWeight(SoundSampler):
-    def forward(self, uses: Tensor, loss: Tensor) -> Tensor:
-        return uses.mean()
 
 
 class Absolves(SoundSampler):
@@ -435,11 +340,42 @@ class Absolves(SoundSampler):
         return 1.0 / uses.add_(1.0)
 
 
-class Whimsical(SoundSampler):
-    def forward(self, uses: Tensor, loss: Tensor) -> Tensor:
-        return 0.1 + torch.rand(len(uses))
-
-
 class BrokenTracker(Tracker):
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         raise RuntimeError("no space for numbers")
+
+
+def changed(
+    part: type[nn.Module], method: str, change: Callable[[Tensor], Any], name: str = "Changed"
+) -> type[nn.Module]:
+    """The part with what one of its methods answers changed."""
+
+    def answer(self: nn.Module, *given: Any) -> Any:
+        return change(getattr(part, method)(self, *given))
+
+    return type(name, (part,), {method: answer})
+
+
+# What each answers instead.
+ANSWERS: dict[str, tuple[type[nn.Module], str, Callable[[Tensor], Any]]] = {
+    "Integers": (SoundEncoder, "forward", lambda features: features.long()),
+    "Doubles": (SoundEncoder, "forward", lambda features: features.double()),
+    "CentresTheBatch": (SoundEncoder, "forward", lambda features: features - features.mean(dim=0)),
+    "Noisy": (SoundEncoder, "forward", lambda features: features + torch.randn_like(features)),
+    "Constant": (SoundEncoder, "forward", lambda features: 0 * features),
+    "Detached": (SoundEncoder, "forward", lambda features: features.detach()),
+    "NotZero": (SoundLatent, "divergence", lambda nats: nats + 1.0),
+    "OneNumber": (SoundLatent, "divergence", lambda nats: nats.mean()),
+    "InfiniteEntropy": (SoundLatent, "entropy", lambda nats: nats.log().sub(9.0).log()),
+    "MixesSteps": (SoundLatent, "entropy", lambda nats: nats + nats.mean()),
+    "ShortLatent": (SoundLatent, "sample", lambda drawn: drawn[..., 1:]),
+    "Averages": (SoundSequence, "forward", lambda hidden: hidden + hidden.mean(dim=1, keepdim=True)),
+    "SeesTheNext": (SoundSequence, "forward", lambda hidden: hidden + 0.1 * hidden.roll(-1, dims=1)),
+    "FlatHead": (SoundHead, "forward", lambda output: output.flatten(0, -2)),
+    "Tuple": (SoundHead, "forward", lambda output: (output,)),
+    "NeverTheNew": (SoundSampler, "forward", lambda weights: 1.0 - weights),
+    "OneWeight": (SoundSampler, "forward", lambda weights: weights.mean()),
+    "ByPlace": (SoundSampler, "forward", lambda weights: torch.arange(1.0, 1.0 + len(weights))),
+    "Whimsical": (SoundSampler, "forward", lambda weights: 0.1 + torch.rand(len(weights))),
+}
+globals().update({name: changed(*how, name) for name, how in ANSWERS.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -13,11 +12,10 @@ import pytest
 import torch
 
 import stormlit.storm.loop
-from recorded import CATCH, OFFICIAL, as_official, catch, counted, write_pickle
-from stormlit.analysis.evaluate import RandomPolicy
+from recorded import CATCH, as_official, catch, counted, write_pickle
 from stormlit.config.compose import compose
 from stormlit.data import Batch
-from stormlit.demonstrations import DemonstrationBuffer, Origin, record, write_npz
+from stormlit.demonstrations import DemonstrationBuffer, Origin, write_npz
 from stormlit.envs import EnvSettings, VectorEnv, resized_image
 from stormlit.errors import CheckpointError
 from stormlit.runs.assembly import build_training
@@ -74,19 +72,19 @@ def batches_of(config_words: list[str], root: Path, monkeypatch: pytest.MonkeyPa
     return shapes
 
 
-def test_the_papers_share_of_every_batch(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """4 of 16 + 4 windows, 256 of 1024 + 256 contexts, with no other setting than the path."""
-    words = [mixed(files), "loop.batch_size=16", "imagination.batch_size=1024"]
-    assert batches_of(words, tmp_path, monkeypatch) == [(16, 4, 8), (1024, 256, 4)]
-
-
-@pytest.mark.parametrize(("windows", "contexts"), [(1, 0), (0, 3)])
-def test_another_per_process(
-    windows: int, contexts: int, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("words", "shapes"),
+    [
+        # The paper's shares, with no other setting than the path: 4 of 16 + 4 windows, 256 of 1024 + 256 contexts.
+        (("loop.batch_size=16", "imagination.batch_size=1024"), [(16, 4, 8), (1024, 256, 4)]),
+        (("demonstrations.batch_size=1", "demonstrations.imagination_batch_size=0"), [(4, 1, 8), (8, 0, 4)]),
+        (("demonstrations.batch_size=0", "demonstrations.imagination_batch_size=3"), [(4, 0, 8), (8, 3, 4)]),
+    ],
+)
+def test_the_share_of_every_batch(
+    words: tuple[str, ...], shapes: Any, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [f"demonstrations.batch_size={windows}", f"demonstrations.imagination_batch_size={contexts}"]
-    shapes = batches_of([mixed(files), *words], tmp_path, monkeypatch)
-    assert shapes == [(4, windows, 8), (8, contexts, 4)]
+    assert batches_of([mixed(files), *words], tmp_path, monkeypatch) == shapes
 
 
 def test_a_batch_joined_to_another_keeps_its_values_and_layout(files: list[Path]) -> None:
@@ -254,33 +252,3 @@ def test_a_changed_file_is_refused_at_resume_and_a_moved_one_is_not(
     resume(run, 56, mixed(files))
     resume(run, 60, "demonstrations.path=null")
     resume(run, 64, mixed(files[:1]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("source", ["recorded", "official"])
-def test_freeway_with_a_demonstration_trains(source: str, tmp_path: Path) -> None:
-    """Freeway at reduced size; the official trajectory where it is at hand."""
-    file = Path(os.environ.get(OFFICIAL, "")) / "Freeway.pkl"
-    if source == "recorded":
-        settings = EnvSettings(game="Freeway", size=32)
-        file = tmp_path / "freeway.npz"
-        write_npz(record(settings, RandomPolicy(3, 0), steps=300, seed=0), file)
-    elif OFFICIAL not in os.environ:
-        pytest.skip(f"{OFFICIAL} does not name the folder of the published files")
-    words = [
-        "env.game=Freeway",
-        "env.size=32",
-        "env.max_episode_steps=100",
-        f"demonstrations.path={file}",
-        "demonstrations.imagination_batch_size=8",
-        "loop.warmup_steps=60",
-        "loop.env_steps=360",
-        "loop.log_every_env_steps=60",
-        "evaluation.episodes=1",
-    ]
-    run = train(tmp_path / "runs", "run", *words)
-    metrics = logged(run)
-    assert metrics[360, "progress/nonfinite_updates"] == 0
-    first, last = (metrics[step, "world_model/loss/reconstruction"] for step in (120, 360))
-    assert last < 0.7 * first
-    resume(run, 370)

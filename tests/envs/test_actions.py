@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 
 import action_envs
 from action_envs import settings
@@ -99,12 +98,6 @@ def test_encodings_worked_out_by_hand() -> None:
     assert encode(ActionSpace.box(2), torch.tensor([[0.25, -3.0]])).tolist() == [[0.25, -1.0]]
 
 
-@pytest.mark.parametrize("space", EVERY_SPACE[1:], ids=str)
-def test_an_encoding_has_the_width_that_its_space_says(space: ActionSpace) -> None:
-    encoded = encode(space, torch.from_numpy(space.zeros(2, 5)))
-    assert encoded.shape == (2, 5, space.width) and encoded.dtype == torch.float32
-
-
 # How environments take them
 
 
@@ -184,25 +177,6 @@ def test_plain_discrete_actions_are_handed_on_as_they_are() -> None:
 # Several environments
 
 
-@pytest.mark.parametrize("env", EVERY_ENV)
-def test_a_vector_takes_them_and_its_state_goes_on_bit_identically(env: str) -> None:
-    first, second = (VectorEnv(settings(env, num_envs=2), seed=3) for _ in range(2))
-    space = first.action_space
-    generator = np.random.default_rng(0)
-    first.reset()
-    for _ in range(4):
-        first.step(space.random(generator, 2))
-    state = first.state_dict()
-    assert all(isinstance(number, int | float) for row in state["rows"] for number in np.ravel(row["actions"]).tolist())
-    second.load_state_dict(state)
-    for _ in range(8):
-        actions = space.random(generator, 2)
-        here, there = first.step(actions), second.step(actions)
-        assert np.array_equal(here.obs, there.obs) and np.array_equal(here.reward, there.reward)
-    first.close()
-    second.close()
-
-
 def test_a_policy_may_reuse_its_array_of_actions() -> None:
     """The episode so far is kept as it was played."""
     envs = VectorEnv(settings("Box", num_envs=1), seed=3)
@@ -245,22 +219,3 @@ def test_a_checkpoint_with_other_actions_is_refused(saved: list[Any]) -> None:
     with pytest.raises(CheckpointError, match="the checkpoint holds"):
         envs.load_state_dict(state)
     envs.close()
-
-
-@pytest.mark.parametrize("env", ["Started", "Multi", "Binary", "BoxDouble"])
-def test_an_environment_in_a_process_of_its_own_takes_the_same(env: str) -> None:
-    here, there = (VectorEnv(settings(env, isolation=where), seed=1) for where in ("none", "process"))
-    assert here.action_space == there.action_space
-    generator = np.random.default_rng(0)
-    assert np.array_equal(here.reset(), there.reset())
-    for _ in range(9):
-        actions = here.action_space.random(generator, 1)
-        one, other = here.step(actions), there.step(actions)
-        assert np.array_equal(one.obs, other.obs) and np.array_equal(one.reward, other.reward)
-    here.close()
-    there.close()
-
-
-def test_a_space_that_the_environment_does_not_have_is_not_made_up() -> None:
-    assert action_space_of(None) is None
-    assert action_space_of(spaces.Box(0, 255, (2,), np.uint8)) is None

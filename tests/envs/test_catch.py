@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from stormlit.envs import EnvSettings, env_name, make_env
 from stormlit.envs.catch import BALL_COLOUR, BEST_RETURN, GRID, PADDLE_COLOUR, RANDOM_RETURN, Catch
 
 LEFT, STAY, RIGHT = 0, 1, 2
@@ -73,20 +72,6 @@ def test_picture_is_two_solid_blocks() -> None:
 def test_gymnasium_accepts_it() -> None:
     check_env(gymnasium.make("stormlit/Catch-v0").unwrapped, skip_render_check=True)
     check_env(gymnasium.make("stormlit/Catch-v0", continuous=True).unwrapped, skip_render_check=True)
-
-
-def test_all_starting_columns_occur() -> None:
-    env = gymnasium.make("stormlit/Catch-v0")
-    starts = {_columns(env.reset(seed=seed)[0]) for seed in range(1000)}
-    assert len(starts) == GRID * GRID
-
-
-def test_made_from_settings_it_keeps_its_pixels() -> None:
-    settings = EnvSettings(game=None, id="stormlit/Catch-v0")
-    image, info = make_env(settings).reset(seed=5)
-    np.testing.assert_array_equal(image, gymnasium.make("stormlit/Catch-v0").reset(seed=5)[0])
-    assert info["life_lost"] is False
-    assert env_name(settings) == "Catch"
 
 
 def test_the_ball_can_be_two_numbers_beside_a_picture_without_it() -> None:

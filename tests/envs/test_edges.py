@@ -162,13 +162,12 @@ def test_training_is_saved_before_it_ends_with_the_reward(tmp_path: Path, capsys
     assert held["replay"]["total_rows"] == held["progress"]["env_steps"] == 4
 
 
-@pytest.mark.parametrize("name", ["Float", "FourValues"])
 def test_training_leaves_no_run_of_an_environment_that_never_worked(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(tmp_path, f"env.id=edge_envs:{name}-v0") == 2
+    assert train(tmp_path, "env.id=edge_envs:FourValues-v0") == 2
     (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stormlit: error:")]
-    assert f"edge_envs:{name}-v0" in told and "saved" not in told
+    assert "edge_envs:FourValues-v0" in told and "saved" not in told
     assert not list(tmp_path.glob("run/checkpoints/step-*"))
 
 
@@ -244,12 +243,6 @@ def test_an_evaluated_episode_is_cut_off_and_said_to_be() -> None:
     assert cut.as_dict()["truncated"] == 4 and cut.as_dict()["episodes"][0]["truncated"] is True
 
 
-@pytest.mark.parametrize("word", ["evaluation.max_steps_per_episode=0", "evaluation.max_steps_per_episode=many"])
-def test_the_cap_is_checked(word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(tmp_path, word) == 2
-    assert "evaluation.max_steps_per_episode" in capsys.readouterr().err
-
-
 # ---- one way to an Atari game -----------------------------------------------------------------------------------
 
 
@@ -307,8 +300,3 @@ def test_what_cannot_be_made_is_one_sentence(entry_point: Any, told: str) -> Non
             make_env(EnvSettings(game=None, id="tests/Unmade-v0"))
     finally:
         gymnasium.registry.pop("tests/Unmade-v0")
-
-
-def test_a_malformed_id_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(tmp_path, "env.id=a:b:c") == 2
-    assert "env.id=a:b:c" in capsys.readouterr().err

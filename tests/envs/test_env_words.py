@@ -10,9 +10,7 @@ import pytest
 
 from stormlit.config.compose import compose, to_yaml
 from stormlit.envs import EnvSettings, VectorEnv, make_env
-from stormlit.errors import ConfigError, EnvironmentSetupError, StormlitError
-from stormlit.runs.allowed_changes import refuse_other_configuration
-from stormlit.runs.directory import RunDirectory
+from stormlit.errors import EnvironmentSetupError
 
 DRAWN: dict[str, Any] = {"game": None, "id": "env_words:Drawn-v0", "size": 10}
 PIXELS: dict[str, Any] = {**DRAWN, "render_pixels": True}
@@ -88,25 +86,3 @@ def test_the_words_are_composed_and_kept(tmp_path: Path) -> None:
     (tmp_path / "kept.yaml").write_text(to_yaml(config))
     assert compose([str(tmp_path / "kept.yaml")]) == config
     assert compose([str(tmp_path / "kept.yaml")], ["env.kwargs={}"]).env.kwargs == {}
-
-
-def test_a_later_word_makes_a_mapping_of_a_value() -> None:
-    assert compose([], ["env.kwargs.a=1", "env.kwargs.a.b=2"]).env.kwargs == {"a": {"b": 2}}
-
-
-@pytest.mark.parametrize(
-    ("word", "told"),
-    [
-        ("env.kwargs=5", "env.kwargs: "),
-        ("env.wrapers=[x:Y]", "did you mean 'wrappers'"),
-    ],
-)
-def test_a_word_of_another_type_is_refused(word: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        compose([], [word])
-
-
-def test_a_run_that_goes_on_keeps_its_words(tmp_path: Path) -> None:
-    saved, given = compose([], ["env.kwargs.rows=2"]), compose([])
-    with pytest.raises(StormlitError, match=r"env.kwargs=\{\} is \{'rows': 2\} in the run"):
-        refuse_other_configuration(saved, given, RunDirectory(tmp_path / "run"))

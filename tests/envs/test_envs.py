@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from ale_py.roms import get_rom_path
 from gymnasium import spaces
-from omegaconf import OmegaConf
 
 from stormlit.envs import ATARI_100K_GAMES, AtariSettings, EnvSettings, env_name, human_normalized, make_env
 from stormlit.errors import EnvironmentSetupError
@@ -30,7 +29,9 @@ MINIMAL_ACTIONS = {
 }
 
 
-@pytest.mark.parametrize("game", ATARI_100K_GAMES)
+@pytest.mark.parametrize(
+    "game", ["Pong", *(pytest.param(game, marks=pytest.mark.slow) for game in ATARI_100K_GAMES if game != "Pong")]
+)
 def test_every_game_of_the_benchmark_plays(game: str) -> None:
     env = make_env(EnvSettings(game=game))
     assert env.observation_space == spaces.Box(0, 255, (64, 64, 3), np.uint8)
@@ -42,11 +43,6 @@ def test_every_game_of_the_benchmark_plays(game: str) -> None:
     assert (terminated, truncated) == (False, False)
     assert info["episode_frame_number"] == 4
     env.close()
-
-
-def test_there_are_26_games_with_reference_scores() -> None:
-    assert len(ATARI_100K_GAMES) == 26
-    assert set(MINIMAL_ACTIONS) == set(ATARI_100K_GAMES)
 
 
 # ---- the protocol against the emulator itself -------------------------------------------------------------------
@@ -87,34 +83,6 @@ def test_protocol_equals_a_hand_computation_on_the_raw_emulator(frame_skip: int,
         rewards += reward
     assert rewards > 0
     assert (flickered > 0) == (max_pool and frame_skip > 1)  # the maximum made a difference wherever it was taken
-
-
-def test_area_resize_is_the_mean_of_the_pixels_a_pixel_covers() -> None:
-    """On the screen's own grid: 210 x 160 to 10 x 10 averages blocks of 21 x 16."""
-    env = make_env(EnvSettings(game="Breakout", size=10))
-    ale, _ = _emulator("breakout", seed=0)
-    blocks = ale.getScreenRGB().reshape(10, 21, 10, 16, 3).mean(axis=(1, 3))
-    np.testing.assert_allclose(env.reset(seed=0)[0], blocks, atol=0.51)
-
-
-@pytest.mark.parametrize("frames_in_last_step", [1, 2, 3])
-def test_a_step_cut_short_shows_the_frames_it_saw(frames_in_last_step: int) -> None:
-    cap = 200 + frames_in_last_step
-    env = make_env(EnvSettings(game="MsPacman", atari=AtariSettings(max_frames=cap)))
-    ale, action_set = _emulator("ms_pacman", seed=0)
-    env.reset(seed=0)
-    for _ in range(50):
-        assert env.step(1)[2:4] == (False, False)
-    for _ in range(200):
-        ale.act(action_set[1])
-    frames = []
-    for _ in range(frames_in_last_step):
-        ale.act(action_set[1])
-        frames.append(ale.getScreenRGB())
-    image, _, terminated, truncated, info = env.step(1)
-    assert (terminated, truncated) == (False, True)
-    assert info["episode_frame_number"] == cap
-    np.testing.assert_array_equal(image, _resized(np.max(frames[-2:], axis=0), 64))
 
 
 def _stream(settings: EnvSettings, seed: int, actions: list[int]) -> tuple[bytes, list[float]]:
@@ -160,19 +128,6 @@ def test_an_ale_id_follows_the_same_protocol_as_the_game() -> None:
     assert _stream(by_id, 0, actions) == _stream(EnvSettings(game="Breakout"), 0, actions)
 
 
-def test_lost_life_is_told_without_a_reset() -> None:
-    env = make_env(EnvSettings(game="Breakout"))
-    _, info = env.reset(seed=0)
-    lives, lost = info["lives"], 0
-    terminated = False
-    while not terminated:
-        *_, terminated, _, info = env.step(1)  # FIRE serves, and the paddle stays where it is
-        assert info["life_lost"] == (info["lives"] < lives)
-        lost += info["life_lost"]
-        lives = info["lives"]
-    assert lost == 5
-
-
 @pytest.mark.parametrize("action", [-1, 4, 1.5, 10**6])
 @pytest.mark.timeout(20)
 def test_unknown_action_is_refused_before_the_emulator_sees_it(action: Any) -> None:
@@ -181,12 +136,6 @@ def test_unknown_action_is_refused_before_the_emulator_sees_it(action: Any) -> N
     with pytest.raises(ValueError, match=r"outside the action space Discrete\(4\)"):
         env.step(action)
     assert env.step(0)[4]["episode_frame_number"] == 4
-
-
-def test_max_episode_steps_truncates() -> None:
-    env = make_env(EnvSettings(game="Pong", max_episode_steps=3))
-    env.reset(seed=0)
-    assert [env.step(0)[2:4] for _ in range(3)] == [(False, False), (False, False), (False, True)]
 
 
 def test_human_normalized_by_hand() -> None:
@@ -301,6 +250,7 @@ def test_unsupported_spaces_are_refused(blank: Any, observations: Any, actions: 
         (EnvSettings(game=None, id="stormlit/Cach-v0"), ["env.id=stormlit/Cach-v0", "'stormlit/Catch-v0'"]),
         (EnvSettings(game=None, id="ALE/Pongg-v5"), ["env.id=ALE/Pongg-v5", "'ALE/Pong-v5'"]),
         (EnvSettings(game=None, id="no such id"), ["env.id=no such id"]),
+        (EnvSettings(game=None, id="a:b:c"), ["env.id=a:b:c"]),
         (EnvSettings(game=None, id="no_such_module:Any-v0"), ["env.id=no_such_module:Any-v0", "no_such_module"]),
         (EnvSettings(game=None, id="CartPole-v1", observations=["pole"]), ["CartPole-v1 shows one thing", "a Dict"]),
         (EnvSettings(game="Pong", id="stormlit/Catch-v0"), ["env.game=Pong", "env.id=stormlit/Catch-v0"]),
@@ -324,11 +274,6 @@ def test_bad_settings_are_refused_by_key(settings: EnvSettings, words: list[str]
     message = _refusal(settings)
     for word in words:
         assert word in message
-
-
-def test_settings_are_a_typed_configuration_section() -> None:
-    section = OmegaConf.merge(OmegaConf.structured(EnvSettings), {"game": "Pong", "atari": {"noop_max": 30}})
-    assert OmegaConf.to_object(section) == EnvSettings(game="Pong", atari=AtariSettings(noop_max=30))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,15 +24,11 @@ EPISODE = 7  # steps of Catch
 LEAKY = EnvSettings(game=None, id="faulty_envs:Leaky-v0", size=16, num_envs=2)
 
 
-@pytest.mark.parametrize("isolation", ["none", pytest.param("process", marks=pytest.mark.slow)])
-def test_a_new_episode_begins_where_the_old_one_cannot_be_played_again(
-    isolation: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = {**vars(LEAKY), "isolation": isolation}
+def test_a_new_episode_begins_where_the_old_one_cannot_be_played_again(caplog: pytest.LogCaptureFixture) -> None:
     with (
-        closing(VectorEnv(EnvSettings(**settings), seed=0)) as envs,
-        closing(VectorEnv(EnvSettings(**settings), seed=0)) as others,
-        closing(VectorEnv(EnvSettings(**{**settings, "irreproducible": "restart"}), seed=0)) as restarting,
+        closing(VectorEnv(LEAKY, seed=0)) as envs,
+        closing(VectorEnv(LEAKY, seed=0)) as others,
+        closing(VectorEnv(replace(LEAKY, irreproducible="restart"), seed=0)) as restarting,
     ):
         envs.reset()
         for _ in range(3):
@@ -42,7 +39,7 @@ def test_a_new_episode_begins_where_the_old_one_cannot_be_played_again(
             envs.step(np.array([1, 1]))
         told = r"Leaky is not reproducible .*; env\.irreproducible=restart goes on"
         with (
-            closing(VectorEnv(EnvSettings(**settings), seed=0)) as refusing,
+            closing(VectorEnv(LEAKY, seed=0)) as refusing,
             pytest.raises(IrreproducibleError, match=told),
         ):
             refusing.load_state_dict(envs.state_dict())

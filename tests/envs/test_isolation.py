@@ -17,21 +17,9 @@ from test_vector_env import _assert_equal_steps
 
 from stormlit.config.compose import compose
 from stormlit.envs import AtariSettings, EnvSettings, VectorEnv
-from stormlit.errors import CheckpointError, ConfigError, EnvironmentSetupError
-from training import assert_same_run, resume, train
+from stormlit.errors import ConfigError, EnvironmentSetupError
 
 CATCH: dict[str, Any] = {"game": None, "id": "stormlit/Catch-v0", "size": 16}
-BREAKOUT: dict[str, Any] = {
-    "game": "Breakout",
-    "size": 32,
-    "max_episode_steps": 40,
-    "atari": AtariSettings(sticky_actions=0.25, noop_max=10),
-}
-
-
-def both(**settings: Any) -> tuple[VectorEnv, VectorEnv]:
-    here = VectorEnv(EnvSettings(**settings), seed=4)
-    return here, VectorEnv(EnvSettings(**settings, isolation="process"), seed=4)
 
 
 def gone(pid: int) -> bool:
@@ -54,25 +42,36 @@ def pids(envs: VectorEnv) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("settings", "steps"),
+    "settings",
     [
-        ({**CATCH, "num_envs": 1}, 30),
-        ({**CATCH, "num_envs": 3, "reward_transform": "sign", "episode_seeds": "same"}, 20),
-        pytest.param({**BREAKOUT, "num_envs": 2}, 50, marks=pytest.mark.slow),
+        {**CATCH, "num_envs": 3, "reward_transform": "sign", "episode_seeds": "same"},
+        *(
+            {**CATCH, "id": f"{env}-v0"}
+            for env in ("action_envs:Multi", "action_envs:Started", "action_envs:BoxDouble", "observation_envs:Both")
+        ),
+        pytest.param(
+            {
+                "game": "Breakout",
+                "size": 32,
+                "num_envs": 2,
+                "max_episode_steps": 40,
+                "atari": AtariSettings(sticky_actions=0.25, noop_max=10),
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["catch", "three of catch", "breakout, sticky"],
+    ids=lambda settings: settings.get("id", "a game"),
 )
-def test_streams_are_identical_and_state_may_change_places(settings: dict[str, Any], steps: int) -> None:
-    here, there = both(**settings)
-    assert (here.obs_shape, here.num_actions, here.action_meanings) == (
-        there.obs_shape,
-        there.num_actions,
-        there.action_meanings,
-    )
+def test_streams_are_identical_and_state_may_change_places(settings: dict[str, Any]) -> None:
+    here = VectorEnv(EnvSettings(**settings), seed=4)
+    there = VectorEnv(EnvSettings(**settings, isolation="process"), seed=4)
+    assert (here.observation_space, here.action_space) == (there.observation_space, there.action_space)
+    assert here.action_meanings == there.action_meanings
     np.testing.assert_array_equal(here.reset(), there.reset())
-    actions = np.random.default_rng(0).integers(here.num_actions, size=(2 * steps, here.num_envs))
+    generator = np.random.default_rng(0)
+    actions = [here.action_space.random(generator, here.num_envs) for _ in range(100)]
     ended = 0
-    for action in actions[:steps]:
+    for action in actions[:47]:
         step = here.step(action)
         _assert_equal_steps(step, there.step(action))
         ended += len(step.episodes)
@@ -83,48 +82,9 @@ def test_streams_are_identical_and_state_may_change_places(settings: dict[str, A
     here.load_state_dict(of_there)
     there.load_state_dict(of_here)
     np.testing.assert_array_equal(here.current_obs, there.current_obs)
-    for action in actions[steps:]:
+    for action in actions[47:]:
         _assert_equal_steps(here.step(action), there.step(action))
     there.close()
-
-
-@pytest.mark.slow
-def test_a_run_may_change_isolation_when_it_is_resumed(tmp_path: Path) -> None:
-    words = ("env.num_envs=2", "replay.capacity=20", "checkpoint.every=10")
-    unbroken = train(tmp_path / "a", "run", *words, "loop.env_steps=56")
-    resumed = train(tmp_path / "b", "run", *words, "env.isolation=process", "loop.env_steps=32")
-    resume(resumed, 44, "env.isolation=none")
-    resume(resumed, 56, "env.isolation=process")
-    assert_same_run(unbroken, resumed)
-
-
-@pytest.mark.parametrize("isolation", ["none", "process"])
-def test_an_action_outside_the_space_never_reaches_the_environment(isolation: Any) -> None:
-    envs = VectorEnv(EnvSettings(**CATCH, num_envs=2, isolation=isolation), seed=0)
-    envs.reset()
-    state = envs.state_dict()
-    for action in ([0, 3], [-1, 0], [0, 2**62], [-(2**62), 0]):
-        with pytest.raises(ValueError, match="outside the action space, 0 to 2"):
-            envs.step(np.array(action))
-    assert envs.state_dict() == state  # none was taken, and none counted as a crash
-    state["rows"][0]["actions"] = [1, -1]
-    with pytest.raises(CheckpointError, match=r"^the checkpoint holds action -1, where Catch has 0 to 2$"):
-        envs.load_state_dict(state)
-    assert envs.restarts == 0
-    envs.close()
-
-
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"game": "Pnog"}, r"env\.game=Pnog is not an Atari game \(did you mean 'Pong'\?\)"),
-        ({"game": None, "id": "no_such_module:X-v0"}, r"env\.id=no_such_module:X-v0 cannot be made"),
-        ({"game": None, "id": "CartPole-v1", "observations": ["pole"]}, r"env\.id=CartPole-v1 shows one thing, Box fl"),
-    ],
-)
-def test_what_cannot_be_made_is_refused_as_in_this_process(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(EnvironmentSetupError, match=told):
-        VectorEnv(EnvSettings(**settings, num_envs=2, isolation="process"), seed=0)
 
 
 def test_a_process_that_ends_before_its_first_answer_is_no_environment(
@@ -211,7 +171,6 @@ while True:
 @pytest.mark.parametrize(
     ("env", "how"),
     [
-        ("stormlit/Catch-v0", "killed"),
         ("faulty_envs:Hang-v0", "killed"),
         ("faulty_envs:Hang-v0", "ends"),
         ("stormlit/Catch-v0", "interrupted"),

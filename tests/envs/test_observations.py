@@ -15,14 +15,13 @@ import torch
 from gymnasium import spaces
 
 from observation_envs import SPACES, Level, settings
-from small import BOTH, HIDDEN, VECTORS, gradientless, imagine, random_batch, small_agent, small_world_model
+from small import BOTH, VECTORS, gradientless, random_batch, small_world_model
 from stormlit.analysis.dream import dream, dream_errors
 from stormlit.data import Batch
-from stormlit.envs import EnvSettings, VectorEnv, env_facts, make_env
+from stormlit.envs import EnvSettings, env_facts, make_env
 from stormlit.errors import EnvironmentContractError, EnvironmentSetupError
 from stormlit.ops.spaces import read, split
 from stormlit.spaces import ObservationSpace
-from stormlit.storm.acting import Player
 from stormlit.storm.replay import ReplayBuffer
 
 SEEN = {"vectors": VECTORS, "both": BOTH}
@@ -140,15 +139,6 @@ def test_what_is_outside_the_space_is_one_sentence(spoilt: Any, space: Any, retu
     assert re.search(sentence, str(refused.value)), str(refused.value)
 
 
-def test_isolated_environments_show_the_same() -> None:
-    streams = []
-    for isolation in ("none", "process"):
-        with closing(VectorEnv(settings("Both", num_envs=2, isolation=isolation), seed=0)) as envs:
-            seen = [envs.reset()] + [envs.step(np.array([1, 0])).obs for _ in range(10)]
-            streams.append(np.stack(seen))
-    assert np.array_equal(*streams)
-
-
 # ---- what is learned from them
 
 
@@ -202,23 +192,6 @@ def test_a_change_of_any_number_is_noticed(space: ObservationSpace) -> None:
         else:
             changed[..., place] ^= 128  # the sign of a number, or half of a pixel's range
         assert not torch.equal(world_model.posterior(changed), before)
-
-
-@pytest.mark.parametrize("space", SEEN.values(), ids=SEEN)
-@pytest.mark.parametrize("context", ["latents", "frames"])
-def test_a_player_acts_and_an_imagination_runs(space: ObservationSpace, context: Any) -> None:
-    world_model = small_world_model(observations=space)
-    agent = small_agent(world_model)
-    player = Player(world_model, agent, 2, context_length=3, context=context)
-    batch = random_batch(rows=2, length=5, observations=space)
-    for step in range(5):
-        obs = batch.obs[:, step].numpy()
-        assert player.act(obs, np.array([step == 0] * 2)).shape == (2,)
-    other = Player(world_model, agent, 2, context_length=3, context=context)
-    other.load_state_dict(player.state_dict())
-    assert torch.equal(other.past, player.past) and other.past.dtype == player.past.dtype
-    trajectory = imagine(world_model, agent, batch, horizon=3, from_posterior=True)
-    assert trajectory.hidden.shape == (2, 4, HIDDEN)
 
 
 @pytest.mark.parametrize("space", SEEN.values(), ids=SEEN)

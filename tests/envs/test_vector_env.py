@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stormlit.data import EnvStep
-from stormlit.envs import AtariSettings, EnvSettings, VectorEnv, episode_seed, make_env
+from stormlit.envs import AtariSettings, EnvSettings, VectorEnv, episode_seed
 from stormlit.envs.catch import Catch
 from stormlit.errors import CheckpointError
 
@@ -41,20 +41,11 @@ class Counter(gymnasium.Env[Any, Any]):
         return np.full((8, 8, 3), self.value, np.uint8)
 
 
-class Forgetful(Counter):
-    """Not determined by its seed: frames come from the operating system's entropy."""
-
-    def _image(self) -> np.ndarray:
-        return np.random.default_rng().integers(256, size=(8, 8, 3), dtype=np.uint8)
-
-
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     gymnasium.register("tests/Counter-v0", Counter)
-    gymnasium.register("tests/Forgetful-v0", Forgetful)
     yield
     gymnasium.registry.pop("tests/Counter-v0")
-    gymnasium.registry.pop("tests/Forgetful-v0")
 
 
 CATCH = EnvSettings(game=None, id="stormlit/Catch-v0", num_envs=2)
@@ -188,39 +179,6 @@ def test_steps_do_not_share_memory() -> None:
     np.testing.assert_array_equal(step.obs, kept)
 
 
-@pytest.mark.parametrize(
-    "actions", [np.array([0]), np.array([[0, 0]]), np.array([0.0, 0.0]), np.array([0, 6]), np.array([-1, 0])]
-)
-def test_bad_actions_are_refused(actions: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="action"):
-        _counter().step(actions)
-
-
-def test_lost_life_is_termination_without_reset_in_a_game() -> None:
-    step, lives_lost = None, 0
-    env = VectorEnv(EnvSettings(game="Breakout"), seed=0)
-    env.reset()
-    while step is None or not step.is_first[0]:
-        step = env.step(np.array([1]))
-        lives_lost += int(step.terminated[0])
-    assert lives_lost == 5
-    assert step.terminated[0] and not step.episodes[0].truncated
-    # without lives as ends, the same episode terminates once
-    raw = VectorEnv(EnvSettings(game="Breakout", life_loss_terminates=False), seed=0)
-    raw.reset()
-    ends = [raw.step(np.array([1])).terminated[0] for _ in range(step.episodes[0].length)]
-    assert sum(ends) == 1 and ends[-1]
-
-
-def test_frame_cap_truncates_and_is_not_a_termination() -> None:
-    env = VectorEnv(EnvSettings(game="Pong", atari=AtariSettings(max_frames=10)), seed=0)
-    env.reset()
-    steps = [env.step(np.array([0])) for _ in range(3)]
-    assert [bool(step.is_first[0]) for step in steps] == [False, False, True]
-    assert not any(step.terminated[0] for step in steps)
-    assert (steps[-1].episodes[0].length, steps[-1].episodes[0].truncated) == (3, True)
-
-
 # ---- exact state ------------------------------------------------------------------------------------------------
 
 
@@ -261,25 +219,6 @@ def test_a_restored_state_goes_on_bit_identically(settings: EnvSettings, before:
     assert ended_after >= 2 and (ended >= 2 or before == 0)
 
 
-def test_state_is_built_in_types_only() -> None:
-    env = VectorEnv(CATCH, seed=0)
-    env.reset()
-    for _ in range(3):
-        env.step(np.array([2, 1], np.int32))
-    state = env.state_dict()
-    assert state["environment"] == "Catch"
-    for index, row in enumerate(state["rows"]):
-        assert {key: type(value) for key, value in row.items()} == {
-            "episode_index": int,
-            "seed": int,
-            "actions": list,
-            "episode_return": float,
-            "obs_crc32": int,
-        }
-        assert row["seed"] == episode_seed(0, index, 0)
-        assert row["actions"] == [[2, 2, 2], [1, 1, 1]][index]
-
-
 @pytest.mark.parametrize(("key", "value"), [("obs_crc32", 1), ("episode_return", 99.0), ("actions", [1] * 7)])
 def test_a_state_that_the_replay_does_not_reach_is_refused(key: str, value: Any) -> None:
     env = VectorEnv(CATCH, seed=0)
@@ -291,26 +230,12 @@ def test_a_state_that_the_replay_does_not_reach_is_refused(key: str, value: Any)
         env.load_state_dict(state)
 
 
-def test_an_environment_that_ignores_its_seed_is_named() -> None:
-    env = VectorEnv(EnvSettings(game=None, id="tests/Forgetful-v0"), seed=0)
-    env.reset()
-    with pytest.raises(CheckpointError, match="Forgetful is not reproducible from its seed"):
-        env.load_state_dict(env.state_dict())
-
-
 @pytest.mark.parametrize("other", [COUNTER, EnvSettings(game=None, id="stormlit/Catch-v0", num_envs=3)])
 def test_state_of_another_environment_is_refused(other: EnvSettings) -> None:
     env = VectorEnv(CATCH, seed=0)
     env.reset()
     with pytest.raises(CheckpointError, match=r"^the checkpoint holds 2 x Catch where the configuration has \d x \w+$"):
         VectorEnv(other, seed=0).load_state_dict(env.state_dict())
-
-
-def test_rows_are_the_environments_make_env_makes() -> None:
-    env = VectorEnv(CATCH, seed=9)
-    first = env.reset()
-    for index in range(2):
-        np.testing.assert_array_equal(first[index], make_env(CATCH).reset(seed=episode_seed(9, index, 0))[0])
 
 
 def test_an_environment_that_cannot_be_closed_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

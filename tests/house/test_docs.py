@@ -14,7 +14,6 @@ from typing import NamedTuple
 import pytest
 from test_layers import ROOMS
 
-import stormlit
 from stormlit import registry
 from stormlit.cli.verbs import _parser, _split, main
 from stormlit.config.compose import compose, to_tree
@@ -24,12 +23,12 @@ from stormlit.sweeps.cells import cells_of
 from stormlit.sweeps.grid import read_grid
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SOURCE = REPOSITORY / "src" / "stormlit"
 DOCS = sorted((REPOSITORY / "docs").glob("*.md"))
 PAGES = [*DOCS, *(REPOSITORY / name for name in ("README.md",) if (REPOSITORY / name).is_file())]
 ARCHITECTURE, CONFIGURATION, EXTENDING = (
     (REPOSITORY / "docs" / f"{name}.md").read_text() for name in ("architecture", "configuration", "extending")
 )
-SOURCE = Path(stormlit.__file__).parent
 SHELL_LANGUAGES = ("console", "bash", "sh", "shell")
 
 

@@ -58,7 +58,7 @@ main(["train", "tiny", "env.id=Walk-v0", "env.num_envs=1", "tracking=csv", f"run
 def test_a_cycle_of_training_can_be_walked(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", WALK, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", WALK, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=550
     )
     found = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("walked")]
     assert found, done.stderr[-2000:]

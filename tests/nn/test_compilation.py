@@ -6,7 +6,6 @@ import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch._inductor.exc import InductorError
 
 from small import imagine, random_batch, random_trajectory, small_agent, small_world_model
 from stormlit.cli.phases import OperationCounter
-from stormlit.config.compose import compose, to_yaml
 from stormlit.data import Batch, Losses, Trajectory
 from stormlit.errors import ConfigError
 from stormlit.nn import compilation
@@ -213,16 +211,6 @@ def test_only_errors_of_the_compiler_are_worked_around(
 def test_compiling_is_left_to_gpus_unless_asked_for() -> None:
     fabric = Fabric(accelerator="cpu", devices=1)
     assert not should_compile("auto", fabric) and not should_compile(False, fabric) and should_compile(True, fabric)
-
-
-@pytest.mark.parametrize(
-    ("word", "setting"), [("auto", "auto"), ("true", True), ("on", True), ("false", False), ("off", False)]
-)
-def test_every_way_to_say_it_can_be_said(word: str, setting: Literal["auto", True, False], tmp_path: Path) -> None:
-    """YAML takes on and off for true and false."""
-    config = compose(["storm"], [f"compile={word}"])
-    (tmp_path / "again.yaml").write_text(to_yaml(config))
-    assert config.compile == setting and compose([str(tmp_path / "again.yaml")]) == config
 
 
 def test_several_processes_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

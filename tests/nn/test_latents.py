@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from small import gradientless, imagine, random_batch, small_agent, small_part, small_world_model
-from stormlit.data import Losses
-from stormlit.errors import PartError
+from small import random_batch, small_part, small_world_model
 from stormlit.nn.latents.quantised import IMPOSSIBLE, code_use, nearest
 from stormlit.nn.optimizers import adam
 from stormlit.ops import normal
@@ -20,16 +18,6 @@ from stormlit.registry import build, names
 def latent(name: str, **options: Any) -> Any:
     torch.manual_seed(0)
     return build("latent", {"name": name, **options}, 6, 5)
-
-
-def test_entropy_and_divergence_of_categoricals_by_hand() -> None:
-    # Two groups, (1/2, 1/2) and (1/4, 3/4): entropies ln 2 and 1/4 ln 4 + 3/4 ln 4/3 = 0.5623.
-    # KL from two uniform groups: 0 and ln 2 - 0.5623 = 0.1308.
-    part = latent("categorical", groups=2, classes=2)
-    distribution = torch.tensor([[0.5, 0.5], [0.25, 0.75]]).log()
-    uniform = torch.full((2, 2), 0.5).log()
-    assert float(part.entropy(distribution)) == pytest.approx(math.log(2) + 0.562335, abs=1e-5)
-    assert float(part.divergence(distribution, uniform)) == pytest.approx(0.130812, abs=1e-5)
 
 
 # Normals
@@ -169,20 +157,6 @@ def test_the_distance_of_deterministic_latents_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", names("latent"))
-def test_every_latent_trains_dreams_and_logs(name: str) -> None:
-    world_model = small_world_model(latent=small_part("latent", name), free_bits=0.0).train()
-    batch = random_batch(4, 8, starts=((0, 0), (1, 4)))
-    losses = world_model.losses(batch)
-    losses.total.backward()
-    assert gradientless(world_model) == []
-    assert losses.metrics["kl"] >= 0.0
-    assert ("code_use" in losses.metrics) is (name in ("vq", "fsq"))
-    agent = small_agent(world_model.eval())
-    trajectory = imagine(world_model, agent, batch, horizon=3, from_posterior=False)
-    agent.losses(trajectory).total.backward()
-
-
-@pytest.mark.parametrize("name", [name for name in names("latent") if name != "categorical"])
 def test_every_latent_learns_one_batch(name: str) -> None:
     world_model = small_world_model(latent=small_part("latent", name)).train()
     optimizer, batch, totals = (
@@ -197,9 +171,3 @@ def test_every_latent_learns_one_batch(name: str) -> None:
         optimizer.step()
         totals.append(float(total.detach()))
     assert totals[-1] < 0.6 * totals[0]
-
-
-def test_a_term_that_two_add_under_one_name_is_refused() -> None:
-    one = Losses({"kl": torch.ones(())}, {"kl": 1.0})
-    with pytest.raises(PartError, match="two loss terms or metrics of the world model are called 'kl'"):
-        one.added(Losses({}, {}, {"kl": torch.ones(())}))

@@ -6,11 +6,8 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stormlit.storm.agent import ReturnNormalizer
 
@@ -30,19 +27,6 @@ def test_moving_average_by_hand() -> None:
 def test_the_scale_is_at_least_its_minimum() -> None:
     assert float(ReturnNormalizer().update(torch.tensor([3.0, 3.1]))) == 1.0
     assert float(ReturnNormalizer(minimum=0.01).update(torch.zeros(4))) == pytest.approx(0.01)
-
-
-@given(
-    st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=60),
-    st.floats(0, 50),
-    st.floats(50, 100),
-)
-def test_percentiles_are_numpy_s(returns: list[float], low: float, high: float) -> None:
-    scale = ReturnNormalizer(low=low, high=high)
-    scale.update(torch.tensor(returns))
-    # Where to interpolate is a float32 as well, which matters in proportion to the spread.
-    tolerance = 1e-3 + 1e-4 * (max(returns) - min(returns))
-    assert scale.bounds.tolist() == pytest.approx(np.percentile(returns, [low, high]).tolist(), abs=tolerance)
 
 
 def test_percentiles_are_torch_s_to_the_bit() -> None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
 
 import pytest
 import torch
 from torch import Tensor
 
 import stormlit
-from small import imagine, random_batch, random_trajectory, small_agent, small_part, small_world_model
-from stormlit.analysis.dream import dream
+from broken_parts import changed
+from small import imagine, random_batch, random_trajectory, small_agent, small_world_model
 from stormlit.data import Batch
 from stormlit.errors import ConfigError, PartError
 from stormlit.nn.building import build_policy
 from stormlit.nn.policies import BoundedNormalPolicy, CategoricalPolicy, CategoricalsPolicy
 from stormlit.ops.spaces import random_like
-from stormlit.registry import names
 from stormlit.spaces import ActionSpace
 from stormlit.storm.acting import Player
 
@@ -105,12 +104,6 @@ def test_auto_chooses_the_policy_that_fits_and_adds_nothing_to_the_weights(space
     assert not any("distribution" in name for name in small_agent(actions=space).state_dict())
 
 
-def test_auto_is_the_same_as_the_policy_by_its_name() -> None:
-    trajectory = random_trajectory()
-    one, other = (small_agent(policy=policy).losses(trajectory) for policy in ("auto", "categorical"))
-    assert all(torch.equal(one.terms[name], other.terms[name]) for name in one.terms)
-
-
 @pytest.mark.parametrize(
     ("name", "space", "sentence"),
     [
@@ -138,45 +131,15 @@ def test_a_policy_that_does_not_fit_is_one_sentence(name: str, space: ActionSpac
 # The laws find what is wrong
 
 
-class Unnormalised(CategoricalPolicy):
-    def forward(self, output: Tensor) -> Tensor:
-        return output.float()
-
-
-class WrongEntropy(BoundedNormalPolicy):
-    def entropy(self, distribution: Tensor) -> Tensor:
-        return super().entropy(distribution) - 0.5
-
-
-class NeverExplores(CategoricalsPolicy):
-    def sample(self, distribution: Tensor) -> Tensor:
-        return self.mode(distribution)
-
-
-class OneScoreForAll(CategoricalsPolicy):
-    def log_prob(self, distribution: Tensor, action: Tensor) -> Tensor:
-        return super().log_prob(distribution, action).mean().expand(action.shape[:-1])
-
-
 class Detached(BoundedNormalPolicy):
     def log_prob(self, distribution: Tensor, action: Tensor) -> Tensor:
         return super().log_prob(distribution.detach(), action) + 0 * distribution.sum(-1)
-
-
-class LeastLikely(CategoricalPolicy):
-    def mode(self, distribution: Tensor) -> Tensor:
-        return distribution.argmin(dim=-1)
 
 
 class Unbounded(BoundedNormalPolicy):
     def forward(self, output: Tensor) -> Tensor:
         mean, std = output.float().chunk(2, dim=-1)
         return torch.cat([mean, 0.5 + std.sigmoid()], dim=-1)
-
-
-class Rounded(BoundedNormalPolicy):
-    def log_prob(self, distribution: Tensor, action: Tensor) -> Tensor:
-        return super().log_prob(distribution, action).bfloat16()
 
 
 class NoSpaces(torch.nn.Module):
@@ -188,27 +151,26 @@ class NoSpaces(torch.nn.Module):
 @pytest.mark.parametrize(
     ("cls", "sentence"),
     [
-        (Unnormalised, "the probabilities of all .* actions sum to"),
-        (WrongEntropy, "entropy gives .* nats for Box"),
-        (NeverExplores, "sample draws the same MultiDiscrete"),
-        (OneScoreForAll, "the probabilities of all|lets one row of a batch depend on the others"),
+        (
+            changed(CategoricalPolicy, "forward", lambda log_probs: log_probs + 1.0),
+            "the probabilities of all .* actions sum to",
+        ),
+        (changed(BoundedNormalPolicy, "entropy", lambda nats: nats - 0.5), "entropy gives .* nats for Box"),
+        (changed(CategoricalsPolicy, "sample", torch.zeros_like), "sample draws the same MultiDiscrete"),
+        (
+            changed(CategoricalsPolicy, "log_prob", lambda score: score.mean().expand(score.shape)),
+            "the probabilities of all|lets one row of a batch depend on the others",
+        ),
         (Detached, "log_prob passes no gradient to the actor's output"),
-        (LeastLikely, "is likelier than the mode"),
+        (changed(CategoricalPolicy, "mode", lambda mode: (mode + 1) % 2), "is likelier than the mode"),
         (Unbounded, "the mode is outside Box"),
-        (Rounded, "bfloat16 where torch.float32 is expected"),
+        (changed(BoundedNormalPolicy, "log_prob", Tensor.bfloat16), "bfloat16 where torch.float32 is expected"),
         (NoSpaces, "has no 'fits', which every policy has"),
     ],
 )
 def test_a_broken_policy_is_told_what_is_wrong(cls: type, sentence: str) -> None:
-    import re
-
     sentences = stormlit.check_part("policy", cls)
     assert any(re.search(sentence, told) for told in sentences), sentences
-
-
-@pytest.mark.parametrize("name", names("policy"))
-def test_bundled_policies_keep_the_laws_on_every_kind_they_are_for(name: str) -> None:
-    assert stormlit.check_part("policy", name) == []
 
 
 # In the agent and the world model
@@ -226,29 +188,6 @@ def test_the_loss_is_one_formula(space: ActionSpace) -> None:
     agent.zero_grad()
     losses.terms["policy"].backward()
     assert any(p.grad is not None and p.grad.any() for p in agent.actor.parameters())
-
-
-@pytest.mark.parametrize("sequence_model", names("sequence_model"))
-@pytest.mark.parametrize("space", SPACES, ids=str)
-def test_every_sequence_model_trains_imagines_acts_and_dreams(space: ActionSpace, sequence_model: str) -> None:
-    world_model = small_world_model(sequence_model, actions=space)
-    agent = small_agent(world_model)
-    batch = _batch(space)
-    for _ in range(3):
-        world_model.losses(batch).total.backward()
-        trajectory = imagine(world_model, agent, batch, horizon=3, from_posterior=True)
-        assert trajectory.action.shape == (2, 3, *space.shape)
-        agent.losses(trajectory).total.backward()
-    weight = world_model.get_parameter("sequence_model.mixer.action.weight")
-    assert weight.shape[1] == space.width and weight.grad is not None and weight.grad.any()
-    seen = dream(world_model, Batch(*(tensor[:1] for tensor in batch.tensors())), 2)
-    assert seen.action.shape == (6, *space.shape)
-    for options in ({}, {"latent": "prior", "context": "frames"}):
-        player = Player(world_model, agent, 2, context_length=4, **options)  # type: ignore[arg-type]
-        for step in range(6):
-            frames = batch.obs[:, step].permute(0, 2, 3, 1).numpy()
-            actions = player.act(frames, batch.is_first[:, step].numpy(), greedy=step == 3)
-            assert space.misfit(actions) is None and space.first_outside(actions) is None
 
 
 def _batch(space: ActionSpace) -> Batch:
@@ -275,12 +214,4 @@ def test_a_sequence_model_for_numbers_alone_is_refused_for_vectors() -> None:
     name = "broken_parts:SoundSequence"
     assert small_world_model(sequence_model=name).sequence_model is not None
     with pytest.raises(PartError, match=r"^world_model\.sequence_model=.* given Box\(-1 to 1, 2\) actions as vectors"):
-        _world_model_of(name, BOX)
-
-
-def _world_model_of(sequence_model: str, space: ActionSpace) -> Any:
-    return small_world_model(**{"sequence_model": sequence_model, "actions": space})
-
-
-def test_small_parts_need_no_options() -> None:
-    assert small_part("policy", "auto") == {"name": "auto"}
+        small_world_model(sequence_model=name, actions=BOX)

@@ -1,4 +1,4 @@
-"""Rotary positions and Mamba-2's recurrence, by hand and against plain loops; the laws of all are in test_parts."""
+"""Sequence models by hand and in plain operations; the laws of all are in test_parts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from small import ACTIONS, HIDDEN, LATENT, small_part
+from small import ACTIONS, HIDDEN, LATENT, LENGTH, random_tokens, small_part
+from stormlit.checks.laws import visible
 from stormlit.errors import ConfigError
 from stormlit.nn.sequence.rotary import RotaryTransformerSequence, rotate
 from stormlit.ops.state_space import scan, step
@@ -27,6 +28,55 @@ def _tokens(length: int, *starts: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(2, length, LATENT), torch.randint(ACTIONS, (2, length)), is_first
 
 
+# The paper's transformer
+
+
+def _attention(block: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+    """Head by head: softmax(Q K^T / sqrt(d)) V over one row (T, D), -inf where ``mask`` (T, T) is False."""
+    attention = block.attention
+    width = HIDDEN // attention.num_heads
+    outputs = []
+    for head in range(attention.num_heads):
+        columns = slice(head * width, (head + 1) * width)
+        weights = attention.query_key_value.weight.chunk(3)
+        query, key, value = (x @ weight[columns].T for weight in weights)
+        scores = (query @ key.T / width**0.5).masked_fill(~mask, float("-inf"))
+        outputs.append(scores.softmax(-1) @ value)
+    return torch.cat(outputs, dim=-1) @ attention.output.weight.T
+
+
+def _norm(x: Tensor, norm: nn.Module, eps: float) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * norm.weight + norm.bias
+
+
+def test_the_transformer_is_the_paper_s() -> None:
+    """Equation 2 and the post-norm blocks in plain operations, row by row, on the module's own random weights."""
+    model, (latent, action, is_first) = _model("transformer", num_layers=2), random_tokens()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape))
+        hidden = model(latent, action, is_first)
+        inner_norm, _, second, outer_norm = model.mixer.layers
+        first = torch.cat([model.mixer.latent.weight, model.mixer.action.weight], dim=1)
+        for row in range(2):
+            token = torch.cat([latent[row], torch.eye(ACTIONS)[action[row]]], dim=-1)
+            e = _norm(_norm(token @ first.T, inner_norm, 1e-5).relu() @ second.weight.T, outer_norm, 1e-5)
+            x = _norm(e + model.positions.weight[:LENGTH], model.norm, 1e-6)
+            mask = torch.tensor([[visible(is_first[row], q, k) for k in range(LENGTH)] for q in range(LENGTH)])
+            for block in model.blocks:
+                widen, _, narrow, _ = block.feedforward
+                x = _norm(x + _attention(block, x, mask), block.attention_norm, 1e-6)
+                inner = (x @ widen.weight.T + widen.bias).relu()
+                x = _norm(x + inner @ narrow.weight.T + narrow.bias, block.feedforward_norm, 1e-6)
+            torch.testing.assert_close(hidden[row], x, atol=1e-5, rtol=1e-4)
+
+
+def test_a_width_that_heads_cannot_share_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"hidden_dim=10 is not a multiple of .*num_heads=4"):
+        build("sequence_model", {"name": "transformer", "num_heads": 4}, LATENT, ACTIONS, 10)
+
+
 # Rotary positions
 
 
@@ -39,16 +89,6 @@ def test_pairs_of_numbers_turn_with_the_position_by_hand() -> None:
         [-math.sin(2), -math.sin(0.02), math.cos(2), math.cos(0.02)],
     ]
     torch.testing.assert_close(turned, torch.tensor(expected))
-
-
-def test_attention_with_rotary_positions_depends_on_how_far_steps_are_apart_and_not_on_where_they_are() -> None:
-    query, key = torch.randn(8), torch.randn(8)
-    scores = [
-        float(rotate(query, torch.tensor(at)) @ rotate(key, torch.tensor(at - apart)))
-        for at, apart in ((5, 2), (905, 2), (905, 3))
-    ]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
-    assert scores[0] != pytest.approx(scores[2], abs=1e-3)
 
 
 def test_the_rotary_transformer_in_plain_operations() -> None:
@@ -140,12 +180,6 @@ def test_steps_that_forget_nearly_everything_have_finite_gradients() -> None:
     y.sum().backward()
     assert x.grad is not None and decay.grad is not None
     assert y.isfinite().all() and x.grad.isfinite().all() and decay.grad.isfinite().all()
-
-
-def test_hidden_states_of_mamba2_do_not_depend_on_the_chunk() -> None:
-    tokens = _tokens(20, 3, 15)
-    seen = [_model("mamba2", chunk=chunk)(*tokens) for chunk in (64, 3)]
-    torch.testing.assert_close(*seen, atol=1e-5, rtol=1e-4)
 
 
 def test_a_width_that_heads_of_mamba2_cannot_share_is_one_sentence() -> None:

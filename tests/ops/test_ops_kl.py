@@ -25,18 +25,6 @@ def _two_steps() -> tuple[Tensor, Tensor]:
     return posterior, torch.full((1, 2, 1, 2), 0.5).log()
 
 
-def test_free_bits_clip_each_step_and_not_their_mean() -> None:
-    # Steps of 0 and 0.6931 nats with 0.5 free: (max(0.5, 0) + max(0.5, 0.6931)) / 2 = 0.5966.
-    # Clipping the mean would give max(0.5, 0.3466) = 0.5.
-    posterior, prior = _two_steps()
-    dyn, rep, nats = kl_balance(posterior, prior, EVERY, free_bits=0.5)
-    expected = torch.tensor((0.5 + math.log(2)) / 2)
-    torch.testing.assert_close(dyn, expected)
-    torch.testing.assert_close(rep, expected)
-    torch.testing.assert_close(nats, torch.tensor(math.log(2) / 2))
-    assert not nats.requires_grad
-
-
 def test_free_bits_clip_the_sum_over_groups() -> None:
     # Two groups of ln 2 each: 1.386 nats exceed 1, although neither group does alone.
     posterior, prior = (x[:, 1:].expand(1, 1, 2, 2) for x in _two_steps())

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from small import dense_cross_entropy, dense_twohot
-from stormlit.nn.heads import READINGS, TwoHot
+from stormlit.nn.heads import READINGS
 from stormlit.ops.twohot import (
     symexp,
     symexp_bins,
@@ -42,12 +42,6 @@ def test_symlog_and_symexp_by_hand() -> None:
     y = torch.tensor([0.0, 1.0, -1.0, 0.6931472])
     torch.testing.assert_close(symlog(x), y)
     torch.testing.assert_close(symexp(y), x)
-
-
-@given(st.floats(-1e8, 1e8, width=32))
-def test_symexp_inverts_symlog(value: float) -> None:
-    x = torch.tensor(value)
-    torch.testing.assert_close(symexp(symlog(x)), x, rtol=1e-4, atol=1e-6)
 
 
 def test_bins_are_evenly_spaced() -> None:
@@ -83,12 +77,6 @@ def test_position_is_inside_the_bins_and_agrees_with_the_dense_encoding(value: f
     torch.testing.assert_close(_encode(value, PAPER_BINS), dense, atol=2e-4, rtol=0)
 
 
-@given(st.floats(-(2.0**28), 2.0**28, width=32))
-def test_decoding_inverts_encoding(value: float) -> None:
-    decoded = twohot_decode(_encode(value, PAPER_BINS).log(), PAPER_BINS)
-    torch.testing.assert_close(symlog(decoded), symlog(torch.tensor(value)), atol=1e-4, rtol=1e-5)
-
-
 def test_decoding_by_hand() -> None:
     # Half on bin 1, half on bin 2: symexp(1.5) = e^1.5 - 1 = 3.481689; uniform over symmetric bins: 0.
     half = torch.tensor([0.0, 0.0, 0.0, 0.5, 0.5]).log()
@@ -102,36 +90,10 @@ def test_loss_is_the_dense_cross_entropy(value: float, seed: int) -> None:
     assert loss == pytest.approx(dense_cross_entropy(logits, value, PAPER_BINS), abs=5e-3, rel=1e-4)
 
 
-def test_loss_is_smallest_at_the_encoding_and_points_there() -> None:
-    target = torch.tensor(math.exp(0.25) - 1)
-    logits = torch.zeros(5, requires_grad=True)
-    twohot_loss(logits, target, BINS).backward()
-    # The gradient of a cross-entropy: softmax minus target, 0.2 - (0, 0, 0.75, 0.25, 0).
-    assert logits.grad is not None
-    torch.testing.assert_close(logits.grad, torch.tensor([0.2, 0.2, -0.55, -0.05, 0.2]), atol=1e-5, rtol=0)
-
-
-def test_shapes_follow_the_leading_axes() -> None:
-    assert twohot_loss(torch.randn(2, 3, 5), torch.randn(2, 3), BINS).shape == (2, 3)
-    assert twohot_decode(torch.randn(2, 3, 5), BINS).shape == (2, 3)
-
-
 def test_a_target_that_is_not_a_number_gives_a_loss_that_is_not_a_number() -> None:
     """The learner skips losses that are not finite; an index out of range would end the run instead."""
     loss = twohot_loss(torch.zeros(2, 5), torch.tensor([math.nan, 0.0]), BINS)
     assert loss[0].isnan() and loss[1].isfinite()
-
-
-def test_both_directions_stay_float32_in_mixed_precision() -> None:
-    torch.manual_seed(0)
-    logits, target = 3 * torch.randn(64, 255).bfloat16(), 100 * torch.randn(64).bfloat16()
-    loss, decoded = twohot_loss(logits.float(), target.float(), PAPER_BINS), twohot_decode(logits.float(), PAPER_BINS)
-    with torch.autocast("cpu", torch.bfloat16):
-        encoding = TwoHot(255, -20.0, 20.0)
-        mixed_loss, mixed_decoded = encoding.loss(logits, target), encoding.decode(logits)
-    assert mixed_loss.dtype == mixed_decoded.dtype == torch.float32
-    torch.testing.assert_close(mixed_loss, loss)
-    torch.testing.assert_close(mixed_decoded, decoded)
 
 
 # Between bins of the numbers themselves

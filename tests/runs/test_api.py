@@ -58,17 +58,6 @@ def test_a_checkpoint_and_overrides_can_be_chosen(run: Path) -> None:
     assert all(torch.equal(tensor, stored[name]) for name, tensor in trained.agent.state_dict().items())
 
 
-def test_greedy_play_is_repeatable(run: Path) -> None:
-    obs = stormlit.make_env(stormlit.load(str(run)).config).reset(seed=3)[0][None]
-    first = np.array([True])
-    actions = []
-    for _ in range(2):
-        player = stormlit.load(str(run)).player
-        torch.manual_seed(0)
-        actions.append([int(player.act(obs, first, greedy=True)[0]), int(player.act(obs, ~first, greedy=True)[0])])
-    assert actions[0] == actions[1]
-
-
 def test_environments_by_name_settings_and_configuration(run: Path) -> None:
     config = stormlit.load(str(run)).config
     for settings, shape in ((config, (16, 16, 3)), (config.env, (16, 16, 3)), ("Pong", (64, 64, 3))):

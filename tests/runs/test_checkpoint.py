@@ -286,25 +286,6 @@ def test_names_are_on_the_disk_only_after_what_they_name(tmp_path: Path, monkeyp
     ]
 
 
-def test_the_manifest_has_the_sizes_and_checksums_of_what_is_on_the_disk(tmp_path: Path) -> None:
-    """Those of this process are of what was to be written, another process's are of the file."""
-    run = RunDirectory(tmp_path)
-    writer, other = CheckpointWriter(run, 10), CheckpointWriter(run, 10)
-    writer.begin("seed: 0\n" * 100_000, *modules(1.0))
-    other.add("training-1.pt", b"other")
-    other.settle()
-    folder = writer.commit(keep=1)
-    assert set(verify(folder).manifest["files"]) == {"config.yaml", "weights.pt", "training-1.pt"}
-
-
-def test_what_the_disk_refuses_is_told_when_it_settles(tmp_path: Path) -> None:
-    writer = CheckpointWriter(RunDirectory(tmp_path), 10)
-    writer.add("config.yaml", b"")  # without a folder
-    with pytest.raises(FileNotFoundError):
-        writer.settle()
-    writer.close(abandon=True)
-
-
 def test_a_half_written_checkpoint_is_not_seen(run: Path) -> None:
     half = run / "checkpoints" / "step-000000099"
     half.mkdir()

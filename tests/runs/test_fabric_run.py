@@ -42,19 +42,6 @@ def test_the_script_is_a_file_of_the_package(capsys: pytest.CaptureFixture[str])
     assert Path(capsys.readouterr().out.strip()).samefile(FABRIC_ENTRY)
 
 
-@pytest.mark.slow
-def test_one_process_trains_as_without_fabric_run(tmp_path: Path) -> None:
-    words = ["train", *SMALL, "run.name=one", "loop.env_steps=36"]
-    ended = fabric_run(1, [*words, f"run.dir={tmp_path / 'fabric'}"], "--precision", "bf16-mixed")
-    assert ended.returncode == 0, ended.stderr
-    assert "bf16-mixed" in ended.stderr
-    plain = [sys.executable, "-m", "stormlit", *words, f"run.dir={tmp_path / 'plain'}", "precision=bf16-mixed"]
-    assert on_one_thread(plain).returncode == 0
-    first, second = newest(tmp_path / "fabric" / "one"), newest(tmp_path / "plain" / "one")
-    for name in ("weights.pt", "training-0.pt"):
-        assert list(differences(read(first / name), read(second / name))) == []
-
-
 def test_two_processes_are_one_run(two: Path) -> None:
     assert [path.name for path in two.parent.iterdir()] == ["two"]
     assert status(two) == "FINISHED"

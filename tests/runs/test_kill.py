@@ -1,6 +1,6 @@
 """Training processes killed with SIGKILL at random moments, and started again until the run is done, lose nothing.
 
-``STORMLIT_KILLS=13 python -m pytest -m slow tests/test_kill.py`` kills each of them so often.
+``STORMLIT_KILLS=13 python -m pytest -m slow tests/runs/test_kill.py`` kills each of them so often.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from recorded import catch
 from stormlit.cli import main
 from stormlit.demonstrations import write_npz
-from training import SMALL, assert_same_run, newest, read, train
+from training import SMALL, assert_same_run, newest, train
 
 KILLS_PER_RUN = int(os.environ.get("STORMLIT_KILLS", "4"))
 BUDGET = ("loop.env_steps=96", "loop.warmup_steps=20")
@@ -45,21 +45,25 @@ VARIANTS = {
         "env.num_envs=2",
         "checkpoint.every=14",
     ),
+    "demonstrations, processes, a wrapped ring and overlap": (
+        "env.num_envs=2",
+        "env.isolation=process",
+        "replay.capacity=40",
+        "loop.overlap=true",
+        "player.context=frames",
+        "demonstrations.path=a.npz",
+        "demonstrations.batch_size=2",
+        "demonstrations.imagination_batch_size=3",
+        "checkpoint.every=10",
+    ),
 }
-EVERYTHING = (
-    "env.num_envs=2",
-    "env.isolation=process",
-    "replay.capacity=40",
-    "loop.overlap=true",
-    "player.context=frames",
-    "demonstrations.batch_size=2",
-    "demonstrations.imagination_batch_size=3",
-    "checkpoint.every=10",
-)
 
 
-def start(root: Path, words: tuple[str, ...]) -> int:
-    """``train ... resume=auto`` in a forked process; returns its number."""
+def attempt(root: Path, words: tuple[str, ...], killed_after: float | None) -> int:
+    """``train ... resume=auto`` in a forked process; returns its exit code, the negative signal if it was killed.
+
+    killed_after: seconds; None lets it end.
+    """
     child = os.fork()
     if child == 0:
         code = 1
@@ -70,62 +74,27 @@ def start(root: Path, words: tuple[str, ...]) -> int:
             code = main(["train", *SMALL, *BUDGET, *words, "resume=auto", f"run.dir={root}", "run.name=run"])
         finally:
             os._exit(code)
-    return child
-
-
-def attempt(root: Path, words: tuple[str, ...], killed_after: float | None) -> int:
-    """``start`` and wait; returns the exit code, the negative signal if it was killed.
-
-    killed_after: seconds; None lets it end.
-    """
-    child = start(root, words)
     if killed_after is not None:
         time.sleep(killed_after)
         os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def killed_again_and_again(root: Path, words: tuple[str, ...], kills: int, seconds: float, seed: int) -> int:
-    """Kill so many attempts, each at a random moment within ``seconds``, then let one end; returns how many died."""
-    root.mkdir(parents=True)
-    chance = random.Random(seed)
-    died = sum(attempt(root, words, chance.uniform(0, seconds)) == -signal.SIGKILL for _ in range(kills))
-    assert attempt(root, words, None) == 0, (root.parent / "log").read_text()
-    return died
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_killed_again_and_again_is_as_never_killed(variant: str, tmp_path: Path) -> None:
-    words = VARIANTS[variant]
+def test_killed_again_and_again_is_as_never_killed(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At random moments within the time that an unbroken run takes."""
+    monkeypatch.chdir(tmp_path)
+    write_npz(catch(40), tmp_path / "a.npz")
+    words, chance, root = VARIANTS[variant], random.Random(len(variant)), tmp_path / "b" / "runs"
     begun = time.monotonic()
     unbroken = train(tmp_path / "a", "run", *BUDGET, *words, "resume=auto")
-    seconds = time.monotonic() - begun
-    died = killed_again_and_again(tmp_path / "b" / "runs", words, KILLS_PER_RUN, 0.8 * seconds, seed=len(variant))
-    assert died >= 1
-    resumed = tmp_path / "b" / "runs" / "run"
-    assert newest(resumed).name == "step-000000096"
-    assert_same_run(unbroken, resumed)
-
-
-@pytest.mark.slow
-def test_killed_with_everything_on_at_once_is_as_never_killed(tmp_path: Path) -> None:
-    """Three times, each behind another checkpoint, with demonstrations, processes, a wrapped ring and overlap."""
-    write_npz(catch(40), tmp_path / "a.npz")
-    words = (*EVERYTHING, f"demonstrations.path={tmp_path / 'a.npz'}")
-    unbroken = train(tmp_path / "a", "run", *BUDGET, *words, "resume=auto")
-    root = tmp_path / "b" / "runs"
+    seconds = 0.8 * (time.monotonic() - begun)
     root.mkdir(parents=True)
-    chance = random.Random(0)
-    for steps in (30, 50, 70):
-        child = start(root, words)
-        while not (root / "run" / "checkpoints" / f"step-{steps:09d}" / "manifest.json").exists():
-            assert os.waitpid(child, os.WNOHANG) == (0, 0), (root.parent / "log").read_text()
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.1))
-        os.kill(child, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    ended = [attempt(root, words, chance.uniform(0, seconds)) for _ in range(KILLS_PER_RUN)]
+    assert -signal.SIGKILL in ended
     assert attempt(root, words, None) == 0, (root.parent / "log").read_text()
+    assert newest(root / "run").name == "step-000000096"
     assert_same_run(unbroken, root / "run")
-    state = read(newest(root / "run") / "training-0.pt")
-    assert state["replay"]["total_rows"] == 48 and state["demonstrations"] and "frames" in state["collector"]["player"]

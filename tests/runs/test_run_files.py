@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import stormlit.runs.train
 from stormlit.cli import main
 from stormlit.config.compose import compose
 from stormlit.runs.checkpoint import list_checkpoints
 from stormlit.runs.directory import RunDirectory, exclusive
-from stormlit.storm.training import Every
-from training import SMALL, assert_same_run, logged, newest, refusal, rows, small, train
+from stormlit.runs.run import Run
+from stormlit.storm.training import Training
+from training import SMALL, assert_same_run, logged, newest, refusal, resume, rows, status, train
 
 # Shorter than SMALL, with three checkpoints.
 SHORT = ("loop.warmup_steps=8", "loop.env_steps=24", "checkpoint.every=8", "checkpoint.keep=5", "evaluation.episodes=1")
@@ -29,16 +34,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kept(run: Path) -> dict[Path, bytes]:
     """Everything a run can go on from."""
     return {path: path.read_bytes() for part in ("checkpoints", "replay") for path in (run / part).rglob("*.*[a-z]")}
-
-
-@pytest.mark.slow
-def test_a_tracker_that_does_not_answer_costs_no_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = kept(run)
-    assert len(list_checkpoints(RunDirectory(run))) == 3 and len(list((run / "replay" / "0").iterdir())) == 3
-    older = run / "checkpoints" / "step-000000008"
-    sentence = refusal(capsys, "resume", str(older), "tracking=mlflow", "tracking.uri=foo://x")
-    assert "tracking.uri=foo://x" in sentence
-    assert kept(run) == before
 
 
 def test_going_back_drops_what_came_later_and_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,17 +82,6 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path: Path)
     assert_same_run(unbroken, begun_anew)
 
 
-def test_another_interval_counts_from_its_next_multiple() -> None:
-    often = Every(2500)
-    assert [step for step in range(0, 10_001, 100) if often.due(step)] == [2500, 5000, 7500, 10_000]
-    seldom = Every(5000)
-    seldom.load_state_dict(often.state_dict())
-    assert [step for step in range(10_000, 25_001, 100) if seldom.due(step)] == [15_000, 20_000, 25_000]
-    oftener = Every(1000)
-    oftener.load_state_dict(often.state_dict())
-    assert [step for step in range(10_000, 12_501, 100) if oftener.due(step)] == [11_000, 12_000]
-
-
 def test_a_deleted_evaluation_is_made_again_and_a_finished_run_says_so(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,16 +104,15 @@ def test_the_shortened_random_start_is_kept(tmp_path: Path) -> None:
     assert logged(run)[40, "progress/world_model_updates"] == 32
 
 
-@pytest.mark.parametrize("file", ["my cfg(1).yaml", "((.yaml"])
-def test_a_file_may_be_called_anything(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_and_folders_may_be_called_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path(file).write_text("seed: 3\n")
-    # As a path with a folder, as a word that begins with a dash would be an option.
-    assert main(["train", *SMALL, *SHORT, "loop.env_steps=9", f"./{file}"]) == 0
-    (run,) = (path for path in Path("runs").iterdir() if path.is_dir())
-    assert run.name.endswith("-Catch-s3")
-    assert main(["eval", run.name, "evaluation.episodes=1"]) == 0
-    assert main(["resume", run.name, "loop.env_steps=10"]) == 0
+    Path("my ((cfg.yaml").write_text("seed: 3\n")
+    assert main(["train", *SMALL, *SHORT, "loop.env_steps=9", "./my ((cfg.yaml", "run.dir=a: b #1"]) == 0
+    (run,) = (path for path in Path("a: b #1").iterdir() if path.is_dir())
+    assert run.name == "my-cfg-Catch-s3" and compose([str(run / "config.yaml")]).run.dir == "a: b #1"
+    assert main(["eval", run.name, "evaluation.episodes=1", "run.dir=a: b #1"]) == 0
+    assert main(["resume", str(run), "loop.env_steps=10"]) == 0
+    assert newest(run).name == "step-000000010"
 
 
 def test_a_name_that_looks_like_a_number_keeps_its_text(tmp_path: Path) -> None:
@@ -140,35 +123,6 @@ def test_a_name_that_looks_like_a_number_keeps_its_text(tmp_path: Path) -> None:
     assert main(["resume", name, f"run.dir={tmp_path}", "loop.env_steps=10"]) == 0
     assert main(["eval", name, f"run.dir={tmp_path}"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-@pytest.mark.slow
-def test_the_folder_of_all_runs_may_be_called_anything(tmp_path: Path) -> None:
-    root = tmp_path / "a: b #1"
-    run = train(root, "run", *SHORT, "loop.env_steps=9")
-    assert compose([str(run / "config.yaml")]).run.dir == str(root)
-    for reference in (["run", f"run.dir={root}"], [str(run)]):
-        steps = 1 + int(newest(run).name.removeprefix("step-"))
-        assert main(["resume", *reference, f"loop.env_steps={steps}"]) == 0
-        assert newest(run).name == f"step-{steps:09d}"
-        assert main(["eval", *reference, "evaluation.episodes=1"]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["a: b #1"]
-
-
-@pytest.mark.slow
-def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
-    home.mkdir()
-    elsewhere.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.chdir(elsewhere)
-    for root, folder in (("~", home), ("~/deeper", home / "deeper")):
-        assert main(["train", *small(*SHORT), "loop.env_steps=9", f"run.dir={root}", "run.name=run"]) == 0
-        assert (folder / "run" / "run.json").is_file()
-        assert main(["eval", "run", f"run.dir={root}"]) == 0
-        assert main(["resume", "run", f"run.dir={root}", "loop.env_steps=10"]) == 0
-        assert newest(folder / "run").name == "step-000000010"
-    assert list(elsewhere.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -195,3 +149,66 @@ def test_a_moved_run_goes_on_where_it_is_now(trained: Path, tmp_path: Path) -> N
     assert not old.exists() and [path.name for path in moved.parent.iterdir()] == ["renamed"]
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
     assert np.all(np.diff(rows(moved)["number"]) == 1)
+
+
+def again(root: Path, *words: str) -> list[str]:
+    return ["train", *SMALL, *SHORT, "resume=auto", f"run.dir={root}", "run.name=run", *words]
+
+
+def test_a_run_stopped_among_its_baselines_is_not_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("evaluation.every_env_steps=24", "evaluation.baselines=[random]")
+
+    def stop(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stormlit.runs.train, "run_baselines", stop)
+        assert main(again(tmp_path, *words)) == 143
+    run = tmp_path / "run"
+    assert status(run) == "KILLED" and list(run.glob("evaluation/step-000000024.json"))
+    capsys.readouterr()
+    assert main(again(tmp_path, *words)) == 0
+    assert "random" in capsys.readouterr().out
+    assert status(run) == "FINISHED" and (24, "eval/baseline/random") in logged(run)
+    assert main(again(tmp_path, *words)) == 0
+    assert "has taken all its 24 environment steps" in capsys.readouterr().out
+
+
+def test_the_evaluation_of_another_future_does_not_finish_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(tmp_path, "run", *SHORT)
+
+    def killed(run: Run) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stormlit.runs.train, "evaluate_agent", killed)
+        assert main(["resume", str(run / "checkpoints" / "step-000000016"), "agent.gamma=0.5"]) == 130
+    assert newest(run).name == "step-000000024" and not (run / "evaluation" / "step-000000024.json").exists()
+    assert status(run) == "KILLED"
+    resume(run, 24)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_that_another_process_trained_meanwhile_is_left_alone(
+    resumed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if resumed:
+        train(tmp_path, "run", *SHORT, "resume=auto")
+    build = stormlit.runs.train.build_training
+
+    def another_was_first(*arguments: Any) -> Training:
+        monkeypatch.setattr(stormlit.runs.train, "build_training", build)
+        assert main(again(tmp_path, "loop.env_steps=30")) == 0
+        capsys.readouterr()
+        return build(*arguments)
+
+    monkeypatch.setattr(stormlit.runs.train, "build_training", another_was_first)
+    sentence = refusal(capsys, *again(tmp_path, "loop.env_steps=32"))
+    assert "another process has trained that run" in sentence and f"stormlit resume {tmp_path / 'run'}" in sentence
+    assert newest(tmp_path / "run").name == "step-000000030" and status(tmp_path / "run") == "FINISHED"
+    assert main(again(tmp_path, "loop.env_steps=32")) == 0

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +19,15 @@ import stormlit.runs.after_step
 import stormlit.runs.snapshot
 import stormlit.runs.train
 import stormlit.storm.loop
+from faulty_envs import EPISODE, FAULTY_STEP, faulty_episodes
 from stormlit.cli import main
+from stormlit.errors import SaveError
 from stormlit.runs.run import Run
 from stormlit.runs.signals import STOPPING, Stopped, StopSignals
 from stormlit.storm.training import Training
-from training import SMALL, assert_same_run, logged, newest, resume, status, train
+from training import SMALL, assert_same_run, logged, newest, read, resume, rows, status, train
+
+RAISE = ("env.id=faulty_envs:Raise-v0", "env.size=16", "env.max_restarts=0")
 
 
 def handlers() -> list[object]:
@@ -175,3 +183,77 @@ def test_a_signal_while_an_object_is_collected_is_not_lost() -> None:
         Collected()  # nobody holds it
         reached = True
     assert reached and stopped.value.exit_code == 128 + signal.SIGTERM
+
+
+def first_fault() -> int:
+    """The environment step, counted from 1, at which the first episode of ``faulty_envs`` fails."""
+    return EPISODE * faulty_episodes(0, 20).index(True) + FAULTY_STEP
+
+
+def test_environments_fail_on_a_disk_that_is_full(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Run) -> Path:
+        raise SaveError("the checkpoint could not be written") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stormlit.runs.after_step, "save_snapshot", full)
+    assert main(["train", *SMALL, *RAISE, f"run.dir={tmp_path}", "run.name=run"]) == 3
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stormlit: error:")]
+    assert "environment 0 (Raise) crashed" in told and "besides, the checkpoint could not be written" in told
+    assert "is saved" not in told and status(tmp_path / "run") == "FAILED"
+
+
+def test_environments_that_fail_outweigh_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is asked to stop comes back, which would not help this one."""
+    collect, fault = stormlit.storm.loop.collect, first_fault()
+
+    def signalled(training: Training) -> None:
+        if training.progress.env_steps == fault - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        collect(training)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stormlit.storm.loop, "collect", signalled)
+        assert main(["train", *SMALL, *RAISE, f"run.dir={tmp_path}", "run.name=run"]) == 3
+    run = tmp_path / "run"
+    assert newest(run).name == f"step-{fault:09d}" and status(run) == "FAILED"
+    resume(run, 48, "env.max_restarts=1000")
+
+
+@pytest.mark.slow
+def test_a_signal_while_an_environment_hangs_stops_within_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect, fault = stormlit.storm.loop.collect, first_fault()
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+
+    def signalled(training: Training) -> None:
+        if training.progress.env_steps == fault - 1:
+            timer.start()
+        collect(training)
+
+    words = ["env.id=faulty_envs:Hang-v0", "env.size=16", "env.isolation=process", "env.step_timeout_seconds=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(stormlit.storm.loop, "collect", signalled)
+        assert main(["train", *SMALL, *words, f"run.dir={tmp_path}", "run.name=run"]) == 143
+    run = tmp_path / "run"
+    assert newest(run).name == f"step-{fault:09d}" and status(run) == "KILLED"
+    assert read(newest(run) / "training-0.pt")["collector"]["envs"]["restarts"] == 1
+    assert rows(run)["number"].tolist() == list(range(fault))
+
+
+@pytest.mark.slow
+def test_control_c_reaches_the_run_and_not_its_environments(tmp_path: Path) -> None:
+    words = ["env.num_envs=2", "env.isolation=process", "loop.env_steps=100000", "checkpoint.every=10"]
+    command = [sys.executable, "-m", "stormlit", "train", *SMALL, *words, f"run.dir={tmp_path}", "run.name=run"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("run/checkpoints/step-*/manifest.json")):
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    told = (tmp_path / "log").read_text()
+    assert "SIGINT: saving after this step" in told and "stopped by SIGINT" in told and "crashed" not in told
+    assert status(tmp_path / "run") == "KILLED"

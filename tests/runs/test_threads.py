@@ -16,7 +16,7 @@ from stormlit.config.compose import compose
 from stormlit.runs.assembly import build_training
 from stormlit.runs.device import make_fabric
 from stormlit.runs.estimate import LIMIT, cores, gflop, most_threads, settle_threads, threads_for, told_threads
-from training import SMALL, differences, newest, refusal, train
+from training import SMALL, newest, refusal, train
 
 
 @pytest.fixture(autouse=True)
@@ -78,40 +78,23 @@ def test_a_process_counts_the_cores_that_it_may_use(monkeypatch: pytest.MonkeyPa
         assert cores() == expected
 
 
-def test_operations_are_counted_on_copies_and_grow_with_the_batch() -> None:
+def test_operations_grow_with_the_batch() -> None:
     words = [*SMALL[1:], "tracking=none"]
     training = build_training(config := compose(SMALL[:1], words), make_fabric(config))
-    state, weights = training.state_dict(), training.world_model.state_dict()
-    random = torch.get_rng_state()
     few = gflop(config, training.world_model, training.agent)
-    assert list(differences(state, training.state_dict())) == []
-    assert list(differences(weights, training.world_model.state_dict())) == []
-    assert torch.equal(random, torch.get_rng_state())
-    twice = ["loop.batch_size", "imagination.batch_size"]
-    words += [f"{key}={2 * at(config, key)}" for key in twice]
+    words += [f"loop.batch_size={2 * config.loop.batch_size}"]
+    words += [f"imagination.batch_size={2 * config.imagination.batch_size}"]
     many = gflop(compose(SMALL[:1], words), training.world_model, training.agent)
     assert few > 0 and many == pytest.approx(2 * few)
     training.envs.close()
-
-
-def at(config: object, key: str) -> int:
-    for name in key.split("."):
-        config = getattr(config, name)
-    assert isinstance(config, int)
-    return config
-
-
-def test_linear_layers_are_counted_by_hand() -> None:
-    """A multiplication and an addition a weight and row; as many backwards, where the input wants no gradient."""
-    layer, rows = torch.nn.Linear(5, 7), torch.ones(3, 5)
-    assert threads._counted(lambda: layer(rows).sum().backward()) == 2 * (2 * 3 * 5 * 7)
 
 
 def test_a_run_keeps_the_number_that_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(tmp_path, "run", "loop.env_steps=12")
-    assert "1 process, 1 thread on 4 cores" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "1 process, 1 thread on 4 cores" in told and "about a minute on this CPU" in told.splitlines()
     assert yaml.safe_load((newest(run) / "config.yaml").read_text())["threads"] == 1
     monkeypatch.setattr(threads, "GFLOP_A_THREAD", 1e-6)  # another version with another rule
     assert main(["resume", "run", f"run.dir={tmp_path}", "loop.env_steps=16"]) == 0

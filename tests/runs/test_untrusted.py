@@ -99,25 +99,9 @@ def flip(content: bytearray, chance: random.Random) -> None:
     content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
 
 
-def swap(content: bytearray, chance: random.Random) -> None:
-    first, second = (chance.randrange(len(content)) for _ in range(2))
-    content[first], content[second] = content[second], content[first]
-
-
 def cut(content: bytearray, chance: random.Random) -> None:
     start = chance.randrange(len(content))
     del content[start : start + chance.randint(1, 64)]
-
-
-def duplicate(content: bytearray, chance: random.Random) -> None:
-    start = chance.randrange(len(content))
-    content[start:start] = content[start : start + chance.randint(1, 64)]
-
-
-def zero(content: bytearray, chance: random.Random) -> None:
-    start = chance.randrange(len(content))
-    end = min(start + chance.randint(1, 64), len(content))
-    content[start:end] = bytes(end - start)
 
 
 def replace(content: bytearray, chance: random.Random) -> None:
@@ -125,7 +109,7 @@ def replace(content: bytearray, chance: random.Random) -> None:
     content[start : start + 8] = chance.randbytes(8)
 
 
-KINDS: tuple[Callable[[bytearray, random.Random], None], ...] = (truncate, flip, swap, cut, duplicate, zero, replace)
+KINDS: tuple[Callable[[bytearray, random.Random], None], ...] = (truncate, flip, cut, replace)
 
 
 def mutations(files: list[Path], count: int, seed: int) -> Iterator[tuple[Path, str, bytes]]:

@@ -85,43 +85,6 @@ def test_each_term_of_the_loss_is_what_the_paper_says() -> None:
     assert not any(metric.requires_grad for metric in losses.metrics.values())
 
 
-def _after_a_step_on(agent: ActorCritic, trajectory: Trajectory, term: str) -> tuple[Tensor, Tensor]:
-    """The policy in the first state before and after one plain gradient step on one term."""
-    before = agent.policy(trajectory.latent[:1, 0], trajectory.hidden[:1, 0]).exp()[0].detach()
-    agent.losses(trajectory).terms[term].backward()
-    with torch.no_grad():
-        for parameter in agent.actor.parameters():
-            parameter -= 0.1 * parameter.grad
-    return before, agent.policy(trajectory.latent[:1, 0], trajectory.hidden[:1, 0]).exp()[0].detach()
-
-
-def test_the_policy_loss_raises_what_paid_and_lowers_what_cost() -> None:
-    before, after = _after_a_step_on(small_agent(critic={"name": "mlp", "zero_output": True}), _bandit(), "policy")
-    assert after[0] > before[0] and after[1] < before[1]
-
-
-def test_states_without_weight_teach_nothing() -> None:
-    agent, trajectory = small_agent(), _bandit()
-    trajectory.weight.zero_()
-    losses = agent.losses(trajectory)
-    assert all(float(term.detach()) == 0.0 for term in losses.terms.values())
-    losses.total.backward()
-    assert not any(p.grad.any() for p in agent.parameters() if p.grad is not None)
-
-
-def test_the_entropy_term_makes_the_policy_more_random() -> None:
-    before, after = _after_a_step_on(small_agent(), _bandit(), "entropy")
-    entropies = [float(-(p * p.log()).sum()) for p in (before, after)]
-    assert entropies[1] > entropies[0]
-
-
-def test_a_policy_that_starts_at_zero_is_uniform() -> None:
-    agent = small_agent(actor={"name": "mlp", "zero_output": True})
-    losses = agent.losses(_bandit())
-    assert float(losses.terms["entropy"].detach()) == pytest.approx(-math.log(ACTIONS), rel=1e-5)
-    assert float(losses.metrics["entropy"]) == pytest.approx(math.log(ACTIONS), rel=1e-5)
-
-
 @pytest.mark.parametrize("word", READINGS)
 def test_every_way_of_scoring_the_value_learns_the_mean_return_or_what_it_says_of_it(word: str) -> None:
     # Returns of 3 in a third of the cases, 0 elsewhere: a mean of 1; the mean of their symlogs is ln(4) / 3.
@@ -134,17 +97,6 @@ def test_every_way_of_scoring_the_value_learns_the_mean_return_or_what_it_says_o
         optimizer.step()
     value = float(agent.value(trajectory.latent[0, 0], trajectory.hidden[0, 0]).detach())
     assert value == pytest.approx(1.0 if word == "symexp_twohot" else 4 ** (1 / 3) - 1, rel=0.05)
-
-
-def test_the_value_loss_moves_the_value_towards_the_return() -> None:
-    agent, trajectory = small_agent(critic={"name": "mlp", "zero_output": True}), _bandit()
-    trajectory.reward.fill_(20.0)  # with no continuation, the return of the only state
-    optimizer = torch.optim.Adam(agent.critic.parameters(), lr=1e-2)
-    for _ in range(60):
-        optimizer.zero_grad()
-        agent.losses(trajectory).terms["value"].backward()
-        optimizer.step()
-    assert float(agent.value(trajectory.latent[0, 0], trajectory.hidden[0, 0])) == pytest.approx(20.0, rel=0.1)
 
 
 def test_actor_and_critic_each_learn_from_their_own_terms() -> None:

@@ -13,8 +13,9 @@ from stormlit.runs.checkpoint import latest_checkpoint, verify
 from stormlit.runs.directory import RunDirectory
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("game", ATARI_100K_GAMES)
+@pytest.mark.parametrize(
+    "game", ["Pong", *(pytest.param(game, marks=pytest.mark.slow) for game in ATARI_100K_GAMES if game != "Pong")]
+)
 def test_the_paper_s_settings_start_train_and_save(game: str, tmp_path: Path) -> None:
     small_batches = ["loop.batch_size=2", "loop.batch_length=8", "imagination.batch_size=4"]
     short = ["loop.env_steps=6", "evaluation.episodes=1", "env.max_episode_steps=10", "tracking=none"]

@@ -26,7 +26,7 @@ from small import (
 )
 from stormlit.analysis.evaluate import evaluate
 from stormlit.config.compose import compose, to_tree
-from stormlit.envs import AtariSettings, EnvSettings, VectorEnv
+from stormlit.envs import EnvSettings, VectorEnv
 from stormlit.ops import categorical
 from stormlit.ops.losses import kl_balance
 from stormlit.ops.returns import lambda_returns
@@ -228,16 +228,6 @@ def test_11_episodes_are_dealt_out_or_the_first_to_end_count(short_or_long: EnvS
         means[selection] = np.mean([result.mean for result in results])
     # Half of all episodes are long and return 1; the short ones are over first.
     assert means["dealt"] == pytest.approx(0.5, abs=0.1) and means["first_to_end"] < 0.25
-
-
-def test_12_sticky_actions_change_what_the_same_actions_do() -> None:
-    streams = []
-    for probability in (0.0, 0.25, 0.25):
-        env = VectorEnv(EnvSettings(game="Breakout", size=16, atari=AtariSettings(sticky_actions=probability)), seed=0)
-        env.reset()
-        random = np.random.default_rng(0)
-        streams.append(np.stack([env.step(random.integers(4, size=1)).obs for _ in range(80)]))
-    assert not np.array_equal(streams[0], streams[1]) and np.array_equal(streams[1], streams[2])
 
 
 @pytest.mark.parametrize("context", ["latents", "frames"])

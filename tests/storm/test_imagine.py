@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from small import HIDDEN, imagine, random_batch, small_agent, small_world_model
+from small import imagine, random_batch, small_agent, small_world_model
 from stormlit.data import Batch, Trajectory
 from stormlit.storm.agent import ActorCritic
 from stormlit.storm.world_model import WorldModel
@@ -29,22 +29,6 @@ def _rollout(
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         trajectory = imagine(world_model, agent, context, horizon=HORIZON, from_posterior=from_posterior)
     return world_model, agent, context, trajectory
-
-
-@every_sequence_model
-@every_start
-@pytest.mark.parametrize("mixed", [False, True])
-def test_shapes_and_types(sequence_model: str, from_posterior: bool, mixed: bool) -> None:
-    world_model, _, _, trajectory = _rollout(sequence_model, from_posterior, mixed)
-    assert trajectory.latent.shape == (ROWS, HORIZON + 1, world_model.latent_dim)
-    assert trajectory.hidden.shape == (ROWS, HORIZON + 1, HIDDEN)
-    for name in ("action", "reward", "continuation", "weight"):
-        assert getattr(trajectory, name).shape == (ROWS, HORIZON)
-    assert trajectory.action.dtype == torch.int64
-    for name in ("latent", "reward", "continuation", "weight"):
-        assert getattr(trajectory, name).dtype == torch.float32 and getattr(trajectory, name).isfinite().all()
-    one_hot = trajectory.latent.unflatten(-1, (4, 4))
-    assert one_hot.sum(-1).eq(1).all() and one_hot.max(-1).values.eq(1).all()
 
 
 @every_sequence_model
@@ -95,16 +79,6 @@ def test_rewards_and_continuations_are_read_after_each_action(sequence_model: st
             after = trajectory.hidden[:, t + 1]
             torch.testing.assert_close(trajectory.reward[:, t], world_model.reward(after))
             torch.testing.assert_close(trajectory.continuation[:, t], world_model.continuation(after))
-
-
-@every_start
-def test_weights_are_the_products_of_what_went_before(from_posterior: bool) -> None:
-    _, _, context, trajectory = _rollout("transformer", from_posterior)
-    assert not context.terminated[:, -1].any()
-    weight = torch.ones(ROWS)
-    for t in range(HORIZON):
-        torch.testing.assert_close(trajectory.weight[:, t], weight)
-        weight = weight * trajectory.continuation[:, t]
 
 
 @every_start

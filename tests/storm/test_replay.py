@@ -61,11 +61,6 @@ def _check_windows(batch: Batch, oldest: int, newest: int) -> None:
 
 
 # Twelve rows fit: before, at and after the ring is full, at the seam, and after several rounds.
-@pytest.mark.parametrize("written", [5, 11, 12, 13, 18, 24, 25, 55])
-@pytest.mark.parametrize("length", [1, 2, 5])
-def test_no_window_crosses_the_seam_or_mixes_environments(written: int, length: int) -> None:
-    replay = _buffer(written)
-    _check_windows(replay.sample(2000, length), oldest=max(0, written - 12), newest=written - 1)
 
 
 @given(st.integers(1, 4), st.integers(1, 40), st.integers(1, 60), st.integers(1, 12))
@@ -91,23 +86,6 @@ def test_every_window_is_equally_likely(written: int) -> None:
     assert_distributed_as(counts, torch.full((len(possible),), 1 / len(possible)))
 
 
-def test_the_longest_window_is_all_there_is() -> None:
-    values = _values(_buffer(31).sample(50, 12))
-    assert set(map(tuple, values.tolist())) == {tuple(_value(row, env) for row in range(19, 31)) for env in range(2)}
-
-
-def test_windows_equal_slices_of_the_rows_in_order_of_age() -> None:
-    replay = _buffer(31)
-    rows = replay.read(19, 31)
-    batch = replay.sample(100, 5)
-    start, env = _values(batch)[:, 0] // 10 - 19, _values(batch)[:, 0] % 10
-    for b in range(100):
-        window = slice(int(start[b]), int(start[b]) + 5), int(env[b])
-        assert torch.equal(batch.obs[b], rows.obs[window].permute(0, 3, 1, 2))
-        for name in ("action", "reward", "terminated", "is_first"):
-            assert torch.equal(getattr(batch, name)[b], getattr(rows, name)[window])
-
-
 def test_types_and_layout() -> None:
     batch = _buffer(20).sample(7, 5)
     assert batch.obs.shape == (7, 5, 4, 2, 3) and batch.obs.dtype == torch.uint8
@@ -123,12 +101,6 @@ def test_a_batch_is_a_copy() -> None:
     before = _values(batch).clone()
     _write(replay, 12, 24)
     assert torch.equal(_values(batch), before)
-
-
-@pytest.mark.parametrize("written", [0, 3])
-def test_a_window_longer_than_the_buffer_is_refused(written: int) -> None:
-    with pytest.raises(ValueError, match=f"4 steps is longer than the {written} rows"):
-        _buffer(written).sample(1, 4)
 
 
 def test_memory_is_bounded_and_known_beforehand() -> None:

@@ -13,12 +13,6 @@ from stormlit.storm.training import Every, Progress, Ratio
 STEPS = st.lists(st.integers(1, 64), max_size=200)
 
 
-def test_every_by_hand() -> None:
-    every = Every(10)
-    due = [step for step in (0, 5, 9, 10, 11, 19, 35, 36, 40) if every.due(step)]
-    assert due == [10, 35, 40]  # 20 and 30 passed between 19 and 35: once
-
-
 @given(STEPS, st.integers(1, 100))
 def test_every_is_due_exactly_when_another_interval_has_passed(increments: list[int], interval: int) -> None:
     every, env_steps = Every(interval), 0
@@ -73,8 +67,3 @@ def test_progress_counts_everything_and_comes_back() -> None:
     restored.load_state_dict(progress.state_dict())
     assert restored == progress
     assert set(progress.state_dict()) == set(Progress.__slots__)
-
-
-@pytest.mark.parametrize("schedule", [Every(1), Ratio(1.0), Progress()])
-def test_every_schedule_can_be_saved_in_builtin_types(schedule: Every | Ratio | Progress) -> None:
-    assert all(type(value) in (int, float) for value in schedule.state_dict().values())

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from small import dense_cross_entropy, gradientless, random_batch, small_part, small_world_model
+from small import dense_cross_entropy, random_batch, small_world_model
 from stormlit.data import Batch, Losses
-from stormlit.nn.optimizers import adam
 from stormlit.ops.spaces import normalize_pixels, pixels
 
 STARTS = ((0, 0), (0, 3), (1, 5))
@@ -93,13 +92,6 @@ def test_the_first_frame_of_an_episode_is_not_held_against_the_prior() -> None:
     assert losses.terms["dyn"] == losses.terms["rep"] == losses.metrics["kl"] == 0.0
 
 
-@pytest.mark.parametrize("sequence_model", ["transformer", "gru"])
-def test_gradients_reach_every_parameter(sequence_model: str) -> None:
-    world_model = small_world_model(sequence_model, free_bits=0.0).train()
-    world_model.losses(random_batch(starts=STARTS)).total.backward()
-    assert gradientless(world_model) == []
-
-
 def test_a_training_step_is_finite_in_mixed_precision_with_float32_terms() -> None:
     world_model = small_world_model().train()
     with torch.autocast("cpu", torch.bfloat16):
@@ -109,30 +101,8 @@ def test_a_training_step_is_finite_in_mixed_precision_with_float32_terms() -> No
     assert all(p.grad is None or p.grad.isfinite().all() for p in world_model.parameters())
 
 
-def test_predictions_are_float32_in_mixed_precision() -> None:
-    world_model, hidden = small_world_model(), torch.randn(5, 7, 16)
-    with torch.no_grad():
-        expected = world_model.reward(hidden), world_model.continuation(hidden)
-        with torch.autocast("cpu", torch.bfloat16):
-            mixed = world_model.reward(hidden), world_model.continuation(hidden)
-            assert world_model.sample_posterior(random_batch().obs).dtype == torch.float32
-    assert expected[1].min() >= 0 and expected[1].max() <= 1
-    for value, reference in zip(mixed, expected, strict=True):
-        assert value.dtype == torch.float32 and value.shape == (5, 7)
-        torch.testing.assert_close(value, reference, atol=0.1, rtol=0.1)
-
-
-def test_encoding_and_decoding_keep_the_leading_axes() -> None:
-    world_model, obs = small_world_model(), random_batch(2, 6).obs
-    for frames in (obs, obs[0]):
-        latent = world_model.sample_posterior(frames)
-        assert latent.shape == (*frames.shape[:-3], world_model.latent_dim)
-        assert world_model.decode(latent).image.shape == frames.shape
-
-
-@pytest.mark.parametrize("sequence_model", ["transformer", "gru"])
-def test_beginning_from_the_prior_stands_one_step_after_the_context(sequence_model: str) -> None:
-    world_model, context = small_world_model(sequence_model), random_batch(starts=STARTS)
+def test_beginning_from_the_prior_stands_one_step_after_the_context() -> None:
+    world_model, context = small_world_model(), random_batch(starts=STARTS)
     _, _, hidden, prior = _readings(world_model, context)
     torch.manual_seed(1)
     state = world_model.start_imagination(context, 10, from_posterior=False)
@@ -142,39 +112,9 @@ def test_beginning_from_the_prior_stands_one_step_after_the_context(sequence_mod
     assert torch.equal(state.latent, world_model.latent.sample(prior[:, -1]))
 
 
-@pytest.mark.parametrize("sequence_model", ["transformer", "gru"])
-def test_beginning_from_the_posterior_stands_at_the_last_frame(sequence_model: str) -> None:
-    """Row 1's last frame begins an episode: it has no past, and neither has what follows."""
-    world_model, context = small_world_model(sequence_model), random_batch(starts=STARTS)
-    _, latent, hidden, _ = _readings(world_model, context)
-    torch.manual_seed(1)
-    state = world_model.start_imagination(context, 10, from_posterior=True)
-    assert torch.equal(state.latent, latent[:, -1])
-    torch.testing.assert_close(state.hidden[0], hidden[0, -2], atol=1e-5, rtol=0)
-    assert not state.hidden[1].any()
-    following = world_model.step(state, context.action[:, -1])
-    torch.testing.assert_close(following.hidden, hidden[:, -1], atol=1e-5, rtol=0)
-
-
 def test_beginning_from_the_posterior_of_a_single_frame_has_no_past() -> None:
     """The loop reads shorter contexts while the replay buffer holds fewer rows."""
     world_model, context = small_world_model(), random_batch(length=1)
     state = world_model.start_imagination(context, 4, from_posterior=True)
     assert state.latent.shape == (2, world_model.latent_dim) and not state.hidden.any()
     assert world_model.step(state, context.action[:, -1]).hidden.isfinite().all()
-
-
-def test_sixty_updates_on_one_batch_bring_the_loss_down() -> None:
-    world_model = small_world_model(sequence_model="transformer", latent=small_part("latent", "categorical")).train()
-    optimizer, batch, totals = (
-        adam(world_model.parameters(), world_model.optimizer_settings, fused=True),
-        random_batch(4, 8, starts=((1, 4),)),
-        [],
-    )
-    for _ in range(60):
-        total = world_model.losses(batch).total
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        totals.append(float(total.detach()))
-    assert totals[-1] < 0.5 * totals[0]

@@ -28,6 +28,7 @@ from stormlit.errors import ConfigError, PartError
 from stormlit.nn.heads import READINGS
 from stormlit.nn.objectives import info_nce
 from stormlit.nn.sequence.tokens import build_separate
+from stormlit.ops.spaces import random_like
 from stormlit.ops.twohot import hl_gauss_loss, symlog_bins
 from stormlit.registry import build, names
 from stormlit.spaces import ActionSpace
@@ -40,7 +41,8 @@ STARTS = ((0, 0), (0, 3), (1, 5))
 
 def _every_use(world_model: Any, trainable: bool = True) -> None:
     """Train a step, imagine, dream and act."""
-    batch = random_batch(starts=STARTS)
+    batch, space = random_batch(starts=STARTS), world_model.action_space
+    batch.action = random_like(space, torch.from_numpy(space.zeros(2, 6)))
     world_model.train().losses(batch).total.backward()
     if trainable:
         assert gradientless(world_model) == []
@@ -50,10 +52,12 @@ def _every_use(world_model: Any, trainable: bool = True) -> None:
         agent.losses(trajectory).total.backward()
     dreamt = dream(world_model, batch.map(lambda x: x[1:, :5]), 3)
     assert dreamt.frames is not None and dreamt.frames.imagined.shape == dreamt.frames.real.shape
-    player = Player(world_model, agent, 2, context_length=4)
     frames = batch.obs[:, 0].permute(0, 2, 3, 1).numpy()
-    for first in (True, False, False):
-        assert player.act(frames, torch.tensor([first, first]).numpy()).shape == (2,)
+    for options in ({}, {"latent": "prior", "context": "frames"}):
+        player = Player(world_model, agent, 2, context_length=4, **options)  # type: ignore[arg-type]
+        for first in (True, False, False):
+            actions = player.act(frames, torch.tensor([first, first]).numpy())
+            assert space.misfit(actions) is None and space.first_outside(actions) is None
 
 
 # Tokens
@@ -287,6 +291,12 @@ WORDS: dict[str, list[Any]] = {
     "latent": [small_part("latent", name) for name in names("latent")],
     "sequence_model": names("sequence_model"),
     "decoder_input": ["latent", "hidden", "both"],
+    "actions": [
+        ActionSpace.of(ACTIONS),
+        ActionSpace.choices("multi_discrete", (3, 2)),
+        ActionSpace.choices("multi_binary", (2, 2)),
+        ActionSpace.box(2),
+    ],
     "tokens": ["merged", "separate"],
     "reward_loss": list(READINGS),
     "loss_balance": ["fixed", "harmony"],

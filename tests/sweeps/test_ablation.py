@@ -13,7 +13,7 @@ from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.result import Result, read
 from stormlit.sweeps import launchers
 from stormlit.sweeps.cells import Cell
-from stormlit.sweeps.launch import Job, Launcher, opened_log
+from stormlit.sweeps.launchers import Launcher
 from training import SMALL
 
 VARY = "world_model.sequence_model.num_layers=1,2"
@@ -30,41 +30,34 @@ def result_of(folder: Path) -> Result:
     return found
 
 
-class Done(Job):
-    """A cell that has ended before anybody asks."""
-
-    def __init__(self, code: int) -> None:
-        self._code = code
-
-    def code(self) -> int:
-        return self._code
-
-    def stop(self) -> None:
-        raise AssertionError("it does not run any more")
-
-
 class HereLauncher(Launcher):
     """Trains each cell in this process, one at a time; what its name is given in ``codes`` ends so instead."""
 
-    slots = 1
+    slots, retries = 1, 2
     codes: dict[str, list[int]] = {}  # noqa: RUF012
     started: list[str] = []  # noqa: RUF012
 
     def __init__(self, on_gpu: bool, threads: int) -> None:
         pass
 
-    def start(self, cell: Cell) -> Job:
+    def start(self, cell: Cell) -> int:
         self.started.append(cell.name)
-        with opened_log(cell) as log:
-            if self.codes.get(cell.name):
-                log.write(f"{cell.name} was unlucky\n".encode())
-                return Done(self.codes[cell.name].pop(0))
-        return Done(main(["train", *cell.words]))
+        if self.codes.get(cell.name):
+            cell.folder.mkdir(parents=True, exist_ok=True)
+            cell.log.write_text(f"{cell.name} was unlucky\n")
+            return self.codes[cell.name].pop(0)
+        return main(["train", *cell.words])
+
+    def code(self, job: int) -> int:
+        return job
+
+    def stop(self, job: int) -> None:
+        raise AssertionError("it does not run any more")
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[HereLauncher]]:
-    monkeypatch.setitem(launchers.LAUNCHERS, "here", f"{__name__}:HereLauncher")
+    monkeypatch.setitem(launchers.LAUNCHERS, "here", HereLauncher)
     monkeypatch.setattr(HereLauncher, "codes", {})
     monkeypatch.setattr(HereLauncher, "started", [])
     monkeypatch.setattr("stormlit.sweeps.scheduler.POLL_SECONDS", 0.0)

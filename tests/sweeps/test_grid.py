@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from stormlit.cli import main
-from stormlit.config.compose import compose, to_yaml
+from stormlit.config.compose import REMOVED, compose, to_yaml
 from stormlit.errors import ConfigError
 from stormlit.files import read_json, write_json
 from stormlit.runs.progress import ProgressBar
 from stormlit.sweeps import launchers
-from stormlit.sweeps.cells import Cell, cells_of, one_of_each, progress
+from stormlit.sweeps.cells import Cell, cells_of, last_lines, one_of_each
 from stormlit.sweeps.grid import Grid, grid_names, read_grid
 from stormlit.sweeps.grid_file import FILE, Record
-from stormlit.sweeps.launch import ProcessLauncher, gpu_groups
+from stormlit.sweeps.launchers import ProcessLauncher, gpu_groups
+from stormlit.sweeps.table import last_bar
 
 DEVIATIONS = (Path(__file__).parents[2] / "docs" / "deviations.md").read_text()
 VARY = ("--vary", "world_model.sequence_model=transformer,gru", "--seeds", "2")
@@ -183,7 +184,7 @@ def begin(cell: Cell) -> None:
 def test_a_grid_that_has_begun_stays_what_it_was_and_may_grow(tmp_path: Path) -> None:
     begun = "base: tiny\nvariants: {base: , short: imagination.horizon=4}\nseeds: 2\n"
     grid = grid_of(begun, tmp_path)
-    begun_grid = Record.of(grid, cells_of(grid), tmp_path)
+    begun_grid = Record(grid, cells_of(grid), tmp_path)
     begun_grid.content["attempts"]["base-Catch-s0"] = 2
     begun_grid.write()
     assert begun_grid.content["base"] == "base" and begun_grid.content["variants"]["short"]["changes"] == {
@@ -192,13 +193,13 @@ def test_a_grid_that_has_begun_stays_what_it_was_and_may_grow(tmp_path: Path) ->
     more = grid_of(
         begun.replace("seeds: 2", "seeds: 3").replace("horizon=4", "horizon=4, x: agent.gamma=0.9"), tmp_path
     )
-    assert Record.of(more, cells_of(more), tmp_path).content["attempts"] == {"base-Catch-s0": 2}
+    assert Record(more, cells_of(more), tmp_path).content["attempts"] == {"base-Catch-s0": 2}
     longer = begun.replace("horizon=4", "horizon=5")
-    Record.of(grid_of(longer, tmp_path), cells_of(grid_of(longer, tmp_path)), tmp_path)  # no cell has begun
+    Record(grid_of(longer, tmp_path), cells_of(grid_of(longer, tmp_path)), tmp_path)  # no cell has begun
     for cell in cells_of(grid)[:3]:
         begin(cell)
     slower = begun.replace("base: tiny", "base: tiny env.irreproducible=restart checkpoint.every=100")
-    Record.of(grid_of(slower, tmp_path), cells_of(grid_of(slower, tmp_path)), tmp_path)
+    Record(grid_of(slower, tmp_path), cells_of(grid_of(slower, tmp_path)), tmp_path)
     for changed, told in (
         (longer, "cell 'short-Catch-s0' began with imagination.horizon=4 and has 5 now"),
         (begun.replace("seeds: 2", "seeds: 1"), "cell 'base-Catch-s1' is not in it any more"),
@@ -209,14 +210,14 @@ def test_a_grid_that_has_begun_stays_what_it_was_and_may_grow(tmp_path: Path) ->
     ):
         other = grid_of(changed, tmp_path)
         with pytest.raises(ConfigError, match=re.escape(told)):
-            Record.of(other, cells_of(other), tmp_path)
+            Record(other, cells_of(other), tmp_path)
 
 
 def begun_one(tmp_path: Path) -> tuple[Grid, Cell, Path]:
     """A grid of one cell that has begun, and its file."""
     grid = grid_of("base: tiny\nvariants: {base: }\nseeds: 1\n", tmp_path)
     (cell,) = cells_of(grid)
-    Record.of(grid, [cell], tmp_path).write()
+    Record(grid, [cell], tmp_path).write()
     begin(cell)
     return grid, cell, tmp_path / FILE
 
@@ -227,18 +228,30 @@ def test_a_grid_begun_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
     was = content["asked"]["base"]["Catch"]
     del was["env"]["irreproducible"]
     write_json(file, content)
-    Record.of(grid, [cell], tmp_path)
+    Record(grid, [cell], tmp_path)
     del was["world_model"]["free_bits"]  # 0.1 in tiny
     write_json(file, content)
     with pytest.raises(ConfigError, match=r"free_bits=1\.0 and has 0\.1 now"):
-        Record.of(grid, [cell], tmp_path)
+        Record(grid, [cell], tmp_path)
     was["world_model"]["gone"] = 1
     write_json(file, content)
     with pytest.raises(ConfigError, match=r"'base-Catch-s0' began with a configuration that is none now .*\.gone'"):
-        Record.of(grid, [cell], tmp_path)
-    del content["asked"]  # as the first versions wrote it
+        Record(grid, [cell], tmp_path)
+
+
+def test_a_grid_of_0_1_0_goes_on(tmp_path: Path) -> None:
+    """Its file holds what each cell asks for, with an option that nothing reads any more."""
+    assert "world_model.sequence_model.cache" in REMOVED
+    grid, cell, file = begun_one(tmp_path)
+    content = read_json(file)
+    asked = content["asked"]["base"]["Catch"]
+    asked["world_model"]["sequence_model"]["cache"] = "layer_inputs"
     write_json(file, content)
-    Record.of(grid, [cell], tmp_path)
+    Record(grid, [cell], tmp_path).write()
+    assert read_json(file)["asked"]["base"]["Catch"] == {
+        **asked,
+        "world_model": {**asked["world_model"], "sequence_model": cell.config.world_model.sequence_model},
+    }
 
 
 def test_a_cell_that_went_on_for_longer_by_itself_is_still_of_its_grid(tmp_path: Path) -> None:
@@ -246,7 +259,7 @@ def test_a_cell_that_went_on_for_longer_by_itself_is_still_of_its_grid(tmp_path:
     grid, cell, _ = begun_one(tmp_path)
     longer = dataclasses.replace(cell.config.loop, env_steps=20000, batch_size=4)
     cell.directory.config_file.write_text(to_yaml(dataclasses.replace(cell.config, loop=longer)))
-    Record.of(grid, [cell], tmp_path)
+    Record(grid, [cell], tmp_path)
 
 
 def test_one_of_each_holds_every_variant_and_environment(tmp_path: Path) -> None:
@@ -269,13 +282,13 @@ def test_the_bar_in_a_log_says_how_far_a_cell_is(tmp_path: Path, capfd: pytest.C
         bar.show(-0.5, "train")
     log = tmp_path / "cell.log"
     log.write_text(f"a headline\n{capfd.readouterr().err}")
-    seen = progress(log)
-    assert (seen.env_steps, seen.latest_return) == (1200, "-0.5") and re.fullmatch(r"[\d:]+", seen.left)
-    assert progress(tmp_path / "none").env_steps is None
+    seen = last_bar(last_lines(log))
+    assert seen and (seen[1], seen[3]) == ("1200", "-0.5") and re.fullmatch(r"[\d:]+", seen[2])
+    assert last_bar(last_lines(tmp_path / "none")) is None
 
 
 def test_slots_are_what_cores_and_gpus_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stormlit.sweeps.launch.cores", lambda: 8)
+    monkeypatch.setattr("stormlit.sweeps.launchers.cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
     assert ProcessLauncher(False, 1).slots == 8 and ProcessLauncher(False, 3).slots == 2
     assert ProcessLauncher(False, 1, jobs=20).slots == 20
@@ -289,5 +302,5 @@ def test_slots_are_what_cores_and_gpus_have_room_for(monkeypatch: pytest.MonkeyP
 def test_words_about_where_cells_run_are_no_configuration() -> None:
     configuration, given = launchers.split(["jobs=2", "agent.gamma=0.9", "launcher=processes", "jobs=3"])
     assert configuration == ["agent.gamma=0.9"] and given == {"jobs": "3", "launcher": "processes"}
-    launcher, options = launchers.build(given, on_gpu=False, threads=1)
-    assert isinstance(launcher, ProcessLauncher) and launcher.slots == 3 and options.retries == 2
+    launcher = launchers.build(given, on_gpu=False, threads=1)
+    assert isinstance(launcher, ProcessLauncher) and (launcher.slots, launcher.retries) == (3, 2)

@@ -130,7 +130,7 @@ def test_ray_begins_a_lost_worker_s_cell_again(
         words = [*command(tmp_path, "own.yaml", seeds="1", vary=ONE), "launcher=ray", f"address={address}"]
         monkeypatch.chdir(tmp_path)
         with monkeypatch.context() as patched:
-            patched.setattr("stormlit.sweeps.ray_launcher.ANSWER_SECONDS", 0.1)
+            patched.setattr("stormlit.sweeps.launchers.ANSWER_SECONDS", 0.1)
             assert main(words) == 2  # somebody listens there, but not Ray
     assert main(words) == 2
     told = capsys.readouterr().err
@@ -225,7 +225,7 @@ def test_slurm_that_is_not_there_is_told(
         (["launcher=slurm", "gpus_per_cell=0.5"], "gpus_per_cell=0.5: Slurm hands out whole GPUs"),
         (
             ["launcher=ray", "partition=gpu"],
-            "launcher=ray has no option 'partition'; it has jobs, gpus_per_cell, address",
+            "launcher=ray has no option 'partition'; it has jobs, gpus_per_cell, retries, address",
         ),
         (["launcher=rai"], "launcher=rai does not exist (did you mean 'ray'?); choose one of processes, ray, slurm"),
     ],

@@ -18,8 +18,7 @@ from stormlit.cli import main
 from stormlit.errors import ConfigError
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.storm.training import Training
-from stormlit.tracking import CsvTracker, MlflowTracker
-from stormlit.tracking import sender as sender_module
+from stormlit.tracking import CsvTracker, MlflowTracker, mlflow_tracker
 from training import SMALL, train
 
 pytestmark = pytest.mark.usefixtures("server")
@@ -37,7 +36,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
 
 @pytest.fixture
 def new_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NewTracker:
-    monkeypatch.setattr(sender_module, "PATIENCE", 0.3)
+    monkeypatch.setattr(mlflow_tracker, "LONGEST_END", 1.0)
     return lambda: MlflowTracker(tmp_path / "run", tmp_path, uri="http://fake", flush_seconds=0.0)
 
 
@@ -68,14 +67,14 @@ def test_no_call_waits_for_the_server(
     tracker.flush()
     tracker.finish("FINISHED")
     assert fault == "down" or server.answered == answered, "all that returned before any call of the server did"
+    reason = " (server is gone)" if fault == "down" else ""
     assert caplog.records[-1].message == (
         f"999 metric points, 1 artifacts, the run's status were not sent to http://fake and are kept in "
-        f"{tmp_path}/run/spool/{run_id}.spool; send them with `stormlit sync {tmp_path}/run`"
+        f"{tmp_path}/run/spool/{run_id}.spool{reason}; send them with `stormlit sync {tmp_path}/run`"
     )
     setattr(server, fault, False)
     server.released.set()
-    sent = new_tracker().send_backlog()
-    assert sent.artifacts == 1 and sent.records == 1
+    assert new_tracker().send_backlog().endswith("metric points, 1 artifacts, the run's status")
     assert sorted(server.points(run_id)) == sorted(
         [("a", step, 0.0) for step in range(500)] + [("b", step, 1.0) for step in range(1, 500)]
     )
@@ -160,7 +159,8 @@ def log_steps(tracker: MlflowTracker | CsvTracker, steps: range, offset: float =
 def killed(tracker: MlflowTracker) -> None:
     """Leave the tracker as a process that dies without a word does."""
     assert tracker._sender is not None
-    tracker._sender.stop()
+    tracker._sender._given_up = True
+    tracker._sender.finish(0.0)
 
 
 @pytest.mark.parametrize("sent", ["all sent", "part sent", "none sent"])
@@ -296,7 +296,7 @@ def mlflow_run(tmp_path: Path, *words: str) -> tuple[Path, str]:
 def test_sync_sends_what_a_run_left(
     server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(mlflow_tracker, "LONGEST_END", 1.0)
     create = MlflowTracker.start
 
     def start_and_cut(self: MlflowTracker, **options: Any) -> str:
@@ -326,6 +326,29 @@ def test_sync_sends_what_a_run_left(
     assert "checkpoints/step-000000048" in [folder for folder, *_ in server.runs[run_id].artifacts]
     assert main(["sync", "run", f"run.dir={tmp_path}"]) == 0
     assert capsys.readouterr().out == "run: nothing is left to send\n"
+
+
+OLD_SPOOL = """\
+d39c5418 {"begin":{"seed":"1"},"experiment":"stormlit","store":"tracking.uri"}
+9971e5ce {"points":{"loss":0.5,"eval":"nan"},"step":8,"time":1700000000000}
+1c5bd9c9 {"artifact":"config.yaml","folder":""}
+5f04f1b9 {"points":{"loss":0.25,"eval":"inf"},"step":16,"time":1700000001000}
+8061eb69 {"end":"KILLED","time":1700000002000}
+"""
+
+
+def test_a_spool_of_0_1_0_is_sent_from_where_it_stopped(
+    new_tracker: NewTracker, server: FakeServer, tmp_path: Path
+) -> None:
+    new_tracker().start(name="x", params={"seed": 1}, tags={})
+    folder = tmp_path / "run" / "spool"
+    (folder / "run0.spool").write_text(OLD_SPOOL)
+    (folder / "run0.sent").write_text('48b39799 {"records":203,"artifacts":0}\n')  # the points of step 8 were sent
+    (tmp_path / "run" / "config.yaml").write_text("seed: 1")
+    assert new_tracker().send_backlog() == "2 metric points, 1 artifacts, the run's status"
+    assert [point[:2] for point in server.points("run0")] == [("loss", 16), ("eval", 16)]
+    assert server.runs["run0"].artifacts == [(None, "config.yaml", 7)]
+    assert (server.runs["run0"].status, server.runs["run0"].end_time) == ("KILLED", 1700000002000)
 
 
 def test_sync_of_a_run_with_another_tracker_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

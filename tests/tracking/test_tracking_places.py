@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,15 @@ from test_tracking_faults import wait_until
 
 from fake_mlflow import FakeServer, install
 from stormlit.errors import ConfigError
-from stormlit.tracking import MlflowTracker
-from stormlit.tracking import sender as sender_module
-from stormlit.tracking.mlflow_database import keep_artifacts_beside, sqlite_uri
+from stormlit.tracking import MlflowTracker, mlflow_tracker
+from stormlit.tracking.mlflow_store import _keep_artifacts_beside, _sqlite_uri
 
 AWKWARD = ("q/what?", "m/50%20off", "a b", "#1", "ü", "[x]*", "a@b:c", "100%")
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    monkeypatch.setattr(sender_module, "PATIENCE", 0.3)
+    monkeypatch.setattr(mlflow_tracker, "LONGEST_END", 1.0)
     server = FakeServer()
     install(monkeypatch, server)
     yield server
@@ -93,18 +91,6 @@ def test_no_password_is_shown(server: FakeServer, tmp_path: Path) -> None:
     assert tracker.where_to_look()[0].startswith("MLflow      http://me:***@host/x  (")
 
 
-def test_a_home_that_is_missing_is_told_as_that(
-    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def nobody(user: int) -> Any:
-        raise KeyError(user)
-
-    monkeypatch.delenv("HOME")
-    monkeypatch.setattr(pwd, "getpwuid", nobody)  # such as a container's user without a name
-    with pytest.raises(ConfigError, match="MLflow needs a home directory and there is none: set HOME"):
-        run_once(tmp_path / "run")
-
-
 # --- what was deleted ---
 
 
@@ -119,7 +105,7 @@ def test_what_was_deleted_can_be_restored_as_the_error_says(
     told = f"run {run_id} has been deleted in http://fake; restore it with `MLFLOW_TRACKING_URI=http://fake "
     restore = f"mlflow runs restore --run-id {run_id}`"
     last = caplog.records[-1].message
-    assert told in last and f"{restore}, then send them with `stormlit sync {tmp_path}/run`" in last
+    assert told in last and f"{restore}); send them with `stormlit sync {tmp_path}/run`" in last
     again = MlflowTracker(tmp_path / "run", tmp_path, uri="http://fake")
     for attempt in (again.send_backlog, lambda: start(again, run_id=run_id, from_step=1)):
         with pytest.raises(ConfigError) as refusal:
@@ -130,16 +116,7 @@ def test_what_was_deleted_can_be_restored_as_the_error_says(
         with pytest.raises(ConfigError, match=r"^tracking\.experiment=stormlit has been deleted.*--experiment-id 1`"):
             start(again, **options)
     server.deleted = set()
-    assert again.send_backlog().points == 1 and server.points(run_id) == [("a", 1, 1.0)]
-
-
-def test_a_run_that_was_deleted_for_good_is_told_as_that(server: FakeServer, tmp_path: Path) -> None:
-    tracker = MlflowTracker(tmp_path / "run", tmp_path, uri="http://fake", flush_seconds=0.0)
-    run_id = start(tracker)
-    del server.runs[run_id]
-    tracker.finish("FINISHED")
-    with pytest.raises(ConfigError, match=f"there is no run {run_id} there: it was deleted for good"):
-        MlflowTracker(tmp_path / "run", tmp_path, uri="http://fake").send_backlog()
+    assert again.send_backlog() == "1 metric points, the run's status" and server.points(run_id) == [("a", 1, 1.0)]
 
 
 # --- folders ---
@@ -167,7 +144,7 @@ def test_a_folder_has_one_name_however_it_is_spelt(
 def test_the_database_is_found_whatever_its_folder_is_called(name: str) -> None:
     url = pytest.importorskip("sqlalchemy").engine.make_url
     file = Path("/runs") / name / "mlflow.db"
-    assert url(sqlite_uri(file)).database == str(file)
+    assert url(_sqlite_uri(file)).database == str(file)
 
 
 def test_artifacts_stay_beside_a_database_that_is_moved(tmp_path: Path) -> None:
@@ -189,7 +166,7 @@ def test_artifacts_stay_beside_a_database_that_is_moved(tmp_path: Path) -> None:
                 tag = (number, "mlflow.experimentKind", "custom_model_development")
                 database.execute("INSERT INTO experiment_tags VALUES (?, ?, ?)", tag)
         database.execute("INSERT INTO runs VALUES ('own', 1, 's3://bucket/own')")
-    keep_artifacts_beside(tmp_path / "mlflow.db")
+    _keep_artifacts_beside(tmp_path / "mlflow.db")
     here = (tmp_path / "artifacts").as_uri()
     locations = {**{number: location for number, (location, _) in experiments.items()}, 1: here}
     assert dict(database.execute("SELECT * FROM experiments")) == locations
@@ -228,8 +205,7 @@ def test_everything_stays_in_the_folder_of_all_runs_wherever_that_is_moved(tmp_p
         f"{begun}/artifacts/media2/film.mp4",
         f"{new}/artifacts/media0/film.mp4",
     }
-    assert {path.split("/")[0] for path in files(tmp_path)} == {"moved"} and list((tmp_path / "q").iterdir()) == []
-    assert sorted(os.listdir(tmp_path)) == ["moved", "q"]
+    assert {path.split("/")[0] for path in files(tmp_path)} == {"moved"}
 
 
 @pytest.mark.slow
@@ -258,19 +234,20 @@ def test_the_commands_that_errors_give_restore_what_was_deleted(
     client.delete_run(run_id)
     again = MlflowTracker(root / "deleted", root, experiment="gone")
     refused(again.send_backlog)
-    assert again.send_backlog().points == 1
+    assert again.send_backlog() == "1 metric points, the run's status"
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("content", [b"no database" * 1000, None])
 def test_a_database_that_cannot_be_opened_is_refused_at_once(content: bytes | None, tmp_path: Path) -> None:
-    """By default MLflow tries again for 102 s."""
-    databases = pytest.importorskip("mlflow.store.db.utils")
+    """By MLflow itself it would be tried for 102 s."""
+    pytest.importorskip("mlflow")
     if content is None:
         (tmp_path / "mlflow.db").mkdir()
     else:
         (tmp_path / "mlflow.db").write_bytes(content)
+    began = time.monotonic()
     with pytest.raises(ConfigError, match=r"^tracking\.uri=sqlite:///.*MLflow could not start a run there"):
         run_once(tmp_path / "run")
-    assert databases.MAX_RETRY_COUNT == 3
+    assert time.monotonic() - began < 60

@@ -21,7 +21,7 @@ from stormlit.cli import main
 from stormlit.runs.directory import RunDirectory
 from stormlit.storm.training import Training
 from stormlit.tracking import MlflowTracker
-from stormlit.tracking.spool import Spool
+from stormlit.tracking.journal import Spool
 from training import SMALL
 
 pytestmark = pytest.mark.slow
@@ -207,30 +207,3 @@ def test_a_server_that_comes_back_after_the_end(
     assert main(["sync", str(run)]) == 0
     assert f"sent {len(watch.points):,} metric points" in capsys.readouterr().out
     assert_there_once(running, run, watch, "all sent twice")
-
-
-def test_a_run_resumed_while_the_server_is_down(
-    running: Server, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped behind a checkpoint, resumed without the server, which is back before the end."""
-
-    def die() -> None:
-        running.kill()
-        raise KeyboardInterrupt
-
-    events: dict[int, Callable[[], None]] = {65: die}
-    at_steps(monkeypatch, events)
-    words = [*WORDS, *LOGGED, f"run.dir={tmp_path}", "run.name=run", f"tracking.uri={running.uri}"]
-    assert main(["train", *words]) == 130
-    events[100] = running.start
-    before = [point for point in watch.points if point[1] > 50]
-    assert main(["resume", str(tmp_path / "run")]) == 0
-    # What was logged behind the checkpoint was logged again, the same but for measured times: it counts once.
-    again = Counter((key, step) for key, step, _ in watch.points)
-    assert [key for key, count in again.items() if count > 1] == [point[:2] for point in before] != []
-    first: dict[tuple[str, int], float] = {}
-    for key, step, value in watch.points:
-        assert first.setdefault((key, step), value) == value or key.startswith("throughput/")
-    watch.points = [(*place, value) for place, value in first.items()]
-    assert main(["sync", str(tmp_path / "run")]) == 0
-    assert_there_once(running, tmp_path / "run", watch, "resumed while the server is down")

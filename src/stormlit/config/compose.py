@@ -15,14 +15,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stormlit.config.checks import check_ranges
 from stormlit.config.components import PART_KEYS, PART_LISTS
 from stormlit.config.schema import KEYS, Config
-from stormlit.config.text import Word, read_word, read_yaml, value_for, value_of_word
+from stormlit.config.text import Word, read_mapping, read_word, read_yaml, value_for, value_of_word
 from stormlit.errors import ConfigError, nearest
 from stormlit.registry import Option, allowed_values, fill, first_line, leaves, names, options, part_class, structured
 
@@ -110,18 +109,7 @@ def _read(name: str, following: str) -> tuple[Path, Tree]:
             f"there is no configuration '{name}'{nearest(name, config_names())}; bundled are "
             f"{', '.join(config_names())}, or give the path of a .yaml file, or KEY=VALUE"
         )
-    try:
-        layer = read_yaml(path.read_bytes().decode())
-    except FileNotFoundError:
-        raise ConfigError(f"the configuration file {path} does not exist") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is not a readable YAML file: it is nested too deeply") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(layer, dict):
-        found = "a list" if isinstance(layer, list) else f"'{layer}'"
-        raise ConfigError(f"{path} must hold a mapping of configuration keys, not {found}")
-    return path, cast(Tree, layer)
+    return path, read_mapping(path, "configuration")
 
 
 def is_key(name: str) -> bool:

@@ -11,6 +11,7 @@ import os
 import re
 import typing
 from collections import Counter
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -64,6 +65,22 @@ def read_yaml(text: str) -> Any:
         return loader.construct_document(root)
     finally:
         loader.dispose()
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """What a YAML file holds; raises ``ConfigError`` unless that is a mapping.  what: the file is, in a sentence."""
+    try:
+        content = read_yaml(path.read_bytes().decode())
+    except FileNotFoundError:
+        raise ConfigError(f"the {what} file {path} does not exist") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not a readable YAML file: it is nested too deeply") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        found = "a list" if isinstance(content, list) else f"'{content}'"
+        raise ConfigError(f"{path} must hold a mapping of {what} keys, not {found}")
+    return content
 
 
 def value_of_word(option: Option, text: str, key: str) -> Any:

@@ -1,13 +1,6 @@
 """Checkpoints: a folder per step, written under another name and then renamed: it is there whole or not.
 
-    step-000002500/manifest.json    format, step, tracker's run id, size and SHA-256 of every other file of the folder,
-                                    and its own SHA-256
-                   config.yaml      the resolved configuration
-                   weights.pt       both modules: all that evaluating, dreaming and loading need
-                   training-0.pt    everything else process 0 needs to go on: optimisers, schedules, random states,
-                                    environments, acting context
-                   replay-0.json    which of the files in ../../replay/0/ hold process 0's replay buffer (see
-                                    ``replay_segments``)
+docs/architecture.md lists its files.
 
 ``best-000001000/`` has manifest, configuration and weights of the step that was evaluated best, and no run goes on from
 it. One that is outdone is kept while there is a checkpoint from before the better one was found, which a run that goes

@@ -89,17 +89,24 @@ class RunDirectory:
 
 
 @contextlib.contextmanager
+def writable(run: RunDirectory) -> Iterator[None]:
+    """A block that writes the run's files, and raises ``ConfigError`` where the disk does not take them."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"run.dir={run.root}: cannot write there ({error.strerror or error})") from error
+
+
+@contextlib.contextmanager
 def exclusive(run: RunDirectory, otherwise: str = "choose another name") -> Iterator[None]:
     """Hold the run for this process; makes its folder. The lock goes with the process, however that ends.
 
     otherwise: the end of the error's sentence.
     Raises ``ConfigError`` when another process trains the run, or the folder cannot be written.
     """
-    try:
+    with writable(run):
         run.path.mkdir(parents=True, exist_ok=True)
         lock = (run.path / "lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"run.dir={run.root}: cannot write there ({error.strerror})") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

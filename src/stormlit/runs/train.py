@@ -8,8 +8,8 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from stormlit.runs.allowed_changes import changed_configuration, refuse_other_co
 from stormlit.runs.assembly import build_training, run_baselines
 from stormlit.runs.checkpoint import find_checkpoint, latest_checkpoint, list_checkpoints, newest_valid
 from stormlit.runs.device import make_fabric
-from stormlit.runs.directory import RunDirectory, exclusive, find_run, refuse_if_training
+from stormlit.runs.directory import RunDirectory, exclusive, find_run, refuse_if_training, writable
 from stormlit.runs.estimate import check_memory, out_of_memory, settle_threads, time_to_come
 from stormlit.runs.progress import ProgressBar
 from stormlit.runs.report import draw_returns, headline, report
@@ -157,7 +157,7 @@ def _train_run(
         if fabric.is_global_zero:
             _refuse_if_changed(directory, known)
             _begin(run, run_id=_run_id(directory, snapshot))
-        with _writable(directory):
+        with writable(directory):
             discard_newer_than(run, None if snapshot is None else snapshot.checkpoint.folder, damaged)
         results = _train_to_the_end(run)
         if fabric.is_global_zero:
@@ -231,20 +231,12 @@ def _refuse_if_changed(directory: RunDirectory, known: list[Path]) -> None:
         )
 
 
-@contextmanager
-def _writable(directory: RunDirectory) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"run.dir={directory.root}: cannot write there ({error.strerror or error})") from error
-
-
 def _begin(run: Run, run_id: str | None) -> None:
     """Leave the first traces of a run, or go on with the tracker's run ``run_id``."""
     config, directory, tracker = run.config, run.directory, run.tracker
     run.tags = tags = {**tracker.labels, **_tags(config, run.training.fabric)}
     from_step = None if run_id is None else run.env_steps
-    with _writable(directory):
+    with writable(directory):
         run.run_id = tracker.start(
             name=directory.name, params=to_tree(config), tags=tags, run_id=run_id, from_step=from_step
         )

@@ -1,4 +1,4 @@
-"""The cells of a grid: the run each of them is, whether it can be made, and how far it has come."""
+"""The cells of a grid: the run each of them is, whether it can be made, what it would take and what came out."""
 
 from __future__ import annotations
 
@@ -22,12 +22,7 @@ from stormlit.runs.device import make_fabric
 from stormlit.runs.directory import RunDirectory, is_training
 from stormlit.runs.estimate import check_memory, seconds_per_env_step
 from stormlit.runs.result import VARIANT, Result, config_hash, differences, read
-from stormlit.sweeps.grid import Grid
-
-LOG = "cell.log"
-LABELS = ("group", "tags")
-# The progress bar's own line, which a cell writes to its log.
-_BAR = re.compile(r"\| (\d+)/\d+ \[[^\]]*\]?")
+from stormlit.sweeps.grid import Grid, refuse_repeated
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class Cell:
     @property
     def log(self) -> Path:
         """Where the output of its processes goes."""
-        return self.folder / LOG
+        return self.folder / "cell.log"
 
     @property
     def threads(self) -> int:
@@ -62,17 +57,17 @@ class Cell:
         return int(self.config.threads)
 
     @property
-    def wanted(self) -> int:
-        """Environment steps."""
-        return self.config.loop.env_steps
+    def on_gpu(self) -> bool:
+        """Whether it would train on a GPU here."""
+        return self.config.accelerator != "cpu" and torch.cuda.is_available()
 
     def result(self) -> Result | None:
-        """What came out, None while it is not finished: a run that was killed in its last words makes its end anew."""
+        """What came out, None while the run is not finished to its last evaluation."""
         try:
             found = read(self.folder)
         except CheckpointError:  # damaged: going on with the run writes it again
             return None
-        if found is None or found.env_steps < self.wanted or self.directory.finished_at() is None:
+        if found is None or found.env_steps < self.config.loop.env_steps or self.directory.finished_at() is None:
             return None
         return found
 
@@ -89,30 +84,27 @@ def cells_of(grid: Grid) -> list[Cell]:
     words = [word for word in grid.base if is_override(word)]
     cells: list[Cell] = []
     for environment in grid.environments or ("",):
-        chosen = [environment] if environment else []
-        base = compose(files, [*words, *chosen])
+        of_base = [*words, environment] if environment else words
+        base = compose(files, of_base)
         seen: dict[str, str] = {}
         for variant, changed in grid.variants.items():
-            given = [*files, *words, *chosen, *changed]
+            given = [*of_base, *changed]
             try:
-                config = compose(files, given[len(files) :])
+                config = compose(files, given)
                 _check_labels(config)
-                if config.threads == "auto":  # each takes one core, and the grid takes all
-                    given, config = [*given, "threads=1"], dataclasses.replace(config, threads=1)
             except StormlitError as error:
                 raise ConfigError(f"variant '{variant}': {error}") from error
+            if config.threads == "auto":  # each takes one core, and the grid takes all
+                given, config = [*given, "threads=1"], dataclasses.replace(config, threads=1)
             same = seen.setdefault(config_hash(config), variant)
             if same != variant:
                 raise ConfigError(f"the variants '{same}' and '{variant}' are one configuration: leave one of them out")
-            cells += _cells(grid, variant, given, config, differences(base, config))
-    names = [cell.name for cell in cells]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"two cells are called '{name}': two environments, or a variant's own, have one name")
+            cells += _seeds(grid, variant, [*files, *given], config, differences(base, config))
+    refuse_repeated([cell.name for cell in cells], "cells", "two environments, or a variant's own, have one name")
     return cells
 
 
-def _cells(
+def _seeds(
     grid: Grid, variant: str, words: Sequence[str], config: Config, changes: Mapping[str, tuple[Any, Any]]
 ) -> Iterator[Cell]:
     environment = env_name(config.env)
@@ -124,59 +116,42 @@ def _cells(
     for seed in grid.seeds:
         name = f"{variant}-{environment}-s{seed}"
         own = (f"seed={seed}", f"run.dir={folder}", f"run.name={name}", "resume=auto", *tags)
-        yield Cell(
-            name,
-            variant,
-            environment,
-            seed,
-            folder / name,
-            (*words, *own),
-            dataclasses.replace(config, seed=seed),
-            changes,
-        )
+        seeded = dataclasses.replace(config, seed=seed)
+        yield Cell(name, variant, environment, seed, folder / name, (*words, *own), seeded, changes)
 
 
 def _check_labels(config: Config) -> None:
     tracker = config.tracking["name"]
-    for label in LABELS:
+    for label in ("group", "tags"):
         if label not in schema("tracker", tracker):
             raise ConfigError(f"tracking={tracker} has no option '{label}', by which a grid's runs are told apart")
 
 
-def check(cells: Sequence[Cell]) -> None:
-    """Build every variant once, and one on every environment; raises the first error, with the variant's name."""
-    for cell in one_of_each(cells):
-        seconds_of(cell, timed=False)
-
-
 def one_of_each(cells: Sequence[Cell]) -> list[Cell]:
-    """The fewest cells that hold every variant, on the first environment, and every environment."""
-    chosen: dict[str, Cell] = {}
+    """The first cell of every variant and of every environment."""
+    first: dict[tuple[str, str], Cell] = {}
     for cell in cells:
-        if cell.environment == cells[0].environment or cell.variant == cells[0].variant:
-            chosen.setdefault(f"{cell.variant}\0{cell.environment}", cell)
-    return list(chosen.values())
+        first.setdefault(("variant", cell.variant), cell)
+        first.setdefault(("environment", cell.environment), cell)
+    return list({cell.name: cell for cell in first.values()}.values())
 
 
-def seconds_of(cell: Cell, *, timed: bool = True) -> float | None:
-    """Build all that a cell needs, and time some of its updates on this CPU: an estimate of the seconds it takes.
+def check(cell: Cell, *, timed: bool = False) -> float:
+    """Build all that a cell needs; raises what is wrong with it, with the variant's name.
 
-    timed: without, nothing is timed and None is returned, as for what trains on a GPU.
-    Raises what is wrong with it, with the variant's name.
+    timed: also return about how many seconds its updates take on this CPU, by timing some of them.
     """
-    before = torch.get_num_threads()
-    config, on_gpu = cell.config, cell.config.accelerator != "cpu" and torch.cuda.is_available()
-    if on_gpu:  # this process takes no memory of a GPU
+    before, config = torch.get_num_threads(), cell.config
+    if cell.on_gpu:  # this process takes no memory of a GPU
         replay = dataclasses.replace(config.replay, device="auto")
         config = dataclasses.replace(config, accelerator="cpu", precision="auto", compile=False, replay=replay)
     try:
         training = build_training(config, make_fabric(config))
         try:
             check_memory(config, training)
-            if on_gpu or not timed:
-                return None
             torch.set_num_threads(cell.threads)
-            return (training.plan.env_steps - training.plan.warmup_steps) * seconds_per_env_step(config, training)
+            steps = training.plan.env_steps - training.plan.warmup_steps
+            return steps * seconds_per_env_step(config, training) if timed else 0.0
         finally:
             training.envs.close()
             torch.set_num_threads(before)
@@ -184,26 +159,19 @@ def seconds_of(cell: Cell, *, timed: bool = True) -> float | None:
         raise type(error)(f"variant '{cell.variant}' on {cell.environment}: {error}") from error
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What a cell's log says last: environment steps, the latest return, the time left, as the bar shows them."""
-
-    env_steps: int | None = None
-    latest_return: str = ""
-    left: str = ""
-
-
-def progress(log: Path) -> Progress:
-    """How far a running cell is."""
-    line = next((part for part in reversed(last_lines(log, 2000)) if _BAR.search(part)), "")
-    bar = _BAR.search(line)
-    if bar is None:
-        return Progress()
-    found = {
-        name: re.search(pattern, bar[0])
-        for name, pattern in (("return", r"return (\S+?)\]?$"), ("left", r"([\d:]+) left"))
-    }
-    return Progress(int(bar[1]), *(match[1] if match else "" for match in found.values()))
+def estimate(cells: Sequence[Cell], waiting: Sequence[Cell], slots: int | None) -> str:
+    """How long those of a grid's cells that wait would take, as a sentence; builds one of each as ``check`` does."""
+    on_gpu = any(cell.on_gpu for cell in cells)
+    seconds = [check(cell, timed=not on_gpu) for cell in one_of_each(cells)]
+    if on_gpu:
+        return f"{len(waiting)} cells to run; what trains on a GPU is not timed beforehand"
+    hours = sum(seconds) / len(seconds) * len(waiting) / 3600
+    at_once = slots or len(waiting) or 1
+    return (
+        f"{len(waiting)} cells to run: about {hours:.2g} hours of updates by timing some of them here, "
+        f"{hours / max(min(at_once, len(waiting)), 1):.2g} hours with {at_once} at once; playing and evaluating come "
+        "on top"
+    )
 
 
 def last_lines(log: Path, size: int = 8000) -> list[str]:

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stormlit.config.compose import config_folder, config_names, is_override
-from stormlit.config.text import read_yaml
+from stormlit.config.text import read_mapping
 from stormlit.errors import ConfigError, nearest
 from stormlit.runs.result import VARIANT
 
@@ -52,30 +50,49 @@ def read_grid(
     overrides: words for every cell.  vary: ``KEY=a,b``; all combinations are made.  seeds, name: in place of the
     grid's.  Raises ``ConfigError``.
     """
+    content: Mapping[str, Any]
     if vary:
-        source = "--vary"
-        content: Mapping[str, Any] = {"base": list(files), "variants": _varied(vary)}
+        source, content = "--vary", {"variants": _varied(vary)}
         keys = [word.partition("=")[0].rpartition(".")[2] for word in vary]
-        stem = "-".join([*_stems(files[-1:] or ["storm"]), *keys])
-    else:
-        if not files:
-            raise ConfigError(f"there is no grid: give one of {', '.join(grid_names())}, a file, or --vary KEY=a,b")
+        stem = "-".join([_stem(files[-1]) if files else "storm", *keys])
+    elif files:
         source, content = _content(files[0])
-        content = {**content, "base": [*_words(content.get("base"), f"{source}: base"), *files[1:]]}
-        stem = "-".join(_stems(files))
-    grid = _grid(source, content, name or stem)
+        files, stem = files[1:], "-".join(map(_stem, files))
+    else:
+        raise ConfigError(f"there is no grid: give one of {', '.join(grid_names())}, a file, or --vary KEY=a,b")
+    variants = content.get("variants")
+    if not isinstance(variants, dict) or not variants:
+        raise ConfigError(f"{source}: the grid is empty: variants must map at least one name to its words")
+    for called in (name or stem, *variants):
+        if not NAME.fullmatch(called):
+            raise ConfigError(
+                f"{source}: '{called}' cannot name a folder: use letters, digits, '_', '.', '+' and '-', and begin "
+                "with a letter or a digit"
+            )
+    given_seeds = _seeds(content.get("seeds", "1"), f"{source}: seeds")
+    if seeds is not None:
+        given_seeds = _seeds(seeds.split(",") if "," in seeds else seeds, "--seeds")
     grid = Grid(
-        grid.name,
-        (*grid.base, *overrides),
-        grid.variants,
-        grid.environments,
-        grid.seeds if seeds is None else _seeds(seeds.split(",") if "," in seeds else seeds, "--seeds"),
+        name or stem,
+        (*_words(content.get("base"), f"{source}: base"), *files, *overrides),
+        {called: tuple(_words(words, f"{source}: variant '{called}'")) for called, words in variants.items()},
+        tuple(_environment(word) for word in _words(content.get("environments"), f"{source}: environments")),
+        given_seeds,
     )
-    for word in [*grid.base, *itertools.chain.from_iterable(grid.variants.values())]:
+    for called, words in grid.variants.items():
+        for word in itertools.filterfalse(is_override, words):
+            raise ConfigError(f"{source}: variant '{called}': '{word}' is not of the form KEY=VALUE")
+    for word in itertools.chain(grid.base, *grid.variants.values()):
         key = word.partition("=")[0]
         if key in GIVEN:
             raise ConfigError(f"{word}: {GIVEN[key]}")
     return grid
+
+
+def refuse_repeated(names: Sequence[str], what: str, why: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two {what} are called '{name}': {why}")
 
 
 def grid_names() -> list[str]:
@@ -92,38 +109,11 @@ def _content(word: str) -> tuple[str, Mapping[str, Any]]:
             hint = f": '{word}' is a configuration, and --vary KEY=a,b makes a grid of it"
         raise ConfigError(f"there is no grid '{word}'{hint}; bundled are {', '.join(grid_names())}, or give a file")
     path = Path(word) if is_path else config_folder() / "ablations" / f"{word}.yaml"
-    try:
-        content = read_yaml(path.read_bytes().decode())
-    except FileNotFoundError:
-        raise ConfigError(f"the grid file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping of {', '.join(KEYS)}")
+    content = read_mapping(path, "grid")
     for key in content:
         if key not in KEYS:
             raise ConfigError(f"{path}: a grid has no '{key}'{nearest(key, KEYS)}; it has {', '.join(KEYS)}")
     return str(path), content
-
-
-def _grid(source: str, content: Mapping[str, Any], name: str) -> Grid:
-    variants = content.get("variants")
-    if not isinstance(variants, dict) or not variants:
-        raise ConfigError(f"{source}: the grid is empty: variants must map at least one name to its words")
-    for called in (name, *variants):
-        if not NAME.fullmatch(called):
-            raise ConfigError(
-                f"{source}: '{called}' cannot name a folder: use letters, digits, '_', '.', '+' and '-', and begin "
-                "with a letter or a digit"
-            )
-    base = _words(content.get("base"), f"{source}: base")
-    return Grid(
-        name,
-        tuple(base),
-        {called: _overrides(words, f"{source}: variant '{called}'") for called, words in variants.items()},
-        tuple(_environment(word) for word in _words(content.get("environments"), f"{source}: environments")),
-        _seeds(content.get("seeds", "1"), f"{source}: seeds"),
-    )
 
 
 def _words(value: Any, where: str) -> list[str]:
@@ -135,14 +125,6 @@ def _words(value: Any, where: str) -> list[str]:
     if isinstance(value, list) and all(isinstance(word, str) for word in value):
         return [str(word) for word in value]
     raise ConfigError(f"{where}: expected words such as KEY=VALUE, in one text or a list")
-
-
-def _overrides(value: Any, where: str) -> tuple[str, ...]:
-    words = _words(value, where)
-    for word in words:
-        if not is_override(word):
-            raise ConfigError(f"{where}: '{word}' is not of the form KEY=VALUE")
-    return tuple(words)
 
 
 def _environment(word: str) -> str:
@@ -174,14 +156,10 @@ def _varied(vary: Iterable[str]) -> dict[str, list[str]]:
             raise ConfigError(f"--vary {word}: expected KEY=VALUE,VALUE")
         choices.append([(key, value) for value in values])
     combinations = list(itertools.product(*choices))
-    names = ["-".join(_value_name(key, value) for key, value in chosen) for chosen in combinations]
+    names = ["-".join(itertools.starmap(_value_name, chosen)) for chosen in combinations]
     if len(set(names)) < len(names):
-        names = [
-            "-".join(_safe(f"{key.rpartition('.')[2]}_{value}") for key, value in chosen) for chosen in combinations
-        ]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"--vary: two variants are called '{name}': give each value once, or write a grid file")
+        names = ["-".join(itertools.starmap(_full_name, chosen)) for chosen in combinations]
+    refuse_repeated(names, "variants", "give each value once with --vary, or write a grid file")
     return {name: [f"{key}={value}" for key, value in chosen] for name, chosen in zip(names, combinations, strict=True)}
 
 
@@ -208,12 +186,16 @@ def _value_name(key: str, value: str) -> str:
     ('both', 'gamma_0.9')
     """
     says = re.fullmatch(r"[a-zA-Z]\w+", value) and value.lower() not in ("true", "false", "null", "on", "off")
-    return value if says else _safe(f"{key.rpartition('.')[2]}_{value}")
+    return value if says else _full_name(key, value)
+
+
+def _full_name(key: str, value: str) -> str:
+    return _safe(f"{key.rpartition('.')[2]}_{value}")
 
 
 def _safe(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", text).strip("-")
 
 
-def _stems(words: Sequence[str]) -> list[str]:
-    return [_safe(Path(word).stem) or "grid" for word in words]
+def _stem(word: str) -> str:
+    return _safe(Path(word).stem) or "grid"

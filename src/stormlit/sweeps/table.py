@@ -1,49 +1,75 @@
-"""What a person sees while a grid runs: a table redrawn on a terminal, lines elsewhere."""
+"""Where every cell of a grid stands, and what a person sees of it: a table redrawn on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from stormlit.errors import counted
 from stormlit.runs.result import Result
-from stormlit.sweeps.cells import Cell, progress
-from stormlit.sweeps.scheduler import Board
+from stormlit.sweeps.cells import Cell, last_lines
 
 REDRAW_SECONDS, LINES_SECONDS = 1.0, 60.0
+# The progress bar's own line, which a cell writes to its log: environment steps, the time left, the latest return.
+BAR = re.compile(r"\| (\d+)/\d+ \[[^]]*?(?:([\d:]+) left[^]]*?)?(?:return (\S+?))?(?:]|$)")
+
+
+@dataclass(eq=False)
+class Entry:
+    """A cell and where it stands.
+
+    result: once it is finished.  job: the launcher's, once it was started.  attempts: of this command.
+    code: with which the last attempt ended.
+    """
+
+    cell: Cell
+    state: Literal["waiting", "running", "finished", "failed", "stopped"]
+    result: Result | None = None
+    job: Any = None
+    attempts: int = 0
+    code: int = 0
+
+
+def board_of(cells: Sequence[Cell]) -> list[Entry]:
+    """Before any is started."""
+    found = [(cell, cell.result()) for cell in cells]
+    return [Entry(cell, "waiting" if result is None else "finished", result) for cell, result in found]
 
 
 class Table:
     """Shows a board on stderr.  slots: cells at once."""
 
-    def __init__(self, cells: Sequence[Cell], board: Board, slots: int | None) -> None:
-        self._cells, self._board, self._slots = cells, board, slots
+    def __init__(self, board: Sequence[Entry], slots: int | None) -> None:
+        self._board, self._slots = board, slots
         self._on_terminal = sys.stderr.isatty()
         self._shown_at = time.monotonic()
         self._height = 0
-        self._results: dict[str, Result] = {}  # of finished cells, each read once
 
-    def tell(self, what: str, cell: Cell) -> None:
+    def tell(self, entry: Entry, what: str) -> None:
         """A line where nothing can be redrawn."""
         if not self._on_terminal:
-            result = self._result(cell)
-            came_out = f", mean return {_mean_return(result):.4g}" if result else ""
-            print(f"{cell.name}: {what}{came_out}", file=sys.stderr, flush=True)
+            came_out = f", mean return {mean_return(entry.result):.4g}" if entry.result else ""
+            print(f"{entry.cell.name}: {what}{came_out}", file=sys.stderr, flush=True)
 
     def show(self) -> None:
         """Draw the table anew if it is time to."""
-        interval = REDRAW_SECONDS if self._on_terminal else LINES_SECONDS
-        if time.monotonic() - self._shown_at < interval:
-            return
-        self._shown_at = time.monotonic()
-        self.draw()
+        if time.monotonic() - self._shown_at >= (REDRAW_SECONDS if self._on_terminal else LINES_SECONDS):
+            self.draw()
 
     def draw(self) -> None:
-        lines = [self._head(), *self._rows()]
+        self._shown_at = time.monotonic()
+        # Those that run first: a terminal may be too low for all.
+        states = ("running", "failed", "finished", "waiting", "stopped") if self._on_terminal else ("running",)
+        width = max(len(entry.cell.name) for entry in self._board)
+        lines = [self._head(), *(_row(entry, width) for state in states for entry in self._in(state))]
         if self._on_terminal:
             columns, rows = shutil.get_terminal_size()
             lines = [line[: columns - 1] for line in lines[: rows - 1]]
@@ -51,82 +77,58 @@ class Table:
             self._height = len(lines)
         print("\n".join(lines), file=sys.stderr, flush=True)
 
+    def _in(self, state: str) -> list[Entry]:
+        return [entry for entry in self._board if entry.state == state]
+
     def _head(self) -> str:
-        board = self._board
-        counts = {
-            "finished": len(board.finished),
-            "running": len(board.running),
-            "waiting": len(board.waiting),
-            "failed": len(board.failed),
-        }
+        """How many cells are where, and the time to come by what the finished ones took."""
+        counts = {state: len(self._in(state)) for state in ("finished", "running", "waiting", "failed", "stopped")}
         told = ", ".join(f"{number} {state}" for state, number in counts.items() if number or state == "finished")
-        return f"{len(self._cells)} cells: {told}{self._left()}"
-
-    def _left(self) -> str:
-        """The time to come, by what the finished ones took."""
-        took = [result.cost["wall_seconds"] for cell in self._board.finished if (result := self._result(cell))]
-        open_ones = len(self._board.running) + len(self._board.waiting)
-        if not took or not open_ones:
-            return ""
-        return f"; about {_clock(float(np.mean(took)) * open_ones / (self._slots or open_ones))} to come"
-
-    def _rows(self) -> list[str]:
-        """Those that run first: a terminal may be too low for all."""
-        width = max(len(cell.name) for cell in self._cells)
-        rows = [_row(width, cell, "running", *self._running(cell)) for cell, _ in self._board.running.values()]
-        if not self._on_terminal:
-            return rows
-        rows += [_row(width, cell, f"failed ({code})", "", "", "") for cell, code in self._board.failed.values()]
-        rows += [_row(width, cell, "finished", *self._finished(cell)) for cell in self._board.finished]
-        return rows + [_row(width, cell, "waiting", "", "", "") for cell in self._board.waiting]
-
-    def _running(self, cell: Cell) -> tuple[str, str, str]:
-        seen = progress(cell.log)
-        steps = "" if seen.env_steps is None else f"{seen.env_steps:,}/{cell.wanted:,}"
-        return steps, seen.latest_return, seen.left and f"{seen.left} left"
-
-    def _finished(self, cell: Cell) -> tuple[str, str, str]:
-        result = self._result(cell)
-        return ("", "", "") if result is None else (f"{result.env_steps:,}", f"{_mean_return(result):.4g}", "")
-
-    def _result(self, cell: Cell) -> Result | None:
-        if cell.name not in self._results and (found := cell.result()) is not None:
-            self._results[cell.name] = found
-        return self._results.get(cell.name)
+        took = [entry.result.cost["wall_seconds"] for entry in self._board if entry.result is not None]
+        to_come = counts["running"] + counts["waiting"]
+        if took and to_come:
+            seconds = float(np.mean(took)) * to_come / (self._slots or to_come)
+            told += f"; about {tqdm.format_interval(seconds)} to come"
+        return f"{len(self._board)} cells: {told}"
 
 
-def _row(width: int, cell: Cell, state: str, steps: str, latest: str, left: str) -> str:
-    return f"  {cell.name:<{width}}  {state:<11} {steps:>17}  {latest and 'return ' + latest:<14} {left}".rstrip()
+def _row(entry: Entry, width: int) -> str:
+    state, steps, latest, left = entry.state, "", "", ""
+    if entry.result is not None:
+        steps, latest = f"{entry.result.env_steps:,}", f"{mean_return(entry.result):.4g}"
+    elif state == "running" and (bar := last_bar(last_lines(entry.cell.log, 2000))):
+        steps, left, latest = (
+            f"{int(bar[1]):,}/{entry.cell.config.loop.env_steps:,}",
+            f"{bar[2]} left" if bar[2] else "",
+            bar[3] or "",
+        )
+    told = f"failed ({entry.code})" if state == "failed" else state
+    return f"  {entry.cell.name:<{width}}  {told:<11} {steps:>17}  {latest and 'return ' + latest:<14} {left}".rstrip()
 
 
-def _mean_return(result: Result) -> float:
+def last_bar(lines: Sequence[str]) -> re.Match[str] | None:
+    """What the last progress bar among lines says."""
+    return next((bar for line in reversed(lines) if (bar := BAR.search(line))), None)
+
+
+def mean_return(result: Result) -> float:
     """Of the agent's episodes that have a finite one, else NaN."""
     return float(np.mean([value for value in result.evaluation.get("agent", []) if value is not None] or [np.nan]))
 
 
-def summary(cells: Sequence[Cell]) -> str:
+def summary(board: Sequence[Entry]) -> str:
     """For each variant and environment, the mean over the finished seeds with its standard error."""
     groups: dict[tuple[str, str], list[float]] = {}
-    for cell in cells:
-        scores = groups.setdefault((cell.environment, cell.variant), [])
-        result = cell.result()
-        if result is not None:
-            scores.append(_mean_return(result))
+    for entry in board:
+        returns = groups.setdefault((entry.cell.environment, entry.cell.variant), [])
+        if entry.result is not None:
+            returns.append(mean_return(entry.result))
     width = max(len(variant) for _, variant in groups)
     lines = []
-    for (environment, variant), scores in groups.items():
+    for (environment, variant), returns in groups.items():
         told = "no seed finished"
-        if scores:
-            error = f" +- {np.std(scores, ddof=1) / len(scores) ** 0.5:.2f}" if len(scores) > 1 else ""
-            told = f"{np.mean(scores):10.2f}{error} ({counted(len(scores), 'seed')})"
+        if returns:
+            error = f" +- {np.std(returns, ddof=1) / len(returns) ** 0.5:.2f}" if len(returns) > 1 else ""
+            told = f"{np.mean(returns):10.2f}{error} ({counted(len(returns), 'seed')})"
         lines.append(f"  {environment}  {variant:<{width}} {told}")
     return "\n".join(lines)
-
-
-def _clock(seconds: float) -> str:
-    """
-    >>> _clock(75), _clock(7500)
-    ('1 min', '2 h 5 min')
-    """
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -8,32 +8,33 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 
-def train_here(words: Sequence[str], log: Path, folder: Path, environment: Mapping[str, str]) -> int:
+def train_here(words: Sequence[str], log: Path, folder: Path, threads: int) -> int:
     """``python -m stormlit train`` in this process, its output appended to a file; returns its exit code.
 
     folder: where relative paths of the words, and modules of the user's, are looked for.
-    environment: variables that libraries read when they are loaded.
     """
-    os.environ.update(environment)
+    os.environ.update(thread_variables(threads))
     os.chdir(folder)
     # What Slurm's jobs are warned with before their time is over; SIGUSR1 lets a training save and end.
     signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    sys.argv = ["stormlit", "train", *words]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab", buffering=0) as file:
         begin_part(file)
-        for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
-            stream.flush()
+        for number in (1, 2):  # of this process and those it starts
             os.dup2(file.fileno(), number)
-        with (
-            contextlib.redirect_stdout(os.fdopen(os.dup(1), "w")),
-            contextlib.redirect_stderr(os.fdopen(os.dup(2), "w")),
-        ):
-            return _code_of(words)
+    output, errors = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    with output, errors, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            runpy.run_module("stormlit", run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0
 
 
 def begin_part(log: BinaryIO) -> None:
@@ -44,13 +45,6 @@ def begin_part(log: BinaryIO) -> None:
     log.flush()
 
 
-def _code_of(words: Sequence[str]) -> int:
-    sys.argv = ["stormlit", "train", *words]
-    try:
-        runpy.run_module("stormlit", run_name="__main__")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    return 0
+def thread_variables(threads: int) -> dict[str, str]:
+    """What libraries read when they are loaded, each its own."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))

@@ -26,12 +26,13 @@ class CsvTracker(Tracker):
     When to use: where nothing but files is wanted.
     """
 
+    _journal: Journal  # made by ``start``
+
     def __init__(
         self, run_dir: Path, root: Path, *, group: Group = None, tags: Labels = None, notes: Notes = None
     ) -> None:
         super().__init__(run_dir, root, group=group, tags=tags, notes=notes)
         self._tags: dict[str, str] = {}
-        self._journal: Journal | None = None
         self._logged: set[tuple[int, str]] = set()  # before a resume, at the step the run goes on from
 
     def start(
@@ -53,7 +54,7 @@ class CsvTracker(Tracker):
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         rows = ([step, key, float(value)] for key, value in metrics.items() if (step, key) not in self._logged)
-        self._started().write(_lines(rows))
+        self._journal.write(_lines(rows))
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Copy a file or folder to ``artifacts/<folder>/``; what lies in the run's folder already stays where it is."""
@@ -67,7 +68,7 @@ class CsvTracker(Tracker):
             shutil.copy2(path, target)
 
     def flush(self) -> None:
-        self._started().sync()
+        self._journal.sync()
 
     def where_to_look(self) -> list[str]:
         return [f"metrics     {self.run_dir / 'metrics.csv'}"]
@@ -76,14 +77,9 @@ class CsvTracker(Tracker):
         try:
             self.flush()
         finally:  # how it ended may fit on a disk that has no room for the last rows
-            self._started().close()
+            self._journal.close()
             self._tags["status"] = status
             write_json(self.run_dir / "tags.json", self._tags)
-
-    def _started(self) -> Journal:
-        if self._journal is None:
-            raise RuntimeError("the tracker has not been started")
-        return self._journal
 
     def _forget_after(self, step: int, file: Path) -> None:
         """Rewrite the file without what the run will log again, and remember what it has at ``step`` itself."""

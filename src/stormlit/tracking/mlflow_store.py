@@ -1,4 +1,4 @@
-"""The calls of MLflow: beginning, continuing and ending a run, its metrics and its files.
+"""The calls of MLflow: beginning, continuing and ending a run, its metrics, its files, and its database when moved.
 
 MLflow is imported only when a store is opened: the import takes seconds, and stormlit works without the package.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import itertools
 import math
 import os
@@ -21,9 +22,7 @@ from typing import Any
 
 from stormlit.errors import ConfigError
 from stormlit.tracking.base import warn
-from stormlit.tracking.mlflow_database import MODEL_TRAINING, keep_artifacts_beside, sqlite_uri
-from stormlit.tracking.sender import first_line
-from stormlit.tracking.spool import Entry
+from stormlit.tracking.journal import Entry, first_line
 
 # Set only where the user has not. By default MLflow retries a server that is down for minutes, warning each time,
 # announces every database migration, reports usage, and prints addresses into the output of others.
@@ -35,12 +34,12 @@ _ENVIRONMENT_DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
-# MLflow's codes for a store that may be right and is only out of reach.
-_OUT_OF_REACH = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
+# The tag of stormlit's experiments, or MLflow's page takes them for some with language models, and shows them so.
+_MODEL_TRAINING = ("mlflow.experimentKind", "custom_model_development")
 
 
 class MlflowStore:
-    """One run of an MLflow store.  Every method but ``open`` raises what MLflow raises.
+    """One run of an MLflow store.  Methods raise what MLflow raises, and ``ConfigError`` where it is not installed.
 
     MLflow keeps a metric point under (run, key, step, time, value) and ignores one that it has, in a database and
     through a server alike. That is why a batch whose answer was lost can be sent again as it is.
@@ -53,32 +52,20 @@ class MlflowStore:
         self, uri: str | None, run_dir: Path, root: Path, run_id: str = "", named_by: str = "tracking.uri"
     ) -> None:
         self._database = root / "mlflow.db" if uri is None else None
-        self.uri = uri or sqlite_uri(root / "mlflow.db")
+        self.uri = uri or _sqlite_uri(root / "mlflow.db")
         self.where = re.sub(r"(//[^/@:]*):[^/@]*@", r"\1:***@", self.uri)
         self.named_by, self.named = named_by, f"{named_by}={self.where}"
         self.run_id = run_id
         self._on_server = self.uri.startswith(("http:", "https:", "databricks"))
         self._run_dir, self._root = run_dir, root
-        self._client: Any = None
 
-    def open(self) -> None:
-        """Make the client, and the tables of a new SQLite file; raises ``ConfigError`` where MLflow cannot work."""
+    @functools.cached_property
+    def _client(self) -> Any:
+        """MLflow's client; a new SQLite file gets its tables here."""
         for variable, value in _ENVIRONMENT_DEFAULTS.items():
             os.environ.setdefault(variable, value)
         try:
-            Path.home()  # MLflow asks for it when it is imported
-        except RuntimeError as error:
-            raise ConfigError(
-                "tracking=mlflow: MLflow needs a home directory and there is none: set HOME to a folder, such as "
-                "`export HOME=/tmp`, or use tracking=csv"
-            ) from error
-        try:
             from mlflow import MlflowClient
-
-            if not self._on_server:
-                import mlflow.store.db.utils as databases
-
-                databases.MAX_RETRY_COUNT = 3  # by default one that cannot be opened is tried for 102 s
         except ImportError as error:
             raise ConfigError("tracking=mlflow needs MLflow: `pip install mlflow`, or use tracking=csv") from error
         self._root.mkdir(parents=True, exist_ok=True)
@@ -86,65 +73,48 @@ class MlflowStore:
         with (self._root / ".mlflow.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self._database is not None and self._database.exists():
-                keep_artifacts_beside(self._database)
-            # MLflow also makes the folder that an SQLite URI would name if nothing in it were escaped.
-            unescaped = Path(self.uri.removeprefix("sqlite:///")).parents if self._database is not None else ()
-            strays = [folder for folder in unescaped if not folder.exists()]
-            try:
-                self._client = MlflowClient(tracking_uri=self.uri)
-            finally:
-                for folder in strays:
-                    with contextlib.suppress(OSError):
-                        folder.rmdir()
+                _keep_artifacts_beside(self._database)
+            return MlflowClient(tracking_uri=self.uri)
 
-    def create(self, experiment: str, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
-        """Begin a run and return its id.  params: flat."""
+    def create(self, experiment: str, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Begin a run.  params: flat."""
+        run = self._client.create_run(self._experiment_id(experiment), run_name=name, tags=dict(tags))
         from mlflow.entities import Param
 
-        run = self._client.create_run(self._experiment_id(experiment), run_name=name, tags=dict(tags))
         self.run_id = str(run.info.run_id)
         self._client.log_batch(self.run_id, params=[Param(key, value) for key, value in params.items()])
-        return self.run_id
 
     def find(self) -> None:
         """Raises unless the store has the run; ``ConfigError`` where it has been deleted there."""
         run = self._client.get_run(self.run_id).info
         self._refuse_deleted_experiment(self._client.get_experiment(run.experiment_id))
         if run.lifecycle_stage == "deleted":
-            restore = _command(self.where, "runs", "restore", "--run-id", self.run_id)
+            restore = self._command("runs", "restore", "--run-id", self.run_id)
             raise ConfigError(f"run {self.run_id} has been deleted in {self.where}; restore it with `{restore}`")
 
     def send(self, entries: list[Entry]) -> None:
         """See ``Store.send``; raises ``ConfigError`` where the run or its experiment has been deleted."""
+        first = entries[0]
         try:
-            self._send(entries)
+            if "points" in first:
+                self._log_points(entries)
+            elif "artifact" in first:
+                self._log_artifact(self._run_dir / first["artifact"], first["folder"])
+            elif "resume" in first:
+                self._resume(first["resume"], first["tags"])
+            elif "end" in first:
+                self._client.set_terminated(self.run_id, first["end"], end_time=first["time"])
         except Exception as error:
-            if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
-                raise ConfigError(
-                    f"{self.named}: there is no run {self.run_id} there: it was deleted for good, or recorded in "
-                    "another store, which tracking.uri=... names"
-                ) from error
             if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
                 self.find()
             raise
-
-    def _send(self, entries: list[Entry]) -> None:
-        first = entries[0]
-        if "points" in first:
-            self._log_points(entries)
-        elif "artifact" in first:
-            self._log_artifact(self._run_dir / first["artifact"], first["folder"])
-        elif "resume" in first:
-            self._resume(first["resume"], first["tags"])
-        elif "end" in first:
-            self._client.set_terminated(self.run_id, first["end"], end_time=first["time"])
 
     def _log_points(self, entries: list[Entry]) -> None:
         from mlflow.entities import Metric
 
         points = [
             # MLflow has no infinity: databases would turn it into the largest number there is.
-            Metric(key, float(value) if abs(float(value)) < math.inf else math.nan, entry["time"], entry["step"])
+            Metric(key, float(value) if math.isfinite(float(value)) else math.nan, entry["time"], entry["step"])
             for entry in entries
             for key, value in entry["points"].items()
         ]
@@ -163,7 +133,7 @@ class MlflowStore:
 
         before = self._client.get_run(self.run_id).data.params
         # Parameters may not change in MLflow: what was changed for going on is told by tags.
-        changed = {f"resumed.{key}": value for key, value in params.items() if not _same(key, before.get(key), value)}
+        changed = {f"resumed.{key}": value for key, value in params.items() if before.get(key) != value}
         self._client.update_run(self.run_id, status="RUNNING")
         self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in {**tags, **changed}.items()])
 
@@ -171,11 +141,9 @@ class MlflowStore:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             # A server knows where its artifacts go; a bare database would put them under the working directory.
-            location = None if self._on_server else (self._root / "artifacts").as_uri()
+            place = None if self._on_server else (self._root / "artifacts").as_uri()
             try:
-                return str(
-                    self._client.create_experiment(name, artifact_location=location, tags=dict([MODEL_TRAINING]))
-                )
+                return str(self._client.create_experiment(name, artifact_location=place, tags=dict([_MODEL_TRAINING])))
             except Exception:  # a run started at the same moment may have created it
                 experiment = self._client.get_experiment_by_name(name)
                 if experiment is None:
@@ -185,11 +153,14 @@ class MlflowStore:
 
     def _refuse_deleted_experiment(self, experiment: Any) -> None:
         if experiment.lifecycle_stage == "deleted":
-            restore = _command(self.where, "experiments", "restore", "--experiment-id", experiment.experiment_id)
+            restore = self._command("experiments", "restore", "--experiment-id", str(experiment.experiment_id))
             raise ConfigError(
                 f"tracking.experiment={experiment.name} has been deleted in {self.where}; restore it with `{restore}`, "
                 "or start new runs with another tracking.experiment"
             )
+
+    def _command(self, *words: str) -> str:
+        return f"MLFLOW_TRACKING_URI={shlex.quote(self.where)} {mlflow_program()} {shlex.join(words)}"
 
 
 class MachineLoad(threading.Thread):
@@ -237,18 +208,35 @@ def mlflow_program() -> str:
     return shlex.quote(str(Path(sys.executable).with_name("mlflow")))
 
 
-def _command(uri: str, *words: object) -> str:
-    return f"MLFLOW_TRACKING_URI={shlex.quote(uri)} {mlflow_program()} {shlex.join(map(str, words))}"
+def _sqlite_uri(file: Path) -> str:
+    """The URI by which MLflow finds the SQLite file; only newer versions of SQLAlchemy decode what is in it."""
+    if not {"%", "?"} & set(str(file)):
+        return f"sqlite:///{file}"
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(file)).render_as_string()
 
 
-def _same(key: str, before: str | None, now: str) -> bool:
-    """Whether a parameter has not changed; one folder may be spelt in several ways."""
-    if key == "run.dir" and before is not None:
-        return os.path.realpath(os.path.expanduser(before)) == os.path.realpath(os.path.expanduser(now))
-    return before == now
+def _keep_artifacts_beside(database: Path) -> None:
+    """Make experiments whose artifacts were beside the database, before both were moved, keep them there again.
 
-
-def out_of_reach(error: Exception) -> bool:
-    """Whether an error of ``MlflowStore`` may pass by itself, rather than being the configuration's fault."""
-    busy = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
-    return busy or isinstance(error, OSError) or getattr(error, "error_code", None) in _OUT_OF_REACH
+    MLflow writes down absolute paths, and would make the old folder anew. Experiments that were not made by stormlit,
+    or with a place of their own, are left as they are.
+    """
+    here = (database.parent / "artifacts").as_uri()
+    with contextlib.closing(sqlite3.connect(database, timeout=20)) as connection, connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiment_tags'").fetchone():
+            return  # a process died before it had made the tables
+        moved = connection.execute(
+            "SELECT artifact_location || '/', ? || '/', experiment_id FROM experiments "
+            "JOIN experiment_tags USING (experiment_id) WHERE key = ? AND value = ? "
+            "AND artifact_location LIKE 'file:%/artifacts' AND artifact_location <> ?",
+            (here, *_MODEL_TRAINING, here),
+        ).fetchall()
+        connection.executemany(
+            "UPDATE runs SET artifact_uri = replace(artifact_uri, ?, ?) WHERE experiment_id = ?", moved
+        )
+        connection.executemany(
+            "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?",
+            [(here, experiment) for *_, experiment in moved],
+        )

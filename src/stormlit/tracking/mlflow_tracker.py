@@ -15,13 +15,13 @@ from typing import Annotated
 from stormlit.errors import ConfigError
 from stormlit.registry import Option, leaves, register
 from stormlit.tracking.base import Group, Labels, Notes, Params, RunStatus, Tags, Tracker, warn
-from stormlit.tracking.mlflow_store import MachineLoad, MlflowStore, mlflow_program, out_of_reach
-from stormlit.tracking.sender import Sender, first_line, send_all
-from stormlit.tracking.spool import Backlog, Entry, Spool
+from stormlit.tracking.journal import LANES, Entry, Sender, Spool, described, first_line, send_pending
+from stormlit.tracking.mlflow_store import MachineLoad, MlflowStore, mlflow_program
 
 LONGEST_NAME = 250  # MLflow's limit
 EXPERIMENT = "stormlit"
 NOTE = "mlflow.note.content"  # what MLflow shows as a run's description
+LONGEST_END, LONGEST_STOP = 30.0, 10.0  # seconds for sending the rest of a finished run, and of any other
 URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
 
 # Where a run is, how long it is, and who watches it changes no value that it logs.
@@ -37,11 +37,11 @@ class MlflowTracker(Tracker):
 
     Everything is written to a spool in ``<run_dir>/spool`` first, and brought to the store by a thread: a store that is
     down or slow keeps nobody waiting, and what it could not take is sent when it is back, when the run is resumed, or
-    by ``stormlit sync``. What is logged is in the store once in the end.
+    by ``stormlit sync``. In the end the store has each point once.
 
     A run that is resumed logs the steps after its checkpoint again. A metric that the spool has at such a step is not
     recorded twice: the first value stays, and the second would be the same but for measured times. If the run goes on
-    with another configuration, which makes another future, a value that differs is recorded beside the first.
+    with another configuration, a value that differs is recorded beside the first.
 
     The tracking URI is that of the option, of MLFLOW_TRACKING_URI, or ``sqlite:///<root>/mlflow.db``, whichever is set
     first; a run goes on in the one in which it began. MLFLOW_EXPERIMENT_NAME takes the place of the default experiment.
@@ -49,6 +49,12 @@ class MlflowTracker(Tracker):
 
     When to use: the default.
     """
+
+    # Made by ``start``.
+    _store: MlflowStore
+    _spool: Spool
+    _sender: Sender
+    _load: MachineLoad | None = None
 
     def __init__(
         self,
@@ -69,17 +75,11 @@ class MlflowTracker(Tracker):
         notes: Notes = None,
     ) -> None:
         super().__init__(run_dir.resolve(), root.resolve(), group=group, tags=tags, notes=notes)
-        self._uri = uri
-        self._experiment = experiment
-        self._flush_seconds = flush_seconds
-        self._system_metrics = system_metrics
-        self._store: MlflowStore | None = None
-        self._spool: Spool | None = None
-        self._sender: Sender | None = None
-        self._load: MachineLoad | None = None
-        # Before a resume, at the steps that come again: the value, and under which configuration it was logged.
-        self._logged: dict[tuple[str, int], tuple[float, int]] = {}
-        self._future = 0  # how often the configuration has changed
+        self._uri, self._experiment = uri, experiment
+        self._flush_seconds, self._system_metrics = flush_seconds, system_metrics
+        # Of the steps that come again after a resume: what was logged with this configuration, and with any.
+        self._logged: set[tuple[str, int]] = set()
+        self._values: set[tuple[str, int, float | str]] = set()
         self._infinite: set[str] = set()  # metrics that a warning has named
 
     def start(
@@ -99,16 +99,15 @@ class MlflowTracker(Tracker):
             self._experiment = os.environ.get(EXPERIMENT_VARIABLE) or EXPERIMENT
         self._experiment = begun.get("experiment", self._experiment)
         try:
-            store.open()
             if run_id is None:
                 store.create(self._experiment, name, flat, tags)
             else:
                 store.find()
         except ConfigError:
             raise
-        # The store may fail in many ways (connection, SQL, permissions, an unknown run), all the configuration's fault.
+        # The store may fail in many ways (connection, SQL, permissions, an unknown run).
         except Exception as error:
-            if run_id is None or not out_of_reach(error):
+            if run_id is None or getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
                 what = "start a run" if run_id is None else f"continue run {run_id}"
                 raise ConfigError(
                     f"{store.named}: MLflow could not {what} there ({first_line(error)}); "
@@ -120,7 +119,7 @@ class MlflowTracker(Tracker):
         if run_id is None:
             self._spool.append({"begin": flat, "experiment": self._experiment, "store": store.named_by})
         else:
-            first_sample = self._remember(flat, from_step)
+            first_sample = self._remember(flat, from_step or 0)
             self._spool.append({"resume": flat, "tags": dict(tags)})
         if self._system_metrics:
             self._load = MachineLoad(self.log, store.uri, store.run_id, first_sample)
@@ -128,93 +127,94 @@ class MlflowTracker(Tracker):
         return store.run_id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        points = {_name(key): float(value) for key, value in metrics.items()}
-        points = {key: value for key, value in points.items() if not self._is_repeated(key, step, value)}
-        for key in [key for key, value in points.items() if math.isinf(value) and key not in self._infinite]:
-            self._infinite.add(key)
-            warn("%s is %s at step %d: MLflow has no infinity, and shows such a value as NaN", key, points[key], step)
+        points: dict[str, float | str] = {}
+        for key, value in ((_name(key), float(value)) for key, value in metrics.items()):
+            written = value if math.isfinite(value) else str(value)
+            if (key, step) in self._logged or (key, step, written) in self._values:
+                continue
+            points[key] = written
+            if math.isinf(value) and key not in self._infinite:
+                self._infinite.add(key)
+                warn("%s is %s at step %d: MLflow has no infinity, and shows such a value as NaN", key, value, step)
         if points:
-            written = {key: value if math.isfinite(value) else str(value) for key, value in points.items()}
-            self._started().append({"points": written, "step": int(step), "time": _now()})
+            self._spool.append({"points": points, "step": int(step), "time": _now()})
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """See ``Tracker.artifact``; the file is read when it is sent, and must stay till then."""
-        path = path.resolve()
-        if path.is_relative_to(self.run_dir):  # found again when the run has been moved
-            path = path.relative_to(self.run_dir)
-        self._started().append({"artifact": str(path), "folder": folder})
+        self._keep(self._spool, path, folder)
 
     def flush(self) -> None:
         """Make the disk hold everything logged so far. The store gets it when it can."""
-        self._started().sync()
+        self._spool.sync()
 
     def where_to_look(self) -> list[str]:
-        store = self._store or self._store_of({}, "")
+        store = self._store
         source = f"from {URI_VARIABLE}; " if store.named_by == URI_VARIABLE else ""
         experiment = self._experiment
         if experiment == os.environ.get(EXPERIMENT_VARIABLE):
             experiment += f" from {EXPERIMENT_VARIABLE}"
         lines = [f"MLflow      {store.where}  ({source}experiment {experiment}, run id {store.run_id})"]
         if store.uri.startswith("sqlite:"):
-            uri = shlex.quote(store.where)
-            lines.append(
-                f"to see it   {mlflow_program()} ui --backend-store-uri {uri}   then open http://127.0.0.1:5000"
-            )
+            see = f"{mlflow_program()} ui --backend-store-uri {shlex.quote(store.where)}"
+            lines.append(f"to see it   {see}   then open http://127.0.0.1:5000")
         return lines
 
     def finish(self, status: RunStatus) -> None:
-        """Send the rest and close the run. A store that does not answer is waited for during a few seconds only."""
-        spool = self._started()
+        """Send the rest and close the run. A store that does not answer is waited for during some seconds only."""
+        spool, sender = self._spool, self._sender
         if self._load is not None:
             self._load.stop()
         spool.append({"end": status, "time": _now()})
-        spool.sync()
-        if self._sender is not None:
-            # A run that is stopped from outside may have little time left.
-            if not self._sender.drain(at_most=30.0 if status == "FINISHED" else 10.0):
-                sync = f"send them with `stormlit sync {shlex.quote(str(self.run_dir))}`"
-                refusal = self._sender.refusal
-                warn(
-                    "%s were not sent to %s and are kept in %s; %s",
-                    spool.backlog(),
-                    self._sender.store.where,
-                    spool.path,
-                    f"{refusal}, then {sync}" if refusal else sync,
-                )
-            self._sender.stop()
+        with contextlib.suppress(OSError):  # which has been told
+            spool.sync()
+        # A run that is stopped from outside may have little time left.
+        patience = LONGEST_END if status == "FINISHED" and not sender.failing else LONGEST_STOP
+        if not sender.finish(patience):
+            warn(
+                "%s were not sent to %s and are kept in %s%s; send them with `stormlit sync %s`",
+                spool.backlog(),
+                sender.store.where,
+                spool.path,
+                "".join(f" ({first_line(error)})" for error in list(sender.failing.values())[:1]),
+                shlex.quote(str(self.run_dir)),
+            )
         spool.close()
 
     def keep(self, run_id: str, path: Path, folder: str = "") -> None:
         """Note a further file of a run that nobody records any more, for ``send_backlog`` to send."""
-        path = path.resolve()
-        if path.is_relative_to(self.run_dir):
-            path = path.relative_to(self.run_dir)
         with contextlib.closing(Spool(self._spool_of(run_id))) as spool:
-            spool.append({"artifact": str(path), "folder": folder})
+            self._keep(spool, path, folder)
             spool.sync()
 
-    def send_backlog(self) -> Backlog:
-        """Send what the runs of this folder could not, without starting anything; returns how much that was.
+    def send_backlog(self) -> str:
+        """Send what the runs of this folder could not, without starting anything; returns how much, in words.
 
         Raises ``ConfigError`` when the store does not take it. No other process may be recording the run.
         """
-        sent = Backlog()
+        sent: list[Entry] = []
         for path in sorted((self.run_dir / "spool").glob("*.spool")):
             with contextlib.closing(Spool(path)) as spool:
                 if spool.all_sent():
                     continue
                 store = self._store_of(self._begun(path.stem), path.stem)
                 try:
-                    store.open()
-                    send_all(spool, store, sent)
+                    for lane in LANES:
+                        for entries in send_pending(spool, store, lane):
+                            sent += entries
                 except ConfigError:
                     raise
                 except Exception as error:
                     raise ConfigError(
                         f"{store.named}: {spool.backlog()} of run {path.stem} are still to be sent "
-                        f"({first_line(error)}); check that it is right and reachable (sent before that: {sent})"
+                        f"({first_line(error)}); check that it is right and reachable"
                     ) from error
-        return sent
+        return described(sent)
+
+    def _keep(self, spool: Spool, path: Path, folder: str) -> None:
+        path = path.resolve()
+        if path.is_relative_to(self.run_dir):  # found again when the run has been moved
+            path = path.relative_to(self.run_dir)
+        spool.append({"artifact": str(path), "folder": folder})
 
     def _spool_of(self, run_id: str) -> Path:
         return self.run_dir / "spool" / f"{run_id}.spool"
@@ -239,39 +239,31 @@ class MlflowTracker(Tracker):
             )
         return MlflowStore(variable, self.run_dir, self.root, run_id, URI_VARIABLE)
 
-    def _remember(self, params: Mapping[str, str], from_step: int | None) -> int:
-        """Read from the spool what was logged at steps that come again, and with which parameters.
+    def _remember(self, params: Mapping[str, str], from_step: int) -> int:
+        """Read from the spool what was logged at steps that come again.
 
         Returns the number of the next sample of the machine's load.
         """
         before: Mapping[str, str] = {}
-        next_sample = future = 0
-        for entry in self._started().entries():
+        next_sample = 0
+        for entry in self._spool.entries():
             now: Mapping[str, str] = entry.get("begin") or entry.get("resume") or before
-            future += _differ(now, before)
+            if _differ(now, before):
+                self._logged.clear()
             before = now
             for key, value in entry.get("points", {}).items():
                 if key.startswith("system/"):
                     next_sample = max(next_sample, entry["step"] + 1)
-                elif from_step is not None and entry["step"] >= from_step:
-                    self._logged[key, entry["step"]] = float(value), future
-        self._future = future + _differ(params, before)
+                elif entry["step"] >= from_step:
+                    self._logged.add((key, entry["step"]))
+                    self._values.add((key, entry["step"], value))
+        if _differ(params, before):
+            self._logged.clear()
         return next_sample
-
-    def _is_repeated(self, key: str, step: int, value: float) -> bool:
-        if (key, step) not in self._logged:
-            return False
-        before, future = self._logged[key, step]
-        return future == self._future or before == value or (math.isnan(before) and math.isnan(value))
-
-    def _started(self) -> Spool:
-        if self._spool is None:
-            raise RuntimeError("the tracker has not been started")
-        return self._spool
 
 
 def _differ(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
-    """Whether two configurations make different futures."""
+    """Whether runs of two configurations log different values."""
     keys = first.keys() | second.keys()
     return any(first.get(key) != second.get(key) for key in keys if not key.startswith(CHANGES_NO_VALUE))
 

@@ -1,0 +1,87 @@
+"""The means of what is logged between two steps, summed where the values are."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stormlit.storm.training import MetricBuffer
+
+
+def test_buffer_means_since_the_last_drain() -> None:
+    buffer = MetricBuffer()
+    buffer.add("agent", {"entropy": torch.tensor(1.0, requires_grad=True), "updates": 4})
+    buffer.add("agent", {"entropy": torch.tensor([2.0], dtype=torch.bfloat16), "updates": 2})
+    buffer.add("agent", {"entropy": torch.tensor(6), "loss": torch.tensor(0.5)})  # another set of keys
+    buffer.add("", {"env_steps": 7})
+    assert buffer.drain() == {"agent/entropy": 3.0, "agent/updates": 3.0, "agent/loss": 0.5, "env_steps": 7.0}
+    assert buffer.drain() == {}
+
+
+def test_buffer_shows_nan() -> None:
+    buffer = MetricBuffer()
+    for value in (1.0, math.nan, 2.0):
+        buffer.add("x", {"tensor": torch.tensor(value), "float": value, "fine": torch.tensor(1.0)})
+    drained = buffer.drain()
+    assert math.isnan(drained["x/tensor"]) and math.isnan(drained["x/float"]) and drained["x/fine"] == 1.0
+
+
+class CountTransfers(TorchDispatchMode):
+    """Counts the operations that copy a value to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten._to_copy.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_adding_never_waits_for_the_device() -> None:
+    buffer = MetricBuffer()
+    values = {"a": torch.tensor(1.0), "b": torch.tensor(2.0)}
+    with CountTransfers() as transfers:
+        buffer.add("x", values)
+        buffer.add("x", values)
+        assert transfers.count == 0
+        values["a"].item()
+        assert transfers.count == 1, "the counter itself works"
+    # Reading a value of the meta device raises, so this would fail at any host copy.
+    buffer.add("y", {"a": torch.empty((), device="meta")})
+    buffer.add("y", {"a": torch.empty((), device="meta")})
+
+
+def test_buffer_takes_values_made_in_inference_mode() -> None:
+    buffer = MetricBuffer()
+    with torch.inference_mode():
+        buffer.add("x", {"a": torch.tensor(1.0)})
+    buffer.add("x", {"a": torch.tensor(3.0)})
+    assert buffer.drain() == {"x/a": 2.0}
+
+
+def test_buffer_state_survives_a_checkpoint(tmp_path: Path) -> None:
+    buffer = MetricBuffer()
+    buffer.add("x", {"a": torch.tensor(1.0), "b": 5.0})
+    torch.save(buffer.state_dict(), tmp_path / "state.pt")
+    buffer.add("x", {"a": torch.tensor(100.0), "b": 100.0})  # must not reach the state taken before
+    restored = MetricBuffer()
+    restored.add("old", {"c": 1.0})
+    restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    restored.add("x", {"a": torch.tensor(2.0), "b": 6.0})
+    assert restored.drain() == {"x/a": 1.5, "x/b": 5.5}
+
+
+def test_sums_from_a_checkpoint_go_on_where_the_values_are() -> None:
+    """Or a resumed run would add in another order than an unbroken one, and forget a part of the skipped calls."""
+    buffer, valid = MetricBuffer(), torch.tensor(True)
+    buffer.add("x", {"a": torch.tensor(1.0)}, valid=valid)
+    restored = MetricBuffer()
+    restored.load_state_dict(buffer.state_dict())
+    restored.add("x", {"a": torch.empty((), device="meta")}, valid=valid.to("meta"))
+    [(keys, sums, calls)] = restored.state_dict()["on_device"]
+    assert keys == ["x/a", "x/skipped"] and sums.device.type == "meta" and calls == 2
