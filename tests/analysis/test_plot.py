@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from stormlit.analysis.dream import Dream, Views
 from stormlit.analysis.evaluate import Evaluation
 from stormlit.analysis.pictures import dream_picture
-from stormlit.analysis.returns_plot import plot_returns, running_mean
+from stormlit.analysis.plots import plot_returns, running_mean
 from stormlit.cli import main
 from stormlit.data import Episode
 from training import SMALL

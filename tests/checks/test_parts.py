@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from small import ACTIONS, HIDDEN, LATENT, random_tokens, small_part
-from stormlit.checks.action_laws import spaces_for
-from stormlit.checks.laws import LAWS, broken_laws, surroundings
+from stormlit.checks.laws import LAWS, broken_laws, spaces_for, surroundings
 from stormlit.errors import ConfigError
 from stormlit.registry import build, fill, kinds, names, part_class, schema
 

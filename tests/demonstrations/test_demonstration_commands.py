@@ -10,7 +10,7 @@ import pytest
 from recorded import as_official, catch, counted, write_pickle
 from stormlit.cli import main
 from stormlit.demonstrations import Origin, read_demonstration, write_npz
-from stormlit.demonstrations.data import SHAPES
+from stormlit.demonstrations.files import SHAPES
 from training import refusal, train
 
 CATCH_WORDS = ("env.id=stormlit/Catch-v0", "env.size=16")

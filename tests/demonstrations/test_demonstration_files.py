@@ -17,7 +17,7 @@ import pytest
 
 from recorded import as_official, catch, counted, write_pickle
 from stormlit.demonstrations import Demonstration, Origin, read_demonstration, write_npz
-from stormlit.demonstrations.data import SHAPES
+from stormlit.demonstrations.files import SHAPES
 from stormlit.errors import DemonstrationError
 
 ORIGIN = Origin("stormlit/Catch-v0", 3, ["LEFT", "NOOP", "RIGHT"], {"size": 16, "atari": {"frame_skip": 4}}, "random")

@@ -16,7 +16,7 @@ from test_demonstration_files import refusal
 
 from recorded import OFFICIAL, as_official, catch, counted, write_pickle
 from stormlit.demonstrations import read_demonstration
-from stormlit.demonstrations.data import SHAPES
+from stormlit.demonstrations.files import SHAPES
 from stormlit.envs import EnvSettings, VectorEnv
 
 

@@ -149,7 +149,7 @@ def test_environments_do_not_wait_for_one_another() -> None:
 
 
 def test_an_environments_process_does_without_torch() -> None:
-    code = "import sys, stormlit.envs.worker; print('torch' in sys.modules)"
+    code = "import sys, stormlit.envs.hosts; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 

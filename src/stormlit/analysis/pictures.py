@@ -88,11 +88,6 @@ def write_reconstruction_grid(path: Path, dream: Dream) -> Path:
     return write_image(path, np.concatenate([grid, footer]))
 
 
-def write_dream_picture(path: Path, dream: Dream) -> Path:
-    """What was dreamt as one picture, as ``dream_picture`` draws it."""
-    return write_image(path, dream_picture(dream))
-
-
 def dream_picture(dream: Dream) -> np.ndarray:
     """Draw up to eight steps: real frames, below them their reconstructions, below those what was imagined.
 
@@ -141,7 +136,7 @@ def reconstruction_grid(real: np.ndarray, reconstructed: np.ndarray) -> np.ndarr
 
 
 def shown_frames(dream: Dream) -> Views:
-    """The dream's frames; raises ``ValueError`` where no image is seen, which ``runs.curves`` is for."""
+    """The dream's frames; raises ``ValueError`` where no image is seen, which ``plots.write_curves`` is for."""
     if dream.frames is None:
         raise ValueError("the dream has no frames")
     return dream.frames

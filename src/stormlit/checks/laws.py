@@ -5,21 +5,32 @@ A law is a function whose docstring says what holds; where it does not, it raise
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from stormlit.checks.action_laws import POLICY_LAWS, SPACES, action_vectors
-from stormlit.checks.latent_laws import LATENT_LAWS, divergence_of
-from stormlit.checks.objective_laws import OBJECTIVE_LAWS
-from stormlit.checks.sampler_laws import SAMPLER_LAWS
-from stormlit.checks.trials import ask, try_part
+from stormlit.checks.trials import ask, expect_losses, some_reading, try_part
+from stormlit.data import Reading
 from stormlit.errors import PartError, StormlitError
+from stormlit.spaces import ActionSpace
 
 LATENT, ACTIONS, HIDDEN, OUT, EMBED, VECTOR = 16, 3, 32, 5, 24, 6
 LENGTH = 7
+WINDOWS = 50  # that a sampler weighs
+SPACES = (
+    ActionSpace.of(3),
+    ActionSpace.choices("multi_discrete", (3, 2)),
+    ActionSpace.choices("multi_binary", (2, 2)),
+    ActionSpace.box(2),
+)
+DRAWS = 4096  # of a policy
+REACH, STEP = 8.0, 0.05  # of the grid over which a density is integrated
 Pass = tuple[str, Callable[..., Any], tuple[Any, ...]]
 
 
@@ -75,6 +86,39 @@ class Case:
     def fail(self, what: str) -> PartError:
         return PartError(self.who + what)
 
+    def require(self, kept: Any, otherwise: str) -> None:
+        """Raise ``PartError`` with the part's name and what is wrong unless the law is kept."""
+        if not kept:
+            raise self.fail(otherwise)
+
+    @contextlib.contextmanager
+    def unchanged(self, given: Sequence[Tensor], way: str = "") -> Iterator[None]:
+        """Raise ``PartError`` if the block changes a tensor of ``given`` in place."""
+        before = [x.clone() for x in given]
+        yield
+        same = all(torch.equal(x, y) for x, y in zip(given, before, strict=True))
+        self.require(same, f"{way} changes what it is given in place")
+
+    def require_moving_parameters(self, part: Any) -> None:
+        """Raise ``PartError`` unless a gradient has reached every parameter."""
+        for name, parameter in part.named_parameters():
+            moves = not parameter.requires_grad or (parameter.grad is not None and parameter.grad.any())
+            self.require(moves, f": no gradient reaches its parameter '{name}'")
+
+    def require_finite_gradients(self, part: Any) -> None:
+        finite = all(p.grad is None or p.grad.isfinite().all() for p in part.parameters())
+        self.require(finite, " gets gradients that are not finite under bfloat16 autocast")
+
+
+def spaces_for(policy: type) -> list[ActionSpace]:
+    """Those of ``SPACES`` that a policy says it is for; the first of all if it says nothing, to be told about."""
+    return [space for space in SPACES if space.kind in getattr(policy, "fits", ())] or [SPACES[0]]
+
+
+def divergence_of(part: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """The divergence as a function of embeddings (..., E) and hidden states (..., D)."""
+    return lambda embed, hidden: part.divergence(part.posterior(embed), part.prior(hidden))
+
 
 def tokens(part: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Latents, actions and is_first: episodes start at step 3 in the first row, at 2 and 5 in the second."""
@@ -98,20 +142,16 @@ def rows_apart(case: Case) -> None:
     """in evaluation mode a row's answer depends on that row alone, not on chance, and changes nothing it is given"""
     part = case.part()
     for way, function, given in case.passes(part):
-        before = [x.clone() for x in given]
         with torch.no_grad():
-            whole = ask(f"{case.who}{way}", function, *given)
-            if not all(torch.equal(x, y) for x, y in zip(given, before, strict=True)):
-                raise case.fail(f"{way} changes what it is given in place")
+            with case.unchanged(given, way):
+                whole = ask(f"{case.who}{way}", function, *given)
             again, alone = function(*given), function(*(x[:1] for x in given))
         if way == ": sample":
             continue
-        if not torch.equal(whole, again):
-            raise case.fail(f"{way} gives another answer to the same input in evaluation mode")
+        case.require(torch.equal(whole, again), f"{way} gives another answer to the same input in evaluation mode")
         if not torch.allclose(whole[:1], alone, atol=1e-4, rtol=1e-4):
             raise case.fail(f"{way} lets one row of a batch depend on the others in evaluation mode")
-        if not whole.float().std(dim=0).any():
-            raise case.fail(f"{way} gives the same answer whatever it is given")
+        case.require(whole.float().std(dim=0).any(), f"{way} gives the same answer whatever it is given")
 
 
 def trains(case: Case) -> None:
@@ -124,17 +164,13 @@ def trains(case: Case) -> None:
         if output.requires_grad:
             (output.float() * torch.randn(output.shape)).sum().backward()
         arrived = any(x.grad is not None and x.grad.any() for x in given)
-        if not arrived and case.kind == "latent":
-            raise case.fail(f"{way} passes no gradient to what it is given")
+        case.require(arrived or case.kind != "latent", f"{way} passes no gradient to what it is given")
         reached |= arrived
-    if not reached:
-        raise case.fail(" passes no gradient to what it is given")
+    case.require(reached, " passes no gradient to what it is given")
     if hasattr(part, "auxiliary"):  # as the codes of a codebook, which no sample moves
         for term in part.auxiliary(part.posterior(torch.randn(4, 3, EMBED))).terms.values():
             term.backward(retain_graph=True)
-    for name, parameter in part.named_parameters():
-        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any()):
-            raise case.fail(f": no gradient reaches its parameter '{name}'")
+    case.require_moving_parameters(part)
 
 
 def mixed_precision(case: Case) -> None:
@@ -158,8 +194,7 @@ def mixed_precision(case: Case) -> None:
             raise case.fail(f"{way} gives {mixed.dtype} under bfloat16 autocast where float32 is expected")
         if mixed.requires_grad:
             mixed.float().square().sum().backward()
-    if not all(p.grad is None or p.grad.isfinite().all() for p in part.parameters()):
-        raise case.fail(" gets gradients that are not finite under bfloat16 autocast")
+    case.require_finite_gradients(part)
 
 
 def any_memory_order(case: Case) -> None:
@@ -171,8 +206,7 @@ def any_memory_order(case: Case) -> None:
         part.to(memory_format=torch.channels_last)
         other = given.to(memory_format=torch.channels_last) if given.ndim == 4 else given
         seen = ask(f"{case.who} in channels-last form", part, other)
-        if not torch.allclose(seen, plain, atol=1e-4, rtol=1e-4):
-            raise case.fail(" gives something else in channels-last form")
+        case.require(torch.allclose(seen, plain, atol=1e-4, rtol=1e-4), " gives something else in channels-last form")
 
 
 def causal(case: Case) -> None:
@@ -233,8 +267,7 @@ def _remembers(case: Case, part: Any, known: int, tolerance: float) -> None:
             raise case.fail(
                 f"{where} is off by {off:.2g} from the full pass (rows with is_first are cut from the memory first)"
             )
-    if not torch.equal(hidden, kept):
-        raise case.fail(": stepping, or cutting the memory, changes the hidden states given before")
+    case.require(torch.equal(hidden, kept), ": stepping, or cutting the memory, changes the hidden states given before")
 
 
 def full(case: Case) -> None:
@@ -294,16 +327,284 @@ def carried(case: Case) -> None:
                 raise case.fail(f": step {t} changes the shapes or dtypes of its memory's tensors()")
 
 
+def action_vectors(case: Case) -> None:
+    """if it takes actions as vectors too, a one-hot is the same to it as its number"""
+    part = case.part()
+    latent, action, is_first = case.passes(part)[0][2]
+    one_hot = F.one_hot(action, case.given[1]).float()
+    with torch.no_grad():
+        hidden = part(latent, action, is_first)
+        try:
+            seen = part(latent, one_hot, is_first)
+        except Exception:  # it is for discrete actions alone, and refused for others when it is built
+            return
+        stepped = ask(f"{case.who}: step", part.step, latent[:, 0], one_hot[:, 0], part.empty(2, 1))
+        same = (seen.shape == hidden.shape) and torch.allclose(seen, hidden, atol=1e-4)
+        if not same or not torch.allclose(stepped, hidden[:, 0], atol=1e-4):
+            raise case.fail(" answers differently to an action's number and to its one-hot vector")
+
+
+def moves_both_sides(case: Case) -> None:
+    """a sample's gradient reaches the frame's embedding, and the divergence's the hidden state that the prior reads"""
+    part = case.part().train()
+    embed, hidden = (torch.randn(4, 3, width).requires_grad_() for width in case.given)
+    sample = part.sample(part.posterior(embed))
+    if sample.requires_grad:
+        (sample * torch.randn(sample.shape)).sum().backward()
+    if embed.grad is None or not embed.grad.any():
+        raise case.fail(": sample passes no gradient to the embedding")
+    nats = part.divergence(part.posterior(embed.detach()).detach(), part.prior(hidden))
+    if nats.requires_grad:
+        nats.sum().backward()
+    if hidden.grad is None or not hidden.grad.any():
+        raise case.fail(": divergence passes no gradient to the prior")
+
+
+def nats_make_sense(case: Case) -> None:
+    """divergences are at least 0, and 0 between equal distributions; entropies are finite; far from 0 too"""
+    part = case.part()
+    for scale in (0.1, 1.0, 10.0):
+        with torch.no_grad():
+            posterior, prior = (
+                getattr(part, side)(scale * torch.randn(64, width))
+                for side, width in zip(("posterior", "prior"), case.given, strict=True)
+            )
+            lowest = min(float(part.divergence(*pair).min()) for pair in ((posterior, prior), (prior, posterior)))
+            between_equals = max(float(part.divergence(x, x).abs().max()) for x in (posterior, prior))
+            entropies = torch.stack([part.entropy(posterior), part.entropy(prior)])
+        case.require(lowest >= -1e-3, f": divergence gives {lowest:.3g} nats where at least 0 is expected")
+        if not between_equals <= 1e-3:
+            raise case.fail(f": divergence gives {between_equals:.3g} nats between equal distributions")
+        case.require(entropies.isfinite().all(), ": entropy is not finite")
+
+
+def leading_axes_are_free(case: Case) -> None:
+    """a distribution may be indexed along its leading axes, of which there may be any number"""
+    part = case.part()
+    with torch.no_grad():
+        embed, hidden = (torch.randn(3, 4, width) for width in case.given)
+        posterior, prior = part.posterior(embed), part.prior(hidden)
+        for where in ((slice(None), slice(1, None)), (0,)):
+            alone = ask(f"{case.who}: posterior", part.posterior, embed[where])
+            if alone.shape != posterior[where].shape or not torch.allclose(alone, posterior[where], atol=1e-4):
+                raise case.fail(": posterior mixes its leading axes")
+            for name, seen, expected in (
+                ("entropy", part.entropy(posterior[where]), part.entropy(posterior)[where]),
+                (
+                    "divergence",
+                    part.divergence(posterior[where], prior[where]),
+                    part.divergence(posterior, prior)[where],
+                ),
+            ):
+                if seen.shape != expected.shape or not torch.allclose(seen, expected, atol=1e-4, rtol=1e-4):
+                    raise case.fail(f": {name} mixes the leading axes")
+
+
+def sample_repeats(case: Case) -> None:
+    """from the same random state comes the same sample"""
+    part, samples = case.part(), []
+    with torch.no_grad():
+        distribution = part.posterior(torch.randn(4, 3, case.given[0]))
+        for _ in range(2):
+            torch.manual_seed(1)
+            samples.append(part.sample(distribution))
+    case.require(torch.equal(*samples), ": sample gives something else from the same random state")
+
+
+def auxiliary_is_named(case: Case) -> None:
+    """what it adds to the loss, if anything, are finite float32 scalars with a name and a scale each"""
+    part = case.part()
+    if hasattr(part, "auxiliary"):
+        posterior = part.posterior(torch.randn(4, 3, case.given[0]))
+        expect_losses(f"{case.who}: auxiliary", ask(f"{case.who}: auxiliary", part.auxiliary, posterior))
+
+
+def adds_a_term(case: Case) -> None:
+    """it returns at least one term, whose gradient reaches every parameter of its own and something that it sees"""
+    part, reading = case.part().train(), some_reading(*case.given)
+    seen = [x.requires_grad_() for x in _tensors(reading)]
+    losses = ask(case.who, part, reading)
+    case.require(losses.terms, " returns no term")
+    total = torch.stack(list(losses.terms.values())).sum()
+    if total.requires_grad:
+        total.backward()
+    case.require(any(x.grad is not None and x.grad.any() for x in seen), " passes no gradient to what it sees")
+    case.require_moving_parameters(part)
+
+
+def leaves_the_reading_alone(case: Case) -> None:
+    """it changes nothing that it sees"""
+    part, reading = case.part(), some_reading(*case.given)
+    with torch.no_grad(), case.unchanged([*_tensors(reading), *reading.batch.tensors()]):
+        ask(case.who, part, reading)
+
+
+def rounds_safely(case: Case) -> None:
+    """under bfloat16 autocast its terms are float32 and about the same, with finite gradients"""
+    part, reading = case.part(), some_reading(*case.given)
+    with torch.no_grad():
+        plain = part(reading).terms
+    reading.hidden = reading.hidden.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = ask(f"{case.who} under bfloat16 autocast", part, reading)
+    expect_losses(f"{case.who} under bfloat16 autocast", losses)
+    for name, term in losses.terms.items():
+        if abs(float(term.detach()) - float(plain[name])) > 0.1 * (1.0 + abs(float(plain[name]))):
+            raise case.fail(f" gives another '{name}' under bfloat16 autocast")
+    torch.stack(list(losses.terms.values())).sum().backward()
+    case.require_finite_gradients(part)
+
+
+def _tensors(reading: Reading) -> list[Tensor]:
+    return [getattr(reading, field.name) for field in fields(reading) if field.name != "batch"]
+
+
+def windows() -> tuple[Tensor, Tensor]:
+    """Uses and losses of windows, the first 10 of which were never drawn."""
+    uses, loss = torch.randint(1, 200, (WINDOWS,)).float(), 3.0 * torch.rand(WINDOWS)
+    uses[:10], loss[:10] = 0.0, float("inf")
+    return uses, loss
+
+
+def probabilities(case: Case, part: Any, uses: Tensor, loss: Tensor) -> Tensor:
+    weights: Tensor = ask(case.who, part, uses, loss)
+    return weights / weights.sum()
+
+
+def fair_weights(case: Case) -> None:
+    """weights are finite and at least 0, those of windows never drawn above 0, whatever uses and losses there are"""
+    part, (uses, loss) = case.part(), windows()
+    for what, given in (
+        ("some windows", (uses, loss)),
+        ("one window that was never drawn", (uses[:1], loss[:1])),
+        ("windows drawn a million times", (uses + 1e6, loss)),
+        ("losses of a million", (uses, loss + 1e6)),
+        ("losses of 0", (uses, torch.where(loss.isinf(), loss, 0.0))),
+    ):
+        weights = ask(f"{case.who} for {what}", part, *given)
+        if not (weights.isfinite().all() and (weights >= 0).all() and weights.sum() > 0):
+            raise case.fail(f" gives weights that are not finite, negative or all 0 for {what}")
+        if not (weights[given[0] == 0] > 0).all():
+            raise case.fail(f" gives a weight of 0 to a window that was never drawn, for {what}")
+
+
+def window_by_window(case: Case) -> None:
+    """the order of the windows does not matter, it gives the same answer twice, and changes nothing it is given"""
+    part, given, order = case.part(), windows(), torch.randperm(WINDOWS)
+    with case.unchanged(given):
+        first = probabilities(case, part, *given)
+    case.require(torch.equal(first, probabilities(case, part, *given)), " gives another answer to the same windows")
+    if not torch.allclose(first[order], probabilities(case, part, *(x[order] for x in given)), atol=1e-6):
+        raise case.fail(" gives a window another weight in another order of the windows")
+
+
+def _output(part: Any, rows: int = 3, scale: float = 0.7) -> Tensor:
+    return scale * torch.randn(rows, part.out_dim)
+
+
+def probabilities_sum_to_one(case: Case) -> None:
+    """the probabilities of all actions sum to 1, and a density integrates to 1"""
+    part, space = case.part(), case.given[0]
+    if space.kind == "box":
+        line = torch.arange(-REACH, REACH, STEP) + STEP / 2
+        actions, cell = torch.cartesian_prod(*[line] * space.dims), STEP**space.dims
+    else:
+        every = torch.tensor(list(itertools.product(*(range(count) for count in space.classes))))
+        actions, cell = (every.squeeze(-1) if space.is_discrete else every), 1.0
+    with torch.no_grad():
+        for output in _output(part):
+            distribution = part(output.expand(len(actions), -1))
+            total = float(part.log_prob(distribution, actions).double().exp().sum()) * cell
+            if abs(total - 1.0) > 0.01:
+                raise case.fail(f": the probabilities of all {space} actions sum to {total:.3g}, not to 1 (log_prob)")
+
+
+def entropy_is_of_samples(case: Case) -> None:
+    """the entropy is the mean of -log_prob over what is drawn, and draws differ"""
+    part, space = case.part(), case.given[0]
+    with torch.no_grad():
+        for output in _output(part):
+            distribution = part(output.expand(DRAWS, -1))
+            drawn = part.sample(distribution)
+            if torch.equal(drawn, drawn[:1].expand_as(drawn)):
+                raise case.fail(f": sample draws the same {space} action every time")
+            surprise = -part.log_prob(distribution, drawn)
+            told, error = float(part.entropy(distribution[0])), float(surprise.std()) / DRAWS**0.5
+            if abs(told - float(surprise.mean())) > 5 * error + 1e-3:
+                raise case.fail(
+                    f": entropy gives {told:.3g} nats for {space} actions, and the mean of -log_prob over "
+                    f"{DRAWS} drawn ones is {float(surprise.mean()):.3g}"
+                )
+
+
+def mode_is_likeliest(case: Case) -> None:
+    """no drawn action is likelier than the mode, and a Box's mode is in [-1, 1]"""
+    part, space = case.part(), case.given[0]
+    with torch.no_grad():
+        distribution = part(_output(part, 64, 2.0)).expand(64, 64, -1)
+        mode = part.mode(distribution)
+        drawn = part.log_prob(distribution, part.sample(distribution))
+        if (drawn > part.log_prob(distribution, mode) + 1e-4).any():
+            raise case.fail(f": a drawn {space} action is likelier than the mode")
+        case.require(space.first_outside(mode.flatten(0, 1).numpy()) is None, f": the mode is outside {space}")
+
+
+def policy_trains(case: Case) -> None:
+    """log_prob and entropy pass gradients to the actor's output, each row to its own alone, and nothing is changed"""
+    part = case.part()
+    output = _output(part, 4)
+    kept = output.clone()
+    with torch.no_grad():
+        action = part.sample(part(output))
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "log_prob": lambda given: part.log_prob(part(given), action),
+        "entropy": lambda given: part.entropy(part(given)),
+    }
+    for name, function in ways.items():
+        given = output.clone().requires_grad_()
+        value = ask(f"{case.who}: {name}", function, given)
+        value[0].backward()
+        if given.grad is None or not given.grad[0].any():
+            raise case.fail(f": {name} passes no gradient to the actor's output")
+        case.require(not given.grad[1:].any(), f": {name} lets one row of a batch depend on the others")
+        case.require(given.grad.isfinite().all(), f": {name} passes a gradient that is not finite")
+    case.require(torch.equal(output, kept), " changes the actor's output in place")
+
+
+def policy_in_mixed_precision(case: Case) -> None:
+    """what it makes of a bfloat16 output is float32, and the same as of that output in float32"""
+    part = case.part()
+    output = _output(part).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        mixed = ask(f"{case.who} under bfloat16 autocast", part, output)
+        mode = part.mode(mixed)
+        values = {"log_prob": part.log_prob(mixed, mode), "entropy": part.entropy(mixed)}
+    with torch.no_grad():
+        plain = part(output.float())
+        expected = {"log_prob": part.log_prob(plain, mode), "entropy": part.entropy(plain)}
+    for name, value in values.items():
+        if value.dtype != torch.float32:
+            raise case.fail(f": {name} is {value.dtype} under bfloat16 autocast where float32 is expected")
+        case.require(torch.allclose(value, expected[name], atol=1e-3), f": {name} is rounded under bfloat16 autocast")
+
+
 _SHARED = (promised_shapes, rows_apart, trains, mixed_precision)
 LAWS: dict[str, tuple[Callable[[Case], None], ...]] = {
     **dict.fromkeys(("encoder", "decoder"), (*_SHARED, any_memory_order)),
     **dict.fromkeys(("vector_encoder", "vector_decoder"), _SHARED),
-    "latent": (*_SHARED, *LATENT_LAWS),
+    "latent": (*_SHARED, moves_both_sides, nats_make_sense, leading_axes_are_free, sample_repeats, auxiliary_is_named),
     "sequence_model": (*_SHARED, causal, remembers, full, carried, action_vectors),
     **dict.fromkeys(("head", "agent_state"), _SHARED),
-    "objective": (promised_shapes, *OBJECTIVE_LAWS),
-    "policy": (promised_shapes, *POLICY_LAWS),
-    "sampler": (promised_shapes, *SAMPLER_LAWS),
+    "objective": (promised_shapes, adds_a_term, leaves_the_reading_alone, rounds_safely),
+    "policy": (
+        promised_shapes,
+        probabilities_sum_to_one,
+        entropy_is_of_samples,
+        mode_is_likeliest,
+        policy_trains,
+        policy_in_mixed_precision,
+    ),
+    "sampler": (promised_shapes, fair_weights, window_by_window),
 }
 
 

@@ -73,22 +73,15 @@ def expect(who: str, output: Any, shape: tuple[int, ...], why: str) -> None:
         raise PartError(f"{who} gives {output.dtype} where torch.float32 is expected")
 
 
-def _try_encoder(who: str, part: Any, obs_shape: tuple[int, int, int]) -> None:
-    expect(who, ask(who, part, torch.rand(1, *obs_shape)), (1, part.embed_dim), f"its embed_dim says {part.embed_dim}")
+def _try_encoder(who: str, part: Any, shape: tuple[int, int, int] | int) -> None:
+    """Of images (C, Y, X), or of vectors of so many numbers."""
+    given = torch.rand(1, shape) if isinstance(shape, int) else torch.rand(1, *shape)
+    expect(who, ask(who, part, given), (1, part.embed_dim), f"its embed_dim says {part.embed_dim}")
 
 
-def _try_decoder(who: str, part: Any, latent_dim: int, obs_shape: tuple[int, int, int]) -> None:
-    frames = (1, *obs_shape)
-    expect(who, ask(who, part, torch.randn(1, latent_dim)), frames, f"the frames are {frames}")
-
-
-def _try_vector_encoder(who: str, part: Any, vector_dim: int) -> None:
-    expect(who, ask(who, part, torch.randn(1, vector_dim)), (1, part.embed_dim), f"its embed_dim says {part.embed_dim}")
-
-
-def _try_vector_decoder(who: str, part: Any, latent_dim: int, vector_dim: int) -> None:
-    vectors = (1, vector_dim)
-    expect(who, ask(who, part, torch.randn(1, latent_dim)), vectors, f"the vectors are {vectors}")
+def _try_decoder(who: str, part: Any, latent_dim: int, shape: tuple[int, int, int] | int) -> None:
+    what, decoded = ("vectors", (1, shape)) if isinstance(shape, int) else ("frames", (1, *shape))
+    expect(who, ask(who, part, torch.randn(1, latent_dim)), decoded, f"the {what} are {decoded}")
 
 
 def _try_latent(who: str, part: Any, embed_dim: int, hidden_dim: int) -> None:
@@ -141,18 +134,15 @@ def _try_sequence_model(
 
 def _try_head(who: str, part: Any, in_dim: int, out_dim: int, hidden_dim: int) -> None:
     for leading in ((2,), (1, 2)):
-        shape = (*leading, out_dim)
-        expect(
-            who, ask(who, part, torch.randn(*leading, in_dim)), shape, f"{shape} is expected for {(*leading, in_dim)}"
-        )
+        given, shape = torch.randn(*leading, in_dim), (*leading, out_dim)
+        expect(who, ask(who, part, given), shape, f"{shape} is expected for {(*leading, in_dim)}")
 
 
 def _try_agent_state(who: str, part: Any, latent_dim: int, hidden_dim: int) -> None:
     for leading in ((2,), (1, 2)):
         seen = ask(who, part, torch.randn(*leading, latent_dim), torch.randn(*leading, hidden_dim))
-        expect(
-            who, seen, (*leading, part.state_dim), f"its state_dim says {part.state_dim}: {(*leading, part.state_dim)}"
-        )
+        shape = (*leading, part.state_dim)
+        expect(who, seen, shape, f"its state_dim says {part.state_dim}: {shape}")
 
 
 def _try_objective(who: str, part: Any, *surroundings: Any) -> None:
@@ -223,8 +213,8 @@ def _try_sampler(who: str, part: Any) -> None:
 _TRIALS: dict[str, Callable[..., None]] = {
     "encoder": _try_encoder,
     "decoder": _try_decoder,
-    "vector_encoder": _try_vector_encoder,
-    "vector_decoder": _try_vector_decoder,
+    "vector_encoder": _try_encoder,
+    "vector_decoder": _try_decoder,
     "latent": _try_latent,
     "sequence_model": _try_sequence_model,
     "head": _try_head,

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from stormlit import registry
-from stormlit.analysis.curves import write_curves
 from stormlit.analysis.dream import dream, dream_length, dream_window
 from stormlit.analysis.pictures import write_dream_video
+from stormlit.analysis.plots import write_curves
 from stormlit.config.components import PART_KEYS, PART_LISTS, check_part
 from stormlit.config.compose import compose, to_yaml
 from stormlit.config.schema import KEYS, Config

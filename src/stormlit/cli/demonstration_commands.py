@@ -11,7 +11,7 @@ import torch
 from stormlit.analysis.evaluate import Policy, RandomPolicy
 from stormlit.config.compose import compose
 from stormlit.demonstrations import Demonstration, check_fits, origin_of, read_demonstration, record, write_npz
-from stormlit.demonstrations.data import LARGEST_BYTES, shortened
+from stormlit.demonstrations.files import LARGEST_BYTES, shortened
 from stormlit.envs import env_facts
 from stormlit.envs.settings import env_key
 from stormlit.errors import ConfigError

@@ -22,8 +22,8 @@ from stormlit.analysis.diagnosis import (
     value_quality,
     windows,
 )
-from stormlit.analysis.diagnosis_plot import plot_diagnosis
 from stormlit.analysis.dream import dream, dream_length, dream_window
+from stormlit.analysis.plots import plot_diagnosis
 from stormlit.errors import ConfigError, StormlitError
 from stormlit.files import write_json
 from stormlit.registry import build

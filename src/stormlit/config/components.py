@@ -24,8 +24,12 @@ def check_part(kind: str, part: str | type, **options: Any) -> list[str]:
     kind: such as "encoder".  part: a class, or a name as in the configuration.  options: of the part.
     Raises ``ConfigError`` for a kind, a name or an option that does not exist.
     """
-    from stormlit.checks.action_laws import spaces_for  # a training never needs the laws
-    from stormlit.checks.laws import LAWS, broken_laws, surroundings
+    from stormlit.checks.laws import (
+        LAWS,
+        broken_laws,
+        spaces_for,  # a training never needs the laws
+        surroundings,
+    )
 
     registry.names(kind)
     cls = registry.part_class(kind, part) if isinstance(part, str) else part

@@ -19,8 +19,6 @@ import yaml
 from stormlit.errors import ConfigError
 from stormlit.registry import Option
 
-MAX_BYTES = 1 << 20
-MAX_NODES = 100_000
 LONGEST_NUMBER = 300  # characters
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[-+]?\d+)?|[-+]?\.?inf|\.?nan")
 
@@ -50,18 +48,15 @@ class Word(str):
 def read_yaml(text: str) -> Any:
     """Nested dictionaries and lists of ``Word``.
 
-    Raises ``ValueError`` for a text that is empty, too long, or too large with its aliases written out,
-    ``yaml.YAMLError`` for what is not YAML, and ``RecursionError`` for what is nested too deeply.
+    Raises ``ValueError`` for an empty text, ``yaml.YAMLError`` for what is not YAML, and ``RecursionError`` for what is
+    nested too deeply.
     """
-    if len(text.encode()) > MAX_BYTES:
-        raise ValueError(f"it has {len(text.encode()):,} bytes, a configuration has at most {MAX_BYTES:,}")
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
         if root is None:
             raise ValueError("it is empty")
-        if _expanded(root, {}) > MAX_NODES:
-            raise ValueError(f"with its aliases written out it has more than {MAX_NODES:,} values")
+        loader.deep_construct = True  # so that an alias that contains itself is refused
         return loader.construct_document(root)
     finally:
         loader.dispose()
@@ -158,19 +153,3 @@ class _Loader(yaml.SafeLoader):
 
 for _kind in ("null", "bool", "int", "float", "str", "timestamp", "value"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.word)
-
-
-def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
-    """The values a node stands for. An alias is the very node it names, so each is counted once and added often."""
-    if id(node) in known:
-        if known[id(node)] == 0:
-            raise ValueError("an alias contains itself")
-        return known[id(node)]
-    known[id(node)] = 0
-    children: list[yaml.Node] = []
-    if isinstance(node, yaml.SequenceNode):
-        children = node.value
-    elif isinstance(node, yaml.MappingNode):
-        children = [child for pair in node.value for child in pair]
-    known[id(node)] = 1 + sum(_expanded(child, known) for child in children)
-    return known[id(node)]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from stormlit.demonstrations.buffer import DemonstrationBuffer, check_fits
-from stormlit.demonstrations.data import Demonstration, Origin
-from stormlit.demonstrations.files import read_demonstration, write_npz
+from stormlit.demonstrations.files import Demonstration, Origin, read_demonstration, write_npz
 from stormlit.demonstrations.recording import origin_of, record
 
 __all__ = [

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from stormlit.data import Batch
-from stormlit.demonstrations.data import Demonstration, Timing
-from stormlit.demonstrations.files import read_demonstration
+from stormlit.demonstrations.files import Demonstration, Timing, read_demonstration
 from stormlit.envs import EnvFacts, EnvSettings, VectorEnv, env_id, resized_image
 from stormlit.errors import CheckpointError, DemonstrationError
 from stormlit.files import sha256

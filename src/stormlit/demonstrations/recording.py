@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from stormlit.analysis.evaluate import Policy
-from stormlit.demonstrations.data import Demonstration, Origin
+from stormlit.demonstrations.files import Demonstration, Origin
 from stormlit.envs import EnvFacts, EnvSettings, env_id, episode_seed, make_env
 from stormlit.envs.actions import action_space_of
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from stormlit.envs.atari import ATARI_100K_GAMES, human_normalized
-from stormlit.envs.image import resized_image
-from stormlit.envs.local import EnvFacts
+from stormlit.envs.hosts import EnvFacts
 from stormlit.envs.make import make_env
+from stormlit.envs.observations import resized_image
 from stormlit.envs.settings import AtariSettings, EnvSettings, env_id, env_name, is_atari, is_deterministic
 from stormlit.envs.vector import VectorEnv, env_facts, episode_seed
 

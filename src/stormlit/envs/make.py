@@ -14,7 +14,6 @@ import stormlit.envs.catch  # noqa: F401  registers stormlit/Catch-v0
 from stormlit.envs.actions import SUPPORTED, StoredActions, action_space_of, described, is_stored_form
 from stormlit.envs.atari import NOOP, AtariProtocol, ale_games
 from stormlit.envs.checked_env import CheckedEnv
-from stormlit.envs.minatar import ForgetLastAction
 from stormlit.envs.observations import View, view_of
 from stormlit.envs.settings import EnvSettings, check_settings, env_id, env_key
 from stormlit.errors import ConfigError, EnvironmentSetupError, describe, first_line, nearest
@@ -26,6 +25,18 @@ ALE_ARGUMENTS = {
     "full_action_space": "full_action_space",
     "max_num_frames_per_episode": "max_frames",
 }
+
+
+class ForgetLastAction(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """MinAtar repeats the last action by chance, at an episode's first step that of the episode before.
+
+    An episode would then not follow from its seed, which is what going on with a run needs.
+    """
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        game: Any = self.unwrapped
+        game.game.last_action = 0
+        return super().reset(**options)
 
 
 def make_env(settings: EnvSettings) -> gymnasium.Env[np.ndarray, Any]:

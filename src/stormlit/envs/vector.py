@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stormlit.data import EnvStep, Episode
-from stormlit.envs.isolated import IsolatedEnv
-from stormlit.envs.local import Command, Crash, EnvFacts, LocalEnv, StepResult
+from stormlit.envs.hosts import Command, Crash, EnvFacts, IsolatedEnv, LocalEnv, StepResult
 from stormlit.envs.settings import AtariSettings, EnvSettings, check_settings, env_key, env_name, is_atari
 from stormlit.errors import (
     ActionError,

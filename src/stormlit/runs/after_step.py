@@ -10,10 +10,10 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from stormlit.analysis.curves import write_curves
 from stormlit.analysis.dream import dream, dream_errors, dream_length, dream_window
 from stormlit.analysis.evaluate import random_devices
-from stormlit.analysis.pictures import write_dream_picture, write_dream_video, write_reconstruction_grid
+from stormlit.analysis.pictures import dream_picture, write_dream_video, write_image, write_reconstruction_grid
+from stormlit.analysis.plots import write_curves
 from stormlit.errors import ElsewhereError, EnvironmentContractError, EnvironmentCrashError, SaveError, describe
 from stormlit.files import write_json
 from stormlit.runs.assembly import run_evaluation
@@ -121,7 +121,7 @@ def make_media(run: Run) -> None:
         if seen.frames is not None:
             files += [
                 write_dream_video(media / f"dream-{env_steps:09d}.mp4", [seen], training.envs.action_meanings),
-                write_dream_picture(media / f"dream-{env_steps:09d}.png", seen),
+                write_image(media / f"dream-{env_steps:09d}.png", dream_picture(seen)),
                 write_reconstruction_grid(media / f"reconstruction-{env_steps:09d}.png", seen),
             ]
         if seen.vector is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from stormlit.analysis.evaluate import Evaluation
-from stormlit.analysis.returns_plot import plot_returns
+from stormlit.analysis.plots import plot_returns
 from stormlit.envs import env_name
 from stormlit.errors import counted, describe
 from stormlit.runs.after_step import warn_on_os_error
