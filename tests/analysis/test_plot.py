@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from stormlit.analysis.dream import Dream, Views
 from stormlit.analysis.evaluate import Evaluation
 from stormlit.analysis.pictures import dream_picture
-from stormlit.analysis.returns_plot import plot_returns, running_mean
+from stormlit.analysis.returns_plot import plot_returns
 from stormlit.cli import main
 from stormlit.data import Episode
 from training import SMALL
@@ -38,12 +38,6 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", saved)
     return axes
-
-
-def test_a_running_mean_is_of_the_last_values_up_to_each() -> None:
-    assert running_mean(np.arange(200.0))[0] == 10
-    assert running_mean(np.arange(200.0))[1][-1] == 194.5  # of 190 to 199
-    assert running_mean(np.array([3.0, 5.0]))[1].tolist() == [3.0, 4.0]
 
 
 def test_episodes_their_mean_random_play_the_best_constant_and_the_agent(tmp_path: Path, drawn: list[Axes]) -> None:

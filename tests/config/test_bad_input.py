@@ -29,9 +29,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("world_model.encoder.stem_channels.x=1", ["world_model.encoder.stem_channels", "single value", "'x'"]),
         # environments
-        ("env.id=:x-v0", ["env.id=:x-v0"]),
-        ("env.id=no_such_module:foo-v0", ["env.id=no_such_module:foo-v0"]),
-        ("env.id=stormlit.envs:foo-v0", ["env.id=stormlit.envs:foo-v0"]),
         (
             "env.game=Breakout env.atari.max_frames=1000000000000",
             ["env.atari.max_frames=1000000000000", "at most 2147483647"],
@@ -41,9 +38,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("replay.capacity=7", ["replay.capacity=7", "loop.batch_length", "8"]),
         ("replay.capacity=15 env.num_envs=2", ["replay.capacity=15", "env.num_envs", "16"]),
         # options of parts, with their whole key
-        ("world_model.latent.groups=0", ["world_model.latent.groups=0 ", "at least 1"]),
-        ("agent.actor.num_layers=-1", ["agent.actor.num_layers=-1 ", "at least 0"]),
-        ("world_model.sequence_model.dropout=2", ["world_model.sequence_model.dropout=2", "0 to 1"]),
     ],
 )
 def test_it_is_told_in_one_sentence(

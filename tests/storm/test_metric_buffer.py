@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,26 +61,3 @@ def test_buffer_takes_values_made_in_inference_mode() -> None:
         buffer.add("x", {"a": torch.tensor(1.0)})
     buffer.add("x", {"a": torch.tensor(3.0)})
     assert buffer.drain() == {"x/a": 2.0}
-
-
-def test_buffer_state_survives_a_checkpoint(tmp_path: Path) -> None:
-    buffer = MetricBuffer()
-    buffer.add("x", {"a": torch.tensor(1.0), "b": 5.0})
-    torch.save(buffer.state_dict(), tmp_path / "state.pt")
-    buffer.add("x", {"a": torch.tensor(100.0), "b": 100.0})  # must not reach the state taken before
-    restored = MetricBuffer()
-    restored.add("old", {"c": 1.0})
-    restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    restored.add("x", {"a": torch.tensor(2.0), "b": 6.0})
-    assert restored.drain() == {"x/a": 1.5, "x/b": 5.5}
-
-
-def test_sums_from_a_checkpoint_go_on_where_the_values_are() -> None:
-    """Or a resumed run would add in another order than an unbroken one, and forget a part of the skipped calls."""
-    buffer, valid = MetricBuffer(), torch.tensor(True)
-    buffer.add("x", {"a": torch.tensor(1.0)}, valid=valid)
-    restored = MetricBuffer()
-    restored.load_state_dict(buffer.state_dict())
-    restored.add("x", {"a": torch.empty((), device="meta")}, valid=valid.to("meta"))
-    [(keys, sums, calls)] = restored.state_dict()["on_device"]
-    assert keys == ["x/a", "x/skipped"] and sums.device.type == "meta" and calls == 2

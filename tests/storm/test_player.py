@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from small import ACTIONS, HIDDEN, LATENT, small_agent, small_world_model
+from small import HIDDEN, LATENT, small_agent, small_world_model
 from stormlit.config.compose import compose
 from stormlit.errors import CheckpointError, ConfigError
 from stormlit.registry import names, part_class
@@ -78,19 +78,6 @@ def test_the_policy_sees_what_full_passes_over_the_context_give(sequence_model: 
     player, frames, starts = Spied(sequence_model), _frames(12), _starts(12, (4, 0), (5, 0), (9, 1))
     actions = [player.act(frame, start) for frame, start in zip(frames, starts, strict=True)]
     _assert_full_passes(player, starts, actions, CONTEXT)
-
-
-def test_actions_are_the_policy_s() -> None:
-    player, frames, starts = Spied(), _frames(6), _starts(6)
-    for t in range(6):
-        action = player.act(frames[t], starts[t], greedy=True)
-        likely = player.agent.policy(player.latents[t], player.hiddens[t]).argmax(-1)
-        assert action.dtype == np.int64 and action.shape == (2,)
-        assert action.tolist() == likely.tolist()
-    many = Spied(num_envs=400)
-    many.agent.policy = lambda latent, hidden: torch.full((400, ACTIONS), 1 / 3).log()
-    sampled = many.act(_frames(1, 400)[0], np.ones(400, dtype=bool))
-    assert (np.bincount(sampled, minlength=ACTIONS) > 90).all()
 
 
 # A memory that is carried along
@@ -233,12 +220,3 @@ def test_a_context_of_frames_is_encoded_and_read_at_every_step() -> None:
             with torch.no_grad():
                 expected = world_model.sequence_model(latent[row : row + 1, : t - first], action, none_first)[0, -1]
             torch.testing.assert_close(hiddens[t][row], expected, atol=1e-5, rtol=0)
-
-
-def test_acting_in_mixed_precision_keeps_latents_exact() -> None:
-    player, frames, starts = Spied(), _frames(5), _starts(5)
-    with torch.autocast("cpu", torch.bfloat16):
-        for t in range(5):
-            action = player.act(frames[t], starts[t])
-    assert ((action >= 0) & (action < ACTIONS)).all()
-    assert player.past.dtype == torch.float32 and set(player.past.unique().tolist()) == {0.0, 1.0}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stormlit.storm.training import Every, Progress, Ratio
+from stormlit.storm.training import Every, Ratio
 
 STEPS = st.lists(st.integers(1, 64), max_size=200)
 
@@ -45,25 +45,3 @@ def test_ratio_owes_neither_more_nor_less_than_the_steps_taken(increments: list[
         owed += updates
         env_steps += increment
         assert owed == env_steps * rate // 1
-
-
-@pytest.mark.parametrize("resumed_after", [0, 3, 7])
-def test_a_resumed_schedule_keeps_the_beat(resumed_after: int) -> None:
-    def play(ratio: Ratio, every: Every, first: int, last: int) -> list[tuple[int, bool]]:
-        return [(ratio.owed(1), every.due(step)) for step in range(first, last)]
-
-    uninterrupted = play(Ratio(0.3), Every(4), 1, 20)
-    ratio, every = Ratio(0.3), Every(4)
-    before = play(ratio, every, 1, 1 + resumed_after)
-    new_ratio, new_every = Ratio(0.3), Every(4)
-    new_ratio.load_state_dict(ratio.state_dict())
-    new_every.load_state_dict(every.state_dict())
-    assert before + play(new_ratio, new_every, 1 + resumed_after, 20) == uninterrupted
-
-
-def test_progress_counts_everything_and_comes_back() -> None:
-    progress = Progress(env_steps=7, world_model_updates=6, agent_updates=5, episodes=4)
-    restored = Progress()
-    restored.load_state_dict(progress.state_dict())
-    assert restored == progress
-    assert set(progress.state_dict()) == set(Progress.__slots__)
