@@ -143,7 +143,6 @@ def test_parity_is_exact_with_itself_and_finds_what_rounds() -> None:
     [
         (["--only", "benhc-fp32"], "bench-fp32"),
         (["--only", "official-fp32"], "expected --official"),
-        (["--set", "seeed=1"], "seeed"),
         pytest.param(
             ["--device", "cuda"],
             "choose cpu",

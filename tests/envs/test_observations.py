@@ -117,19 +117,14 @@ def test_entries_can_be_chosen() -> None:
     [
         (SPACES["Vector"], np.array([0.0, np.nan, 0.0]), "nan at place 1, its space says -inf to inf"),
         (SPACES["Vector"], np.array([0.0, 0.0, np.inf]), "inf at place 2, its space says"),
-        (SPACES["Vector"], np.array([1e39, 0.0, 0.0]), r"1e\+39 at place 0, its space says"),
         (SPACES["Vector"], np.zeros(4), r"float64 \(4,\), its space says float64 \(3,\)"),
-        (SPACES["Vector"], [0.0, 0.0, 0.0], r"list, its space says float64 \(3,\)"),
-        (SPACES["Vector"], None, r"None, its space says float64 \(3,\)"),
         (SPACES["Choice"], 3, r"3, its space says Discrete\(4, start=-1\)"),
-        (SPACES["Choice"], 0.5, r"float, its space says Discrete\(4, start=-1\)"),
         (
             SPACES["Both"],
             {"picture": np.zeros((16, 16, 3), np.uint8), "speed": np.array([0.0, 9.5])},
             "9.5 at place 1, its space says -9.0 to 9.0, in 'speed'",
         ),
         (SPACES["Both"], {"picture": np.zeros((16, 16, 3), np.uint8)}, "dict that has no 'speed', in 'speed'"),
-        (SPACES["Both"], np.zeros(3), r"float64 \(3,\) that has no 'picture', in 'picture'"),
     ],
 )
 def test_what_is_outside_the_space_is_one_sentence(spoilt: Any, space: Any, returned: Any, told: str) -> None:

@@ -216,7 +216,6 @@ def test_returns_that_are_no_numbers_are_left_out_and_named(tmp_path: Path) -> N
     ("words", "sentence"),
     [
         (["evaluation.episodes=7"], r"evaluation.episodes is 100 in one and 7 in the other, .* of one protocol"),
-        (["evaluation.greedy=false"], "evaluation.greedy is true in one and false in the other"),
         (["env.max_episode_steps=7"], "were not measured alike: env.max_episode_steps is null in one and 7 in the"),
     ],
 )
