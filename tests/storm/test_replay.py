@@ -133,25 +133,6 @@ def test_draws_depend_on_the_seed_and_a_given_generator_leaves_them_alone() -> N
     assert torch.equal(looks[0], looks[1])
 
 
-@pytest.mark.parametrize("written", [7, 31])
-def test_a_restored_buffer_goes_on_as_the_old_one(written: int) -> None:
-    """In pieces, as a checkpoint stores them; the draws and the rows written next are the same too."""
-    replay, restored = _buffer(written), _buffer(0)
-    replay.sample(3, 2)
-    oldest = replay.total_rows - replay.rows
-    for start in range(oldest, written, 5):
-        end = min(start + 5, written)
-        restored.restore(replay.read(start, end), end)
-    restored.load_state_dict(replay.state_dict())
-    assert (restored.rows, restored.total_rows) == (replay.rows, written)
-    for one in (replay, restored):
-        _write(one, written, written + 3)
-    batch, again = replay.sample(200, 4), restored.sample(200, 4)
-    for name in ("obs", "action", "reward", "terminated", "is_first"):
-        assert torch.equal(getattr(batch, name), getattr(again, name))
-    _check_windows(again, oldest=max(0, written + 3 - 12), newest=written + 2)
-
-
 @pytest.mark.parametrize(("start", "end"), [(18, 20), (30, 32), (25, 24)])
 def test_reading_rows_that_are_not_held_is_refused(start: int, end: int) -> None:
     replay = _buffer(31)  # rows 19 to 30
