@@ -79,16 +79,6 @@ class NoAnnotation(SoundEncoder):
         super().__init__(obs_shape, width=w)
 
 
-class NoDefault(SoundEncoder):
-    def __init__(self, obs_shape: tuple[int, int, int], *, width: int) -> None:
-        super().__init__(obs_shape, width=width)
-
-
-class TakesTooMuch(SoundEncoder):
-    def __init__(self, obs_shape: tuple[int, int, int], depth: int) -> None:
-        super().__init__(obs_shape)
-
-
 class SmallFrames(nn.Module):
     def __init__(self, latent_dim: int, obs_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -282,10 +272,6 @@ class KeepsSomethingAside(SoundSequence):
         return super().step(latent, action, memory)
 
 
-class NoStep(SoundSequence):
-    step = property()  # type: ignore[assignment]
-
-
 class NoMemory(SoundSequence):
     def forward(self, latent: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
         return super().prefill(latent, action, is_first, action.shape[1])[0]
@@ -358,7 +344,6 @@ def changed(
 
 # What each answers instead.
 ANSWERS: dict[str, tuple[type[nn.Module], str, Callable[[Tensor], Any]]] = {
-    "Integers": (SoundEncoder, "forward", lambda features: features.long()),
     "Doubles": (SoundEncoder, "forward", lambda features: features.double()),
     "CentresTheBatch": (SoundEncoder, "forward", lambda features: features - features.mean(dim=0)),
     "Noisy": (SoundEncoder, "forward", lambda features: features + torch.randn_like(features)),
@@ -369,7 +354,6 @@ ANSWERS: dict[str, tuple[type[nn.Module], str, Callable[[Tensor], Any]]] = {
     "InfiniteEntropy": (SoundLatent, "entropy", lambda nats: nats.log().sub(9.0).log()),
     "MixesSteps": (SoundLatent, "entropy", lambda nats: nats + nats.mean()),
     "ShortLatent": (SoundLatent, "sample", lambda drawn: drawn[..., 1:]),
-    "Averages": (SoundSequence, "forward", lambda hidden: hidden + hidden.mean(dim=1, keepdim=True)),
     "SeesTheNext": (SoundSequence, "forward", lambda hidden: hidden + 0.1 * hidden.roll(-1, dims=1)),
     "FlatHead": (SoundHead, "forward", lambda output: output.flatten(0, -2)),
     "Tuple": (SoundHead, "forward", lambda output: (output,)),

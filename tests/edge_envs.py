@@ -67,12 +67,9 @@ KINDS: dict[str, tuple[type[Edge], dict[str, Any]]] = {
     "Perfect": (Edge, {}),
     # observations
     "Float": (Edge, {"reset": (IMAGE / np.float32(255), {})}),
-    "Double": (Edge, {"step": stepping(obs=IMAGE / 255)}),
     "Long": (Edge, {"step": stepping(obs=IMAGE.astype(np.int64))}),
     "List": (Edge, {"reset": (IMAGE.tolist(), {})}),
-    "Rgba": (Edge, {"reset": (np.zeros((16, 16, 4), np.uint8), {})}),
     "ChannelsFirst": (Edge, {"reset": (np.zeros((3, 16, 16), np.uint8), {})}),
-    "TwoChannels": (Edge, {"reset": (np.zeros((16, 16, 2), np.uint8), {})}),
     "Grows": (Edge, {"step": stepping(obs=np.zeros((20, 20, 3), np.uint8)), "since": 3}),
     "Narrow": (Narrow, {}),
     "TooDark": (Narrow, {"step": stepping(obs=IMAGE), "since": 2}),
@@ -81,21 +78,16 @@ KINDS: dict[str, tuple[type[Edge], dict[str, Any]]] = {
     "OldReset": (Edge, {"reset": IMAGE}),
     "FourValues": (Edge, {"step": (IMAGE, 1.0, False, {})}),
     "NoInfo": (Edge, {"reset": (IMAGE, None)}),
-    "NoStepInfo": (Edge, {"step": stepping(info=None)}),
     "NoReward": (Edge, {"step": stepping(reward=None)}),
     "RewardArray": (Edge, {"step": stepping(reward=np.ones(1))}),
-    "RewardText": (Edge, {"step": stepping(reward="1.0")}),
-    "IntEnd": (Edge, {"step": stepping(terminated=0)}),
     "ArrayEnd": (Edge, {"step": stepping(truncated=np.zeros(1, bool))}),
     "Fails": (Edge, {"step": fail}),
     "FailsLater": (Edge, {"step": fail, "since": 2}),
     # rewards that are numbers, of other types
-    "RewardInt": (Edge, {"step": stepping(reward=1)}),
     "RewardNumpy": (Edge, {"step": stepping(reward=np.float32(1), terminated=np.False_)}),
     "RewardZeroDim": (Edge, {"step": stepping(reward=np.array(1.0))}),
     # rewards that are not finite
     "NanReward": (Edge, {"step": stepping(reward=float("nan")), "since": 4}),
-    "InfReward": (Edge, {"step": stepping(reward=np.float64("inf")), "since": 4}),
     "HugeReward": (Edge, {"step": stepping(reward=-1e39), "since": 4}),
 }
 

@@ -205,11 +205,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def fabric_run(devices: int, words: Iterable[str], *options: str) -> subprocess.CompletedProcess[str]:
-    """``fabric run`` with so many CPU processes of the file that ``stormlit script`` prints."""
+def fabric_run(
+    devices: int, words: Iterable[str], *options: str, script: Path = FABRIC_ENTRY
+) -> subprocess.CompletedProcess[str]:
+    """``fabric run`` with so many CPU processes of a script, the one that ``stormlit script`` prints."""
     fabric = Path(sys.executable).with_name("fabric")
     launch = [str(fabric), "run", "--accelerator", "cpu", "--devices", str(devices), "--main-port", str(free_port())]
-    return on_one_thread([*launch, *options, str(FABRIC_ENTRY), *words])
+    return on_one_thread([*launch, *options, str(script), *words])
 
 
 def on_one_thread(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -25,8 +25,7 @@ def frames_of(seen: Dream) -> Views:
 
 
 @pytest.mark.parametrize("sequence_model", SEQUENCE_MODELS)
-@pytest.mark.parametrize("context_length", [1, 4, 9])
-@pytest.mark.parametrize("starts", [(), ((0, 0),), ((0, 2),), ((0, 3), (0, 4)), ((0, 7),)])
+@pytest.mark.parametrize(("context_length", "starts"), [(1, ()), (4, ((0, 3), (0, 4))), (9, ((0, 7),))])
 def test_a_dream_has_the_windows_length_and_begins_as_the_reconstruction(
     sequence_model: str, context_length: int, starts: tuple[tuple[int, int], ...]
 ) -> None:
@@ -44,11 +43,6 @@ def test_a_dream_has_the_windows_length_and_begins_as_the_reconstruction(
     assert np.array_equal(frames_of(seen).real, window.obs[0].permute(0, 2, 3, 1).numpy())
     assert np.isfinite(seen.predicted_reward).all()
     assert ((seen.end_probability >= 0) & (seen.end_probability <= 1)).all()
-
-
-def test_at_least_one_frame_is_imagined() -> None:
-    seen = dream(small_world_model(), random_batch(rows=1, length=4), context_length=8)
-    assert seen.context_length == 3 and len(frames_of(seen).imagined) == 4
 
 
 @pytest.mark.parametrize("sequence_model", SEQUENCE_MODELS)
@@ -87,14 +81,6 @@ def test_a_dream_obeys_the_actions_really_taken_and_nothing_later(sequence_model
     assert seen[0].predicted_reward[6] != seen[2].predicted_reward[6]
 
 
-def test_dreaming_trains_nothing() -> None:
-    world_model = small_world_model()
-    before = {name: tensor.clone() for name, tensor in world_model.state_dict().items()}
-    dream(world_model, random_batch(rows=1, length=8), context_length=3)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in world_model.state_dict().items())
-    assert not any(parameter.grad is not None for parameter in world_model.parameters())
-
-
 @pytest.mark.parametrize("sequence_model", SEQUENCE_MODELS)
 def test_a_dream_is_as_long_as_the_sequence_model_allows(sequence_model: str) -> None:
     world_model = small_world_model(sequence_model)
@@ -102,7 +88,8 @@ def test_a_dream_is_as_long_as_the_sequence_model_allows(sequence_model: str) ->
     length = dream_length(world_model, 64)
     assert 2 <= length <= (longest or length)
     assert dream_length(world_model, 5) == 5  # no step beyond what the windows taught
-    dream(world_model, random_batch(rows=1, length=length), context_length=3)
+    seen = dream(world_model, random_batch(rows=1, length=length), context_length=64)
+    assert seen.context_length == length - 1 and len(frames_of(seen).imagined) == length  # at least one is imagined
 
 
 def test_a_window_is_the_longest_stretch_of_one_episode() -> None:

@@ -75,7 +75,7 @@ def test_a_run_stands_in_the_file_of_its_benchmark_and_in_the_table(
         ([], {"provenance": {**CLEAN, "dirty": True}}, "differs from its commit 012345678: commit the changes"),
         ([], {"provenance": {**CLEAN, "commit": None, "dirty": None}}, "was not trained from a git checkout"),
         ([], {"evaluation": {"agent": [1.0, None]}}, "has returns that are no numbers"),
-        ([], {"evaluation": {}}, "has returns that are no numbers"),
+
         ([], {"env_steps": 15_999}, "is not finished: `stormlit resume"),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from small import ACTIONS, HIDDEN, LATENT, random_tokens, small_part
 from stormlit.checks.laws import LAWS, broken_laws, spaces_for, surroundings
 from stormlit.errors import ConfigError
-from stormlit.registry import build, fill, kinds, names, part_class, schema
+from stormlit.registry import build, kinds, names, part_class, schema
 
 EVERY_PART = [(kind, name) for kind in kinds() for name in names(kind)]
 EVERY_MODULE = [(kind, name) for kind, name in EVERY_PART if kind in LAWS]
@@ -28,13 +28,6 @@ def _seed() -> None:
 
 
 # All parts
-
-
-@pytest.mark.parametrize(("kind", "name"), EVERY_PART)
-def test_the_default_options_are_valid_and_complete(kind: str, name: str) -> None:
-    defaults = schema(kind, name)
-    assert fill(kind, name) == {"name": name, **defaults}
-    assert fill(kind, fill(kind, name)) == fill(kind, name)
 
 
 # The laws

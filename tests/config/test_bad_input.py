@@ -29,9 +29,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("world_model.encoder.stem_channels.x=1", ["world_model.encoder.stem_channels", "single value", "'x'"]),
         # environments
-        ("env.id=:x-v0", ["env.id=:x-v0"]),
-        ("env.id=no_such_module:foo-v0", ["env.id=no_such_module:foo-v0"]),
-        ("env.id=stormlit.envs:foo-v0", ["env.id=stormlit.envs:foo-v0"]),
         (
             "env.game=Breakout env.atari.max_frames=1000000000000",
             ["env.atari.max_frames=1000000000000", "at most 2147483647"],
@@ -41,9 +38,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("replay.capacity=7", ["replay.capacity=7", "loop.batch_length", "8"]),
         ("replay.capacity=15 env.num_envs=2", ["replay.capacity=15", "env.num_envs", "16"]),
         # options of parts, with their whole key
-        ("world_model.latent.groups=0", ["world_model.latent.groups=0 ", "at least 1"]),
-        ("agent.actor.num_layers=-1", ["agent.actor.num_layers=-1 ", "at least 0"]),
-        ("world_model.sequence_model.dropout=2", ["world_model.sequence_model.dropout=2", "0 to 1"]),
     ],
 )
 def test_it_is_told_in_one_sentence(
@@ -55,25 +49,16 @@ def test_it_is_told_in_one_sentence(
         assert part in sentence
 
 
-@pytest.mark.parametrize("verb", ["eval", "resume", "dream"])
 @pytest.mark.parametrize("reference", ["x" * 5000, "/" + "y" * 5000, "null\0byte", "/null\0byte"])
-def test_references_that_cannot_be_paths(
-    verb: str, reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sentence = refusal(capsys, verb, reference, f"run.dir={tmp_path}")
+def test_references_that_cannot_be_paths(reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = refusal(capsys, "eval", reference, f"run.dir={tmp_path}")
     assert sentence.startswith(f"no run '{reference}' in {tmp_path}")
 
 
 @pytest.mark.parametrize(
     ("verb", "words", "told"),
     [
-        ("resume", "player.context_length=4", "player.context_length=4 is 8 in the run 'run'"),
         ("resume", "env.size=32 loop.env_steps=99", "another configuration: env.size=32 is 16 in the run 'run'"),
-        (
-            "resume",
-            "world_model.sequence_model=gru",
-            "world_model.sequence_model.name=gru is transformer in the run 'run'",
-        ),
         ("resume", "run.name=other", "run.name=other: a run keeps its name, and this one is 'run'"),
         ("eval", "env.size=32", "another configuration: env.size=32 is 16 in the run 'run'"),
         ("dream", "run.name=other", "run.name=other: a run keeps its name, and this one is 'run'"),
@@ -97,12 +82,12 @@ def test_updates_that_never_come_are_told(tmp_path: Path, capsys: pytest.Capture
         assert f"loop.{ratio}: the {module} is never updated in the 4 steps after the random start" in told
 
 
-@pytest.mark.parametrize("verb", ["eval", "resume", "dream"])
-def test_a_manifest_nested_without_end(verb: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_manifest_nested_without_end(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = newest(run) / "manifest.json"
     manifest.write_text("[" * 100_000)
-    sentence = refusal(capsys, verb, str(run))
-    assert str(manifest) in sentence and "damaged" in sentence
+    for verb in ("eval", "resume", "dream"):
+        sentence = refusal(capsys, verb, str(run))
+        assert str(manifest) in sentence and "damaged" in sentence
 
 
 @pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
@@ -136,16 +121,10 @@ def test_only_atari_games_are_compared_with_people(monkeypatch: pytest.MonkeyPat
     """Another environment that is called like a game has nothing to do with it."""
     monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
     gymnasium.register("mine/Pong-v0", entry_point=ShortOrLong)
-    mine = EnvSettings(game=None, id="mine/Pong-v0", size=8)
-    result = evaluate("still", still, mine, episodes=2, num_envs=1, seed=0)
-    assert result.game == "Pong" and result.human_normalized is None
-    assert result.as_dict()["human_normalized"] is None and "human" not in result.summary()
-    for settings in (
-        EnvSettings(game=None, id="ALE/Pong-v5", size=16, max_episode_steps=5),
-        EnvSettings(game="Pong", size=16, max_episode_steps=5),
-    ):
-        result = evaluate("still", still, settings, episodes=1, num_envs=1, seed=0)
-        assert result.human_normalized == pytest.approx((0.0 - -20.7) / (14.6 - -20.7))
+    for env, normalised in (("mine/Pong-v0", None), ("ALE/Pong-v5", pytest.approx(20.7 / (14.6 + 20.7)))):
+        settings = EnvSettings(game=None, id=env, size=8, max_episode_steps=5)
+        result = evaluate("still", still, settings, episodes=2, num_envs=1, seed=0)
+        assert result.game == "Pong" and result.human_normalized == normalised
 
 
 def test_whole_numbers_may_be_written_with_an_exponent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

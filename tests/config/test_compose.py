@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-import shlex
 from pathlib import Path
 
 import pytest
@@ -45,15 +44,11 @@ def test_another_part_leaves_no_option_of_the_one_before(name: str) -> None:
     assert config.world_model.sequence_model == {"name": "gru", **registry.schema("sequence_model", "gru")}
 
 
-def test_another_part_of_the_same_options_gets_its_own_defaults() -> None:
+def test_only_another_part_of_the_same_options_gets_its_own_defaults() -> None:
     """tiny gives its cnn 16 channels; a resnet named after it must not inherit them."""
-    assert compose(["tiny"]).world_model.encoder["stem_channels"] == 16
     default = registry.schema("encoder", "resnet")["stem_channels"]
-    assert default != 16
+    assert compose(["tiny"]).world_model.encoder["stem_channels"] == 16 != default
     assert compose(["tiny"], ["world_model.encoder=resnet"]).world_model.encoder["stem_channels"] == default
-
-
-def test_naming_the_same_part_again_keeps_its_options() -> None:
     assert compose(["tiny"], ["world_model.encoder=cnn"]) == compose(["tiny"])
 
 
@@ -115,12 +110,6 @@ def test_a_configuration_survives_trees_and_files(file: str, words: list[str], t
     assert from_tree(to_tree(config)) == config
 
 
-def test_the_tree_is_a_copy() -> None:
-    config = compose(["tiny"])
-    to_tree(config)["world_model"]["encoder"]["name"] = "resnet"
-    assert config.world_model.encoder["name"] == "cnn"
-
-
 def test_a_file_of_another_version_is_completed_or_refused(tmp_path: Path) -> None:
     tree = to_tree(compose(["tiny"]))
     del tree["loop"]["warmup_steps"], tree["world_model"]["encoder"]["stem_channels"]
@@ -132,12 +121,6 @@ def test_a_file_of_another_version_is_completed_or_refused(tmp_path: Path) -> No
     file.write_text(yaml.safe_dump(tree))
     with pytest.raises(ConfigError, match=r"config\.yaml: .*loop\.warmup_stepz.*warmup_steps"):
         compose([str(file)])
-
-
-def test_whole_numbers_may_be_written_as_floats_for_float_keys_only() -> None:
-    assert compose([], ["agent.gamma=1"]).agent.gamma == 1.0
-    assert isinstance(compose([], ["agent.gamma=1"]).agent.gamma, float)
-    assert compose([], ["world_model.optimizer.learning_rate=1e-4"]).world_model.optimizer.learning_rate == 1e-4
 
 
 AS_TYPED = ["my exp #2", "007", "on", "12:30", "1e3", "2024-01-01", "no", "@home", "*star", "a: b", "'quoted'", "[x"]
@@ -163,32 +146,24 @@ def test_a_demonstration_is_a_file_as_typed_or_a_list_of_them() -> None:
     ("text", "key", "value"),
     [
         ("tracking: {experiment: 007}", "tracking.experiment", "007"),
-        ("tracking: {experiment: on}", "tracking.experiment", "on"),
-        ("tracking.experiment: 12:30", "tracking.experiment", "12:30"),
         ("tracking: {experiment: 'my exp #2'}", "tracking.experiment", "my exp #2"),
         ("run: {name: 2024-01-01}", "run.name", "2024-01-01"),
-        ("run: {name: 1e3}", "run.name", "1e3"),
         ("run: {name: }", "run.name", None),
         ("tracking: {uri: ~}", "tracking.uri", None),
         ("demonstrations: {path: [007, b]}", "demonstrations.path", ["007", "b"]),
-        ("evaluation: {baselines: random}", "evaluation.baselines", ["random"]),
         ("seed: 010", "seed", 10),
         ("seed: '5'", "seed", 5),
         ("loop: {env_steps: 0012}", "loop.env_steps", 12),
         ("loop: &loop {env_steps: 1e2, batch_size: 7}", "loop.batch_size", 7),
         ("agent: {gamma: .5}", "agent.gamma", 0.5),
+        ("agent: {gamma: 1}", "agent.gamma", 1.0),
         ("deterministic: on", "deterministic", True),
     ],
 )
 def test_a_file_is_read_as_words_are(text: str, key: str, value: object, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text)
-    assert at(compose([str(tmp_path / "mine.yaml")]), key) == value
-
-
-def test_whole_numbers_are_decimal() -> None:
-    config = compose([], ["seed=010", "loop.env_steps=0012", "loop.batch_size=1_0", "env.max_episode_steps=1e3"])
-    assert (config.seed, config.loop.env_steps, config.loop.batch_size) == (10, 12, 10)
-    assert config.env.max_episode_steps == 1000
+    found = at(compose([str(tmp_path / "mine.yaml")]), key)
+    assert found == value and type(found) is type(value)
 
 
 def test_a_part_is_written_the_same_way_as_a_word_and_in_a_file() -> None:
@@ -197,11 +172,6 @@ def test_a_part_is_written_the_same_way_as_a_word_and_in_a_file() -> None:
     assert compose([], ["loop={env_steps: 5, warmup_steps: 2}"]) == compose(
         [], ["loop.env_steps=5", "loop.warmup_steps=2"]
     )
-
-
-def test_one_baseline_needs_no_brackets() -> None:
-    assert compose([], ["evaluation.baselines=random"]).evaluation.baselines == ["random"]
-    assert compose([], ["evaluation.baselines=[]"]).evaluation.baselines == []
 
 
 def test_a_tilde_is_the_home_directory_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,37 +195,20 @@ def test_the_name_of_a_file_may_have_an_equals_sign(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "options_last"),
     [
-        "dream RUN -o x.gif run.dir=a",
-        "dream -o x.gif RUN run.dir=a",
-        "dream RUN run.dir=a -o x.gif",
-        "bench tiny --rounds 1 loop.batch_size=4",
-        "bench --rounds 1 tiny loop.batch_size=4",
-        "config --keys tiny seed=1",
-        "config tiny --keys seed=1",
-        "import-official a -o c b seed=1",
-        "import-official -o c a b seed=1",
-        "demos record random -o x.npz env.game=Pong --steps 5 seed=1",
-        "demos convert -o b.npz a.npz env.game=Pong",
+        ("dream RUN -o x.gif run.dir=a", "dream RUN run.dir=a -o x.gif"),
+        ("dream -o x.gif RUN run.dir=a", "dream RUN run.dir=a -o x.gif"),
+        ("bench --rounds 1 tiny loop.batch_size=4", "bench tiny loop.batch_size=4 --rounds 1"),
+        ("config --keys tiny seed=1", "config tiny seed=1 --keys"),
+        ("import-official -o c a b seed=1", "import-official a b seed=1 -o c"),
+        ("demos record random -o x.npz seed=1 --steps 5", "demos record random seed=1 -o x.npz --steps 5"),
+        ("demos convert -o b.npz a.npz env.game=Pong", "demos convert a.npz env.game=Pong -o b.npz"),
     ],
 )
-def test_words_may_come_before_and_after_options(line: str) -> None:
-    """Every order is understood as the one with all options at the end."""
-    words = shlex.split(line)
-    first = next(index for index, word in enumerate(words) if word.startswith("-"))
-    verbs = 2 if words[0] == "demos" else 1
-    takes = {"-o": 2, "--rounds": 2, "--steps": 2, "--keys": 1}
-    given, positional, index = [], [], verbs
-    while index < len(words):
-        count = takes.get(words[index], 1)
-        (given if words[index] in takes else positional).extend(words[index : index + count])
-        index += count
-    assert first < len(words) and given
-    expected = _parser().parse_args([*words[:verbs], *positional, *given])
-    assert _parser().parse_args(words) == expected
-    named = [getattr(expected, name, "") for name in ("reference", "file", "world_model_file", "agent_file")]
-    assert set(positional) <= {*getattr(expected, "words", []), *map(str, named)}
+def test_words_may_come_before_and_after_options(line: str, options_last: str) -> None:
+    parsed = _parser().parse_args(line.split())
+    assert parsed == _parser().parse_args(options_last.split()) and parsed.words
 
 
 def test_every_part_key_is_chosen_by_one_word() -> None:

@@ -1,8 +1,9 @@
-"""The bundled configurations: each of them builds, and ``storm`` is the paper's."""
+"""The bundled configurations: each of them builds, and storm is the paper's; what a change of an option means."""
 
 from __future__ import annotations
 
 import operator
+import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,15 @@ import pytest
 
 from stormlit.cli import main
 from stormlit.config.compose import compose, config_folder
-from stormlit.config.schema import Config
-from stormlit.envs import VectorEnv
+from stormlit.config.schema import KEYS, Config, keys_of
+from stormlit.envs import ATARI_100K_GAMES, VectorEnv
+from stormlit.runs.allowed_changes import MAY_CHANGE
 from stormlit.runs.assembly import build_modules
+from stormlit.runs.checkpoint import latest_checkpoint, verify
+from stormlit.runs.directory import RunDirectory
+from stormlit.runs.result import NOT_PROTOCOL, asked, config_hash
+from stormlit.sweeps import grid_file
+from stormlit.tracking import mlflow_tracker
 
 FILES = sorted(config_folder().glob("*.yaml"))
 
@@ -107,28 +114,14 @@ def test_bundled_environments_go_on_from_anywhere(words: list[str]) -> None:
         assert np.array_equal(one.obs, two.obs) and np.array_equal(one.reward, two.reward)
 
 
-def test_there_are_the_documented_configurations() -> None:
-    assert {"quickstart", "storm", "tiny", "upndown"} <= {file.stem for file in FILES}
-
-
 def test_storm_is_the_default() -> None:
     assert compose(["storm"]) == compose()
 
 
-@pytest.fixture(scope="module")
-def storm() -> Config:
-    return compose(["storm"])
-
-
-@pytest.mark.parametrize("key", PAPER)
-def test_storm_has_the_papers_number(key: str, storm: Config) -> None:
-    assert operator.attrgetter(key)(storm) == PAPER[key]
-
-
-@pytest.mark.parametrize("key", PAPER_PARTS)
-def test_storm_has_the_papers_part(key: str, storm: Config) -> None:
-    node = operator.attrgetter(key)(storm)
-    assert node.items() >= PAPER_PARTS[key].items()
+@pytest.mark.parametrize("key", [*PAPER, *PAPER_PARTS])
+def test_storm_has_the_papers_numbers_and_parts(key: str) -> None:
+    found = operator.attrgetter(key)(compose(["storm"]))
+    assert found == PAPER[key] if key in PAPER else found.items() >= PAPER_PARTS[key].items()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -152,3 +145,52 @@ def test_a_name_and_a_path_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mo
     assert compose(["tiny"]).seed == 0
     assert compose(["tiny.yaml"]) == compose([], ["seed=5"])
     assert isinstance(compose(["tiny"]), Config)
+
+
+# ---- What a change of an option means stands where it is declared, and decides the same everywhere
+
+
+def test_an_option_has_the_role_of_its_group() -> None:
+    assert {option.role for key, option in KEYS.items() if key.startswith("checkpoint.")} == {"saving"}
+    assert KEYS["run.init_from"].role == "start" and KEYS["world_model.hidden_dim"].role == "experiment"
+
+
+def test_what_may_change_in_a_grid_may_in_its_runs() -> None:
+    assert all(key.startswith(MAY_CHANGE) for key in grid_file.MAY_CHANGE)
+    assert not {"seed", "precision", "run.init_from", "loop.warmup_steps"} & set(MAY_CHANGE)
+
+
+def test_the_tracker_which_knows_no_configuration_agrees() -> None:
+    changes_nothing = keys_of("place", "start", "budget", "saving")
+    for key in KEYS:
+        assert f"{key}.".startswith(mlflow_tracker.CHANGES_NO_VALUE) == (key in changes_nothing), key
+
+
+def test_runs_that_differ_in_seed_and_place_are_of_one_experiment() -> None:
+    words = ["seed=3", "threads=2", "run.name=other", "run.dir=elsewhere", "tracking=csv", "resume=auto"]
+    assert config_hash(compose([], words)) == config_hash(compose())
+    assert config_hash(compose([], ["agent.hidden_dim=64"])) != config_hash(compose())
+    assert {"loop", "checkpoint", "compile"} <= set(asked(compose()))
+
+
+def test_the_protocol_is_what_a_score_is_worth() -> None:
+    assert {"isolation", "size", "num_envs"} <= NOT_PROTOCOL
+    assert not {"game", "id", "atari.sticky_actions", "max_episode_steps", "wrappers"} & NOT_PROTOCOL
+
+
+# ---- The paper's networks start, train and save on every game of the benchmark
+
+
+@pytest.mark.parametrize(
+    "game", ["Pong", *(pytest.param(game, marks=pytest.mark.slow) for game in ATARI_100K_GAMES if game != "Pong")]
+)
+def test_the_paper_s_settings_start_train_and_save(game: str, tmp_path: Path) -> None:
+    small_batches = ["loop.batch_size=2", "loop.batch_length=8", "imagination.batch_size=4"]
+    short = ["loop.env_steps=6", "evaluation.episodes=1", "env.max_episode_steps=10", "tracking=none"]
+    words = ["train", "storm", f"env.game={game}", *small_batches, *short, f"run.dir={tmp_path}", "run.name=game"]
+    assert main(words) == 0
+
+    run = RunDirectory(tmp_path / "game")
+    assert verify(latest_checkpoint(run)).manifest["env_steps"] == 6
+    assert list(run.media.glob("dream-*")) and list(run.evaluation.glob("*.json"))
+    shutil.rmtree(tmp_path / "game")  # 220 MB each

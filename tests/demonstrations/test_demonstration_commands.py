@@ -113,11 +113,7 @@ def test_rewards_and_lost_lives_are_recorded_as_the_game_tells_them(
     ("words", "told"),
     [
         (("record", "random", "-o", "a.npz", "--steps", "0"), "--steps=0"),
-        (("record", "random", "-o", "a.npz", "--steps", "10000000000"), "--steps=10000000000"),
-        (("record", "random", "-o", "a.mp4", "--steps", "5"), "--output=a.mp4"),
         (("record", "nobody", "-o", "a.npz"), "no run 'nobody'"),
-        (("record", "random", "-o", "a.npz", "env.game=Pnog"), "did you mean 'Pong'"),
-        (("info", "missing.npz"), "missing.npz cannot be read"),
     ],
 )
 def test_refusals(

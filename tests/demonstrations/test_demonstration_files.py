@@ -82,28 +82,18 @@ def test_a_recording_keeps_what_the_environment_said() -> None:
     ("changes", "told"),
     [
         ({"obs": None}, ["no array 'obs'"]),
-        ({"life_lost": None}, ["no array 'life_lost'"]),
         ({"actoin": np.zeros(8)}, ["'actoin'", "did you mean 'action'"]),
-        ({"x" * 5000: np.zeros(8)}, ["'xxxx", "not known"]),
         ({"format": None}, ["'format'", "not a stormlit demonstration"]),
         ({"format": np.int64(2)}, ["format 2", "upgrade"]),
-        ({"format": np.int64(0)}, ["format 0"]),
         ({"obs": np.zeros((8, 16, 16), np.uint8)}, ["'obs'", "(8, 16, 16)", "(T, Y, X, C)"]),
-        ({"obs": np.zeros((8, 16, 16, 0), np.uint8)}, ["'obs'", "not empty"]),
         ({"obs": np.zeros((8, 16, 0, 3), np.uint8)}, ["'obs'", "(8, 16, 0, 3)"]),
         ({"obs": np.zeros((8, 16, 16, 3), np.float32)}, ["'obs'", "float32", "uint8"]),
-        ({"action": np.zeros(8, np.int32)}, ["'action'", "int32", "int64"]),
         ({"action": np.array([0, 0, -1, 0, 0, 0, 0, 0])}, ["'action' is -1 at step 2"]),
         ({"action": np.zeros(7, np.int64)}, ["'action' has 7 steps where 'obs' has 8"]),
-        ({"reward": np.zeros(8)}, ["'reward'", "float64", "float32"]),
         ({"reward": np.zeros((8, 1), np.float32)}, ["'reward'", "(8, 1)", "(T,)"]),
         ({"reward": np.array([0, np.nan, 0, 0, 0, 0, 0, 0], np.float32)}, ["'reward' is nan at step 1"]),
-        ({"truncated": np.zeros(8, np.uint8)}, ["'truncated'", "uint8", "bool"]),
         ({"life_lost": np.array([object()] * 8)}, ["'life_lost'", "object"]),
-        ({"reward": np.array(["a"] * 8)}, ["'reward'", "<U1", "plain numbers"]),
         ({"metadata": np.frombuffer(b"{", np.uint8)}, ["metadata", "JSON"]),
-        ({"metadata": np.frombuffer(b"[" * 60000, np.uint8)}, ["metadata", "JSON"]),
-        ({"metadata": np.frombuffer(b'{"game": "Pong"}', np.uint8)}, ["metadata", "env_id"]),
         ({"metadata": np.frombuffer(b'{"num_actions": "3"}', np.uint8)}, ["num_actions", "str", "int"]),
         ({"metadata": np.frombuffer(b'{"action_meanings": [1]}', np.uint8)}, ["action_meanings"]),
         ({"metadata": np.zeros(70_000, np.uint8)}, ["metadata", "65,536 bytes"]),
@@ -160,7 +150,7 @@ def test_an_array_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     assert "twice" in refusal(file)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x03\x04" + b"\0" * 100, b"hello", b"\x80\x04.", b"\x80\x05N."])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04" + b"\0" * 100, b"hello", b"\x80\x04."])
 def test_files_of_something_else(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "a.npz"
     file.write_bytes(content)

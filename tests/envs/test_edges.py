@@ -35,19 +35,13 @@ def at_step(number: int) -> str:
 # What an environment returns at its first reset or step, and what is said about it.
 BREACHES = {
     "Float": f"float32 (16, 16, 3), {SAYS} {AT_RESET}",
-    "Double": f"float64 (16, 16, 3), {SAYS} {at_step(1)}",
     "Long": f"int64 (16, 16, 3), {SAYS} {at_step(1)}",
     "List": f"list, {SAYS} {AT_RESET}",
-    "Rgba": f"uint8 (16, 16, 4), {SAYS} {AT_RESET}",
     "ChannelsFirst": f"uint8 (3, 16, 16), {SAYS} {AT_RESET}",
-    "TwoChannels": f"uint8 (16, 16, 2), {SAYS} {AT_RESET}",
     "OldReset": f"uint8 (16, 16, 3) from reset, where Gymnasium expects (observation, info) {AT_RESET}",
     "NoInfo": f"None as info, not a dictionary {AT_RESET}",
-    "NoStepInfo": f"None as info, not a dictionary {at_step(1)}",
     "NoReward": f"None as the reward, not a number {at_step(1)}",
     "RewardArray": f"float64 (1,) as the reward, not a number {at_step(1)}",
-    "RewardText": f"str as the reward, not a number {at_step(1)}",
-    "IntEnd": f"terminated as int, not as a bool {at_step(1)}",
     "ArrayEnd": f"truncated as bool (1,), not as a bool {at_step(1)}",
 }
 # The same, at a later step.
@@ -55,7 +49,6 @@ LATER = {
     "Grows": f"uint8 (20, 20, 3), {SAYS} {at_step(3)}",
     "TooDark": f"pixels from 7 to 7, its space says 10 to 200 {at_step(2)}",
     "NanReward": f"the reward nan, which is not a finite float32 {at_step(4)}",
-    "InfReward": f"the reward inf, which is not a finite float32 {at_step(4)}",
     "HugeReward": f"the reward -1e+39, which is not a finite float32 {at_step(4)}",
 }
 # Exceptions that come again when it is tried again.
@@ -78,7 +71,7 @@ def play(settings: EnvSettings, steps: int = 2 * EPISODE) -> VectorEnv:
     return envs
 
 
-@pytest.mark.parametrize("name", ["Perfect", "Narrow", "RewardInt", "RewardNumpy", "RewardZeroDim"])
+@pytest.mark.parametrize("name", ["Perfect", "Narrow", "RewardNumpy", "RewardZeroDim"])
 def test_what_keeps_its_word_is_played(name: str) -> None:
     envs = VectorEnv(edge(name), seed=0)
     envs.reset()

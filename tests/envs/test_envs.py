@@ -213,13 +213,10 @@ IMAGE = spaces.Box(0, 255, (8, 8, 3), np.uint8)
     ("observations", "actions", "found"),
     [
         (spaces.Box(-1, 1, (0,), np.float32), None, "has Box float32 (0,) observations; supported are uint8 images"),
-        (spaces.Box(0, np.inf, (8, 8, 3), np.float32), None, "has Box float32 (8, 8, 3) observations; supported are"),
         (spaces.Discrete(2**17), None, "has Discrete observations; supported are uint8 images"),
         (spaces.Text(4), None, "has Text observations; supported are uint8 images"),
         (spaces.Graph(spaces.Discrete(2), None), None, "has Graph observations; supported are uint8 images"),
-        (spaces.Sequence(spaces.Discrete(2)), None, "has Sequence observations; supported are uint8 images"),
         (spaces.Box(0, 255, (3, 8, 8), np.uint8), None, "has Box uint8 (3, 8, 8) observations"),
-        (spaces.Box(0, 255, (4, 8, 8, 3), np.uint8), None, "has Box uint8 (4, 8, 8, 3) observations"),
         (
             spaces.Dict({"mission": spaces.Text(4), "seen": IMAGE}),
             None,
@@ -228,12 +225,7 @@ IMAGE = spaces.Box(0, 255, (8, 8, 3), np.uint8)
         (spaces.Dict({}), None, "has an empty Dict as its observations; supported are"),
         (IMAGE, spaces.Box(-np.inf, 1, (2,)), "has unbounded Box float32 (2,) actions; supported are Discrete, "),
         (IMAGE, spaces.Box(0, 9, (2,), np.int64), "has Box int64 (2,) actions"),
-        (IMAGE, spaces.Box(-1, 1, (0,)), "has Box float32 (0,) actions"),
-        (IMAGE, spaces.Text(4), "has Text actions"),
-        (IMAGE, spaces.Graph(spaces.Discrete(2), None), "has Graph actions"),
-        (IMAGE, spaces.Sequence(spaces.Discrete(2)), "has Sequence actions"),
         (IMAGE, spaces.Dict({"a": spaces.Discrete(2)}), "has Dict actions"),
-        (IMAGE, spaces.Tuple([spaces.Discrete(2)]), "has Tuple actions"),
     ],
 )
 def test_unsupported_spaces_are_refused(blank: Any, observations: Any, actions: Any, found: str) -> None:
@@ -246,24 +238,16 @@ def test_unsupported_spaces_are_refused(blank: Any, observations: Any, actions: 
     ("settings", "words"),
     [
         (EnvSettings(game="MsPackman"), ["env.game=MsPackman", "'MsPacman'", "CamelCase"]),
-        (EnvSettings(game="pong"), ["env.game=pong", "'Pong'"]),
         (EnvSettings(game=None, id="stormlit/Cach-v0"), ["env.id=stormlit/Cach-v0", "'stormlit/Catch-v0'"]),
-        (EnvSettings(game=None, id="ALE/Pongg-v5"), ["env.id=ALE/Pongg-v5", "'ALE/Pong-v5'"]),
-        (EnvSettings(game=None, id="no such id"), ["env.id=no such id"]),
         (EnvSettings(game=None, id="a:b:c"), ["env.id=a:b:c"]),
         (EnvSettings(game=None, id="no_such_module:Any-v0"), ["env.id=no_such_module:Any-v0", "no_such_module"]),
         (EnvSettings(game=None, id="CartPole-v1", observations=["pole"]), ["CartPole-v1 shows one thing", "a Dict"]),
         (EnvSettings(game="Pong", id="stormlit/Catch-v0"), ["env.game=Pong", "env.id=stormlit/Catch-v0"]),
         (EnvSettings(game=None), ["env.game", "env.id"]),
         (EnvSettings(size=7), ["env.size=7", "at least 8"]),
-        (EnvSettings(num_envs=0), ["env.num_envs=0", "at least 1"]),
-        (EnvSettings(max_episode_steps=0), ["env.max_episode_steps=0", "at least 1"]),
-        (EnvSettings(atari=AtariSettings(frame_skip=0)), ["env.atari.frame_skip=0", "at least 1"]),
         (EnvSettings(atari=AtariSettings(noop_max=-1)), ["env.atari.noop_max=-1", "at least 0"]),
-        (EnvSettings(atari=AtariSettings(max_frames=0)), ["env.atari.max_frames=0", "at least 1"]),
         (EnvSettings(atari=AtariSettings(sticky_actions=1.1)), ["env.atari.sticky_actions=1.1", "[0, 1]"]),
-        (EnvSettings(atari=AtariSettings(sticky_actions=-0.1)), ["env.atari.sticky_actions=-0.1", "[0, 1]"]),
-        (EnvSettings(reward_transform="tanh"), ["env.reward_transform=tanh", "identity, sign"]),  # type: ignore[arg-type]
+        # type: ignore[arg-type]
         (
             EnvSettings(game="Backgammon", atari=AtariSettings(noop_max=1)),
             ["env.atari.noop_max=1", "full_action_space"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import inspect
 import operator
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import pytest
 from test_layers import ROOMS
 
+import stormlit
 from stormlit import registry
 from stormlit.cli.verbs import _parser, _split, main
 from stormlit.config.compose import compose, to_tree
@@ -230,3 +232,20 @@ def test_the_page_of_parts_says_of_each_what_it_computes_and_when_to_use_it(kind
         )
         assert row[1] == computes.partition("\n")[0].replace("``", "`"), "run benchmarks/parts.py"
         assert row[2] == " ".join(when.split()).replace("``", "`") and row[2], "run benchmarks/parts.py"
+
+
+# ---- The examples in docstrings come out as they say
+
+
+SOURCE_DOCSTRINGS = Path(stormlit.__file__).parent
+EXAMPLES = sorted(
+    ".".join(("stormlit", *file.relative_to(SOURCE_DOCSTRINGS).with_suffix("").parts)).removesuffix(".__init__")
+    for file in SOURCE_DOCSTRINGS.rglob("*.py")
+    if ">>> " in file.read_text()
+)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_come_out_as_they_say(name: str) -> None:
+    outcome = doctest.testmod(importlib.import_module(name))
+    assert outcome.attempted > 0 and outcome.failed == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -54,8 +55,7 @@ def test_console_scripts_name_functions(setup_cfg: configparser.ConfigParser) ->
         assert callable(getattr(importlib.import_module(module), function))
 
 
-@pytest.mark.slow
-def test_wheel_built_from_the_source_archive_has_the_data_files(tmp_path: Path) -> None:
+def test_a_wheel_built_from_the_source_archive_has_the_data_files_and_writes_a_report(tmp_path: Path) -> None:
     # A copy: build output left in the repository would hide a file that is missing from the archive.
     source = tmp_path / "source"
     source.mkdir()
@@ -79,3 +79,11 @@ def test_wheel_built_from_the_source_archive_has_the_data_files(tmp_path: Path) 
     expected = modules | configs | data
     assert expected - packed == set()
     assert not any(name.startswith(("tests/", "configs/")) for name in packed)
+
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    shutil.copytree(ROOT / "tests" / "reports" / "run_of_0.1.0", tmp_path / "runs" / "tiny")
+    command = [sys.executable, "-m", "stormlit", "report", "tiny", "-o", "report"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Catch" in (tmp_path / "report" / "report.html").read_text()

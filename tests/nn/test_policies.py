@@ -112,13 +112,6 @@ def test_auto_chooses_the_policy_that_fits_and_adds_nothing_to_the_weights(space
             BOX,
             r"is for Discrete actions, the environment has Box\(-1 to 1, 2\): choose from auto, bound",
         ),
-        ("categorical", MULTI, r"has MultiDiscrete\(\[3, 2\]\): choose from auto, categoricals$"),
-        (
-            "bounded_normal",
-            SPACES[0],
-            r"is for Box actions, the environment has Discrete\(3\): choose from auto, categ",
-        ),
-        ("categoricals", BOX, "is for MultiDiscrete and MultiBinary actions, "),
         ("bounded", BOX, "no policy is called 'bounded'"),
     ],
 )

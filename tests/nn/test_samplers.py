@@ -92,23 +92,6 @@ def test_losses_come_back_to_their_windows() -> None:
     assert buffer.priorities.loss.flatten().tolist() == [NEVER] * 2 + [4.0] + [NEVER] * 2 + [3.0] + [NEVER] * 6
 
 
-@pytest.mark.parametrize("written", [4, 17])
-def test_a_restored_buffer_draws_the_same_windows(written: int) -> None:
-    buffer, restored = _buffer("worst_predicted", rows=written), _buffer("worst_predicted", rows=0)
-    _, drawn = _drawn(buffer, 9, 3)
-    buffer.learned(drawn, torch.arange(9.0))
-    restored.load_state_dict(buffer.state_dict())
-    held = buffer.read(written - buffer.rows, written)
-    restored.restore(held, written)
-    for one in (buffer, restored):
-        _write(one, written, written + 2)
-    for _ in range(3):
-        (first, drawn), (other, again) = _drawn(buffer, 50, 3), _drawn(restored, 50, 3)
-        assert torch.equal(first, other) and torch.equal(drawn, again)
-        for one in (buffer, restored):
-            one.learned(drawn, torch.arange(50.0))
-
-
 def test_the_loss_of_a_window_is_what_was_not_foreseen() -> None:
     """Alone in its batch a window's is the mean over its steps, which the loss's own terms are too."""
     world_model = small_world_model(free_bits=0.0)

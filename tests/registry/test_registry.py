@@ -91,11 +91,8 @@ def test_building_passes_surroundings_and_options() -> None:
         ),
         ({"name": "candle", "watts": 3}, r"light source 'candle'; it has no options$"),
         ({"name": "lamp", "watts": "many"}, r"^room.light.watts: .*'many'.*Integer"),
-        ({"name": "lamp", "watts": 1.5}, r"^room.light.watts: .*1.5.*Integer"),
-        ({"name": "lamp", "watts": None}, r"^room.light.watts: .*None"),
         ({"name": "lamp", "on": "perhaps"}, r"^room.light.on: .*perhaps"),
         (None, r"^room.light"),
-        (["lamp"], r"^room.light"),
     ],
 )
 def test_mistakes_are_one_sentence_that_names_the_key(node: Any, message: str) -> None:

@@ -13,7 +13,6 @@ from stormlit.reports.statistics import (
     interquartile_mean,
     interval,
     mean,
-    mean_and_error,
     median,
     optimality_gap,
     performance_profile,
@@ -31,11 +30,6 @@ def test_aggregates_by_hand() -> None:
     # Nine runs, two off at each end: 0, 0.2 | 0.4, 0.5, 0.7, 0.7, 0.9 | 1, 3.
     assert interquartile_mean(SCORES) == pytest.approx((0.4 + 0.5 + 0.7 + 0.7 + 0.9) / 5)
     assert optimality_gap(SCORES) == pytest.approx(1 - (0.2 + 1.0 + 0.7) / 3)
-
-
-def test_the_interquartile_mean_is_scipys_trimmed_mean() -> None:
-    scores = [np.random.default_rng(seed).standard_normal(5) for seed in range(26)]
-    assert interquartile_mean(scores) == pytest.approx(scipy.stats.trim_mean(np.concatenate(scores), 0.25))
 
 
 def test_profiles_and_improvement_by_hand() -> None:
@@ -82,12 +76,6 @@ def test_one_run_of_a_task_has_no_interval() -> None:
     assert interval(mean, [np.array([1.0, 2.0]), np.array([1.0])]) is None
     alone = estimate(mean, [np.array([1.0])])
     assert str(alone) == "1.000" and not alone.holds(1.0) and not alone.overlaps(alone)
-
-
-def test_mean_and_error() -> None:
-    assert mean_and_error(np.array([1.0])) == (1.0, None)
-    found = mean_and_error(np.array([[1.0, 5.0], [3.0, 5.0]]))
-    assert np.array(found) == pytest.approx(np.array([[2.0, 5.0], [1.0, 0.0]]))
 
 
 def test_sign_flips_by_hand() -> None:

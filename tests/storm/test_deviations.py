@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -228,20 +227,3 @@ def test_11_episodes_are_dealt_out_or_the_first_to_end_count(short_or_long: EnvS
         means[selection] = np.mean([result.mean for result in results])
     # Half of all episodes are long and return 1; the short ones are over first.
     assert means["dealt"] == pytest.approx(0.5, abs=0.1) and means["first_to_end"] < 0.25
-
-
-@pytest.mark.parametrize("context", ["latents", "frames"])
-def test_15_the_past_is_drawn_once_or_anew_at_every_step(context: str) -> None:
-    """Latents that the sequence model reads of the same frames at two steps in a row: the same sample, or two."""
-    world_model = small_world_model()
-    read: list[Tensor] = []
-    world_model.sequence_model.register_forward_hook(lambda _, arguments, __: read.append(arguments[0][0].clone()))
-    player = Player(world_model, small_agent(world_model), num_envs=1, context_length=4, context=context)  # type: ignore[arg-type]
-    frames = np.random.default_rng(0).integers(256, size=(40, 1, *IMAGE), dtype=np.uint8)
-    torch.manual_seed(0)
-    for step, frame in enumerate(frames):
-        player.act(frame, np.array([step == 0]))
-    kept = [torch.equal(after[:3], before[1:]) for before, after in itertools.pairwise(read[4:])]  # full from then on
-    assert all(kept) if context == "latents" else not any(kept)
-    shown = torch.from_numpy(frames[-4:, 0]).permute(0, 3, 1, 2)  # in their order, exactly
-    assert (player.past.dtype == torch.uint8 and torch.equal(player.past[0], shown)) == (context == "frames")

@@ -94,15 +94,3 @@ def test_nothing_is_learned_after_an_end_that_really_happened(from_posterior: bo
     assert trajectory.weight[:, 0].tolist() == alive
     if not from_posterior:
         assert not trajectory.weight[1].any()
-
-
-def test_imagining_leaves_the_weights_the_modes_and_the_context_alone() -> None:
-    world_model = small_world_model()
-    agent, context = small_agent(world_model), random_batch(ROWS, CONTEXT, starts=STARTS)
-    before = [x.clone() for x in (*world_model.state_dict().values(), *agent.state_dict().values())]
-    frames, is_first = context.obs.clone(), context.is_first.clone()
-    imagine(world_model, agent, context, horizon=2, from_posterior=True)
-    after = [*world_model.state_dict().values(), *agent.state_dict().values()]
-    torch.testing.assert_close(after, before, atol=0, rtol=0)
-    assert not world_model.training and not agent.training
-    assert torch.equal(context.obs, frames) and torch.equal(context.is_first, is_first)

@@ -26,23 +26,6 @@ def learner_of(
     return Learner(fabric, module, name=name, max_nonfinite=tolerated)
 
 
-def test_a_step_moves_the_weights_and_reports() -> None:
-    world_model = small_world_model()
-    learner = learner_of(world_model, "world_model")
-    before = state_of(world_model)
-    done = learner.update(random_batch())
-    metrics = done.metrics
-    assert done.finite
-    assert metrics["gradient_norm"] > 0
-    terms = ("reconstruction", "reward", "continuation", "dyn", "rep", "total")
-    assert {f"loss/{term}" for term in terms} <= set(metrics)
-    assert not any(metric.requires_grad for metric in metrics.values())
-    moved = [name for name, tensor in world_model.named_parameters() if not torch.equal(tensor, before[name])]
-    assert moved
-    assert all(parameter.grad is None for parameter in world_model.parameters())
-    assert not world_model.training
-
-
 def test_the_step_size_decays_over_the_last_share_of_a_run() -> None:
     settings = OptimizerSettings(decay=0.5)
     assert [settings.decayed(done) for done in (0.0, 0.5, 0.625, 0.75, 1.0, 1.1)] == [1.0, 1.0, 0.75, 0.5, 0.0, 0.0]

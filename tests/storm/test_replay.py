@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import stormlit.runs.assembly
 from small import assert_distributed_as
+from stormlit.config.compose import compose
+from stormlit.config.schema import ReplayPlacement
 from stormlit.data import Batch
+from stormlit.errors import ConfigError
+from stormlit.registry import Option, settings
+from stormlit.runs.assembly import build_replay
 from stormlit.storm.replay import ReplayBuffer
+from training import logged, train
 
 OBS_SHAPE = (2, 3, 4)  # Y, X, C, all different
 
@@ -122,27 +133,43 @@ def test_draws_depend_on_the_seed_and_a_given_generator_leaves_them_alone() -> N
     assert torch.equal(looks[0], looks[1])
 
 
-@pytest.mark.parametrize("written", [7, 31])
-def test_a_restored_buffer_goes_on_as_the_old_one(written: int) -> None:
-    """In pieces, as a checkpoint stores them; the draws and the rows written next are the same too."""
-    replay, restored = _buffer(written), _buffer(0)
-    replay.sample(3, 2)
-    oldest = replay.total_rows - replay.rows
-    for start in range(oldest, written, 5):
-        end = min(start + 5, written)
-        restored.restore(replay.read(start, end), end)
-    restored.load_state_dict(replay.state_dict())
-    assert (restored.rows, restored.total_rows) == (replay.rows, written)
-    for one in (replay, restored):
-        _write(one, written, written + 3)
-    batch, again = replay.sample(200, 4), restored.sample(200, 4)
-    for name in ("obs", "action", "reward", "terminated", "is_first"):
-        assert torch.equal(getattr(batch, name), getattr(again, name))
-    _check_windows(again, oldest=max(0, written + 3 - 12), newest=written + 2)
-
-
 @pytest.mark.parametrize(("start", "end"), [(18, 20), (30, 32), (25, 24)])
 def test_reading_rows_that_are_not_held_is_refused(start: int, end: int) -> None:
     replay = _buffer(31)  # rows 19 to 30
     with pytest.raises(ValueError, match="not all in the buffer"):
         replay.read(start, end)
+
+
+# ---- Nothing is learned from less than a window, and what the configuration says of the buffer reaches it
+
+
+def test_no_update_comes_before_one_full_window(tmp_path: Path) -> None:
+    """The contrastive objective compares a step with a later one, of which a window of one step has none."""
+    run = train(tmp_path, "run", "world_model.objectives=[contrastive]", "loop.warmup_steps=0")
+    updates = {step: value for (step, key), value in logged(run).items() if key == "progress/world_model_updates"}
+    assert updates == {step: step - 7 for step in (8, 16, 24, 32, 40, 48)}  # windows of 8 steps
+
+
+def processes(count: int) -> Any:
+    return SimpleNamespace(world_size=count, global_rank=0, device=torch.device("cpu"))
+
+
+def test_a_capacity_that_holds_no_window_in_each_process_is_refused() -> None:
+    config = compose(["tiny"], ["replay.capacity=256", "env.num_envs=1", "loop.batch_length=16"])
+    assert build_replay(config, processes(8), (8, 8, 3)).row_capacity == 32
+    config.loop.batch_length = 64
+    with pytest.raises(ConfigError, match=r"^replay.capacity=256 leaves 32 steps .* 8 processes, .* at least 512$"):
+        build_replay(config, processes(8), (8, 8, 3))
+
+
+class OwnBuffer(ReplayBuffer):
+    def __init__(self, *given: Any, extra: Annotated[int, Option("of somebody else")] = 1) -> None:
+        super().__init__(*given)
+        self.extra = extra
+
+
+def test_an_option_that_the_buffer_declares_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose(["tiny"])
+    config.replay = settings(OwnBuffer, ReplayPlacement)(extra=5)
+    monkeypatch.setattr(stormlit.runs.assembly, "ReplayBuffer", OwnBuffer)
+    assert build_replay(config, processes(1), (8, 8, 3)).extra == 5  # type: ignore[attr-defined]

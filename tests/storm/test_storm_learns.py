@@ -29,8 +29,8 @@ def trained(folder: Path, *words: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(1800)  # two minutes of work, and a machine may be shared
 def test_storm_learns_catch_from_scratch(tmp_path: Path) -> None:
-    """In five eighths of tiny's steps. Seeds 0 to 9 come to 0.96, 1.00, 0.62, 0.58, 0.98, 0.74, 0.96, 0.86, 0.96 and 0.28,
-    seeds 0 to 2 with the instructions of AVX2 alone to 1.00, 0.98 and 0.60; random play makes -0.75.
+    """In five eighths of tiny's steps. Seeds 0 to 9 come to 0.96, 1.00, 0.62, 0.58, 0.98, 0.74, 0.96, 0.86, 0.96 and
+    0.28, seeds 0 to 2 with the instructions of AVX2 alone to 1.00, 0.98 and 0.60; random play makes -0.75.
     """
     result = trained(tmp_path, "tiny", "loop.env_steps=10000", "evaluation.baselines=[]", *WITHOUT_A_LOOK)
     assert len(result["episodes"]) == 100 and result["mean"] > 0.0

@@ -1,15 +1,57 @@
-"""The means of what is logged between two steps, summed where the values are."""
+"""What a training counts and when it is due; what it logs, summed where the values are."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from fractions import Fraction
 from typing import Any
 
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stormlit.storm.training import MetricBuffer
+from stormlit.storm.training import Every, MetricBuffer, Ratio
+
+STEPS = st.lists(st.integers(1, 64), max_size=200)
+
+
+@given(STEPS, st.integers(1, 100))
+def test_every_is_due_exactly_when_another_interval_has_passed(increments: list[int], interval: int) -> None:
+    every, env_steps = Every(interval), 0
+    for increment in increments:
+        before, env_steps = env_steps, env_steps + increment
+        assert every.due(env_steps) == (env_steps // interval > before // interval)
+        assert not every.due(env_steps)
+
+
+@pytest.mark.parametrize("interval", [0, -1])
+def test_an_interval_of_zero_is_never_due(interval: int) -> None:
+    every = Every(interval)
+    assert not any(every.due(step) for step in range(100))
+
+
+def test_ratio_by_hand() -> None:
+    half, three, tenth = Ratio(0.5), Ratio(3.0), Ratio(0.1)
+    assert [half.owed(1) for _ in range(5)] == [0, 1, 0, 1, 0]
+    assert [three.owed(2) for _ in range(2)] == [6, 6]
+    assert sum(tenth.owed(1) for _ in range(10)) == 1, "ten times 0.1 makes one"
+    assert Ratio(0.0).owed(1000) == 0
+
+
+@given(STEPS, st.fractions(0, 4, max_denominator=64))
+def test_ratio_owes_neither_more_nor_less_than_the_steps_taken(increments: list[int], rate: Fraction) -> None:
+    ratio, owed, env_steps = Ratio(float(rate)), 0, 0
+    for increment in increments:
+        updates = ratio.owed(increment)
+        assert updates >= 0
+        owed += updates
+        env_steps += increment
+        assert owed == env_steps * rate // 1
+
+
+# ---- The means of what is logged between two steps, summed where the values are
 
 
 def test_buffer_means_since_the_last_drain() -> None:
@@ -62,26 +104,3 @@ def test_buffer_takes_values_made_in_inference_mode() -> None:
         buffer.add("x", {"a": torch.tensor(1.0)})
     buffer.add("x", {"a": torch.tensor(3.0)})
     assert buffer.drain() == {"x/a": 2.0}
-
-
-def test_buffer_state_survives_a_checkpoint(tmp_path: Path) -> None:
-    buffer = MetricBuffer()
-    buffer.add("x", {"a": torch.tensor(1.0), "b": 5.0})
-    torch.save(buffer.state_dict(), tmp_path / "state.pt")
-    buffer.add("x", {"a": torch.tensor(100.0), "b": 100.0})  # must not reach the state taken before
-    restored = MetricBuffer()
-    restored.add("old", {"c": 1.0})
-    restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    restored.add("x", {"a": torch.tensor(2.0), "b": 6.0})
-    assert restored.drain() == {"x/a": 1.5, "x/b": 5.5}
-
-
-def test_sums_from_a_checkpoint_go_on_where_the_values_are() -> None:
-    """Or a resumed run would add in another order than an unbroken one, and forget a part of the skipped calls."""
-    buffer, valid = MetricBuffer(), torch.tensor(True)
-    buffer.add("x", {"a": torch.tensor(1.0)}, valid=valid)
-    restored = MetricBuffer()
-    restored.load_state_dict(buffer.state_dict())
-    restored.add("x", {"a": torch.empty((), device="meta")}, valid=valid.to("meta"))
-    [(keys, sums, calls)] = restored.state_dict()["on_device"]
-    assert keys == ["x/a", "x/skipped"] and sums.device.type == "meta" and calls == 2
