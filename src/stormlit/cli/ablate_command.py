@@ -14,9 +14,7 @@ from stormlit.sweeps import launchers
 from stormlit.sweeps.cells import cells_of, check, estimate, last_lines, one_of_each
 from stormlit.sweeps.grid import read_grid
 from stormlit.sweeps.grid_file import REPORT, Record
-from stormlit.sweeps.launchers import Launcher
-from stormlit.sweeps.scheduler import run_all
-from stormlit.sweeps.table import Entry, Table, board_of, summary
+from stormlit.sweeps.scheduler import Entry, board_of, run_all, summary
 
 LAST_LINES = 6  # of a failed cell's log
 
@@ -58,7 +56,15 @@ def ablate(
             with record.parent_run() as further:
                 for entry in board:
                     entry.cell = dataclasses.replace(entry.cell, words=(*entry.cell.words, *further))
-                _run(board, launcher, record)
+                with StopSignals() as signals:
+                    run_all(board, launcher, record, signals)
+                if signals.received:
+                    finished = sum(entry.state == "finished" for entry in board)
+                    raise Stopped(
+                        signals.received,
+                        f"with {finished} of {len(board)} cells finished and the others saved; the same command goes "
+                        "on",
+                    )
                 page = _report(record)
                 _tell_failed(board)
     finally:
@@ -75,20 +81,6 @@ def _plan(record: Record, board: Sequence[Entry]) -> list[str]:
     width = max(len(entry.cell.name) for entry in board)
     told = {"waiting": "to run", "finished": "finished"}
     return [*lines, "", *(f"  {entry.cell.name:<{width}}  {told[entry.state]}" for entry in board), ""]
-
-
-def _run(board: Sequence[Entry], launcher: Launcher, record: Record) -> None:
-    table = Table(board, launcher.slots)
-    with StopSignals() as signals:
-        table.draw()
-        run_all(board, launcher, record, signals, table)
-        table.draw()
-    if signals.received:
-        finished = sum(entry.state == "finished" for entry in board)
-        raise Stopped(
-            signals.received,
-            f"with {finished} of {len(board)} cells finished and the others saved; the same command goes on",
-        )
 
 
 def _report(record: Record) -> list[str]:
