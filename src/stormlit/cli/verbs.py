@@ -12,7 +12,7 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from stormlit import __version__
 from stormlit.cli.output import tell, unbreakable_streams
@@ -25,20 +25,15 @@ NOT_WRITTEN, INTERRUPTED = 3, 130
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 
 
-class Verb(NamedTuple):
-    """What a verb calls, ``module:function`` of this package, and what it is given.
+class Verb:
+    """What a verb calls, ``module:function`` of this package, and the arguments that it takes.
 
     The function gets the parsed arguments that it names, the text it returns is printed. ``files`` and ``overrides``
     are made from the words (``overrides`` alone takes no files), ``root`` is where runs are looked for.
     """
 
-    target: str
-    help: str
-    arguments: tuple[Argument, ...]
-
-
-def _verb(target: str, help: str, *arguments: Argument) -> Verb:
-    return Verb(target, help, arguments)
+    def __init__(self, target: str, help: str, *arguments: Argument) -> None:
+        self.target, self.help, self.arguments = target, help, arguments
 
 
 def _argument(*names: str, **options: Any) -> Argument:
@@ -64,16 +59,16 @@ DEMONSTRATION = "a .npz, or an official pickle"
 OUTPUT = _output("the file to write", "OUT.npz")
 
 VERBS = {
-    "train": _verb(
+    "train": Verb(
         "runs.train:train_or_resume",
         "Train from scratch, or with resume=auto go on with the run of that name.",
         LAYERS,
     ),
-    "resume": _verb(
+    "resume": Verb(
         "runs.train:resume_run", "Go on with a run from its newest checkpoint, in the same MLflow run.", RUN, WORDS
     ),
-    "eval": _verb("cli.commands:evaluate_run", "Play whole episodes with a run and print every return.", RUN, WORDS),
-    "dream": _verb(
+    "eval": Verb("cli.commands:evaluate_run", "Play whole episodes with a run and print every return.", RUN, WORDS),
+    "dream": Verb(
         "cli.commands:dream_run",
         "Write a video of real, reconstructed and imagined frames.",
         RUN,
@@ -81,10 +76,10 @@ VERBS = {
         _argument("-o", "--output", type=Path, help="video file (.mp4 or .gif); default: in the run's media"),
         _number("--dreams", "how many dreams to show", 4),
     ),
-    "sync": _verb(
+    "sync": Verb(
         "runs.sync:sync_run", "Send the metrics and files that a run's tracking server has missed.", RUN, WORDS
     ),
-    "ablate": _verb(
+    "ablate": Verb(
         "cli.ablate_command:ablate",
         "Run a grid: variants of a configuration, on environments and seeds. The same command goes on with it.",
         _words(
@@ -103,7 +98,7 @@ VERBS = {
         _argument("--name", help="folder of the grid in run.dir; default: made from what it is"),
         _argument("--dry-run", action="store_true", help="only show the cells, and how long they would take"),
     ),
-    "bench": _verb(
+    "bench": Verb(
         "cli.bench_command:bench",
         "Time every phase of training, and count what it launches.",
         LAYERS,
@@ -124,24 +119,24 @@ VERBS = {
             help="two or more groups of further words, each in quotes, measured side by side",
         ),
     ),
-    "diagnose": _verb(
+    "diagnose": Verb(
         "cli.diagnose_command:diagnose_run",
         "Measure a run's world model: open-loop error, rewards, ends, latents, values, returns in its dream.",
         RUN,
         WORDS,
         _number("--steps", "environment steps to play for it", 2048),
     ),
-    "runs": _verb(
+    "runs": Verb(
         "cli.result_commands:list_runs",
         "List runs: state, game, seed, steps, return, size.",
         _words("FOLDER|GROUP|run.dir=DIR", "folders of runs, or groups; default: all in run.dir"),
     ),
-    "compare": _verb(
+    "compare": Verb(
         "cli.result_commands:compare_runs",
         "Print how two or more runs differ, in their configurations and in what came out.",
         _words("RUN|FOLDER|GROUP", "runs, folders of runs or groups; also run.dir=DIR", nargs="+"),
     ),
-    "report": _verb(
+    "report": Verb(
         "cli.result_commands:report_runs",
         "Write a page on what runs show, and what they do not: statistics, curves, dreams, cost.",
         _words(
@@ -160,12 +155,12 @@ VERBS = {
             help="what counts as 1 where there is no human score (default: the base); may be given again",
         ),
     ),
-    "scores": _verb(
+    "scores": Verb(
         "cli.result_commands:published_scores",
         "Print published scores on Atari 100k: aggregates with intervals.",
         _argument("methods", nargs="*", default=[], metavar="METHOD", help="only these, and every game of theirs"),
     ),
-    "import-official": _verb(
+    "import-official": Verb(
         "runs.official:import_official",
         "Turn a checkpoint of the public implementation into an ordinary run.",
         _argument("world_model_file", type=Path, metavar="WORLD_MODEL.pth", help="the world model's state dict"),
@@ -173,35 +168,35 @@ VERBS = {
         WORDS,
         _output("folder of the run to write"),
     ),
-    "components": _verb(
+    "components": Verb(
         "cli.commands:components",
         "List every registered part with its options and defaults, or check one.",
         _argument("kind", nargs="?", metavar="KIND", help="only parts of this kind"),
         _argument("name", nargs="?", metavar="NAME", help="only this part, which may be yours: MODULE:CLASS"),
         _argument("--check", action="store_true", help="whether it keeps the laws of its kind"),
     ),
-    "config": _verb(
+    "config": Verb(
         "cli.commands:show_config",
         "Print the resolved configuration as YAML.",
         LAYERS,
         _argument("--keys", action="store_true", help="as a table of keys, meanings, values and ranges"),
     ),
-    "script": _verb("cli.lightning_command:fabric_script", "Print the path of the file to give to `fabric run`."),
+    "script": Verb("cli.lightning_command:fabric_script", "Print the path of the file to give to `fabric run`."),
 }
 DEMOS = {
-    "info": _verb(
+    "info": Verb(
         "cli.demonstration_commands:describe_all",
         "Show what is in demonstrations: frames, episodes, returns, actions.",
         _argument("demonstrations", type=Path, nargs="+", metavar="FILE", help=DEMONSTRATION),
     ),
-    "convert": _verb(
+    "convert": Verb(
         "cli.demonstration_commands:convert",
         "Write a demonstration in stormlit's own format, with env.game=NAME as that game's.",
         _argument("file", type=Path, metavar="FILE", help=DEMONSTRATION),
         WORDS,
         OUTPUT,
     ),
-    "record": _verb(
+    "record": Verb(
         "cli.demonstration_commands:record_run",
         "Record a trained run, or random play, as a demonstration.",
         _argument("reference", metavar="RUN|random", help="a run, or random: random actions in env.game=NAME"),
