@@ -18,7 +18,7 @@ from stormlit.sweeps.cells import Cell, cells_of, last_lines, one_of_each
 from stormlit.sweeps.grid import Grid, grid_names, read_grid
 from stormlit.sweeps.grid_file import FILE, Record
 from stormlit.sweeps.launchers import ProcessLauncher, gpu_groups
-from stormlit.sweeps.table import last_bar
+from stormlit.sweeps.scheduler import last_bar
 
 DEVIATIONS = (Path(__file__).parents[2] / "docs" / "deviations.md").read_text()
 VARY = ("--vary", "world_model.sequence_model=transformer,gru", "--seeds", "2")

@@ -23,7 +23,7 @@ from training import SMALL, train
 
 pytestmark = pytest.mark.usefixtures("server")
 NewTracker = Callable[[], MlflowTracker]
-PARAMS = {"agent": {"gamma": 0.9}, "seed": 1}
+PARAMS: dict[str, Any] = {"agent": {"gamma": 0.9}, "seed": 1}
 
 
 @pytest.fixture
@@ -40,6 +40,19 @@ def new_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NewTracker:
     return lambda: MlflowTracker(tmp_path / "run", tmp_path, uri="http://fake", flush_seconds=0.0)
 
 
+def begun(new_tracker: NewTracker) -> tuple[MlflowTracker, str]:
+    tracker = new_tracker()
+    return tracker, tracker.start(name="x", params=PARAMS, tags={})
+
+
+def resumed(
+    new_tracker: NewTracker, run_id: str, from_step: int, params: dict[str, Any] = PARAMS, **tags: str
+) -> MlflowTracker:
+    tracker = new_tracker()
+    assert tracker.start(name="x", params=params, tags=tags, run_id=run_id, from_step=from_step) == run_id
+    return tracker
+
+
 def wait_until(condition: Callable[[], Any]) -> None:
     deadline = time.monotonic() + 10
     while not condition():
@@ -54,8 +67,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
 def test_no_call_waits_for_the_server(
     fault: str, new_tracker: NewTracker, server: FakeServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = new_tracker()
-    run_id = tracker.start(name="x", params=PARAMS, tags={})
+    tracker, run_id = begun(new_tracker)
     (tmp_path / "film.mp4").write_text("film")
     setattr(server, fault, True)
     tracker.log({"a": 0.0}, 0)
@@ -85,8 +97,7 @@ def test_no_call_waits_for_the_server(
 
 
 def test_points_whose_answer_was_lost_are_there_once(new_tracker: NewTracker, server: FakeServer) -> None:
-    tracker = new_tracker()
-    run_id = tracker.start(name="x", params=PARAMS, tags={})
+    tracker, run_id = begun(new_tracker)
     server.loses_answers = True
     for step in range(10):
         tracker.log({"a": float(step), "nothing": math.nan}, step)
@@ -101,8 +112,7 @@ def test_points_whose_answer_was_lost_are_there_once(new_tracker: NewTracker, se
 def test_a_file_that_has_gone_is_left_out_by_name(
     new_tracker: NewTracker, server: FakeServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = new_tracker()
-    run_id = tracker.start(name="x", params=PARAMS, tags={})
+    tracker, run_id = begun(new_tracker)
     tracker.artifact(tmp_path / "run" / "gone.mp4", "media")
     (tmp_path / "run" / "config").mkdir()
     (tmp_path / "run" / "config" / "a.yaml").write_text("a: 1")
@@ -113,8 +123,7 @@ def test_a_file_that_has_gone_is_left_out_by_name(
 
 
 def test_names_are_made_such_that_no_batch_is_refused(new_tracker: NewTracker, server: FakeServer) -> None:
-    tracker = new_tracker()
-    run_id = tracker.start(name="x", params=PARAMS, tags={})
+    tracker, run_id = begun(new_tracker)
     tracker.log({"/a//b!/../c/": 1.0, "": 2.0, "x" * 300: 3.0}, 0)
     tracker.finish("FINISHED")
     assert server.points(run_id) == [("a/b_/c", 0, 1.0), ("_", 0, 2.0), ("x" * 250, 0, 3.0)]
@@ -123,8 +132,7 @@ def test_names_are_made_such_that_no_batch_is_refused(new_tracker: NewTracker, s
 def test_values_that_are_not_finite_stay_json_and_reach_the_store_as_nan(
     new_tracker: NewTracker, server: FakeServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = new_tracker()
-    run_id = tracker.start(name="x", params=PARAMS, tags={})
+    tracker, run_id = begun(new_tracker)
     for step in (1, 2):
         tracker.log({"up": math.inf, "down": -math.inf, "nothing": math.nan, "fine": 1.0}, step)
     tracker.finish("KILLED")
@@ -141,8 +149,7 @@ def test_values_that_are_not_finite_stay_json_and_reach_the_store_as_nan(
     lines = (tmp_path / "run" / "spool" / f"{run_id}.spool").read_text().splitlines()
     entries = [json.loads(line.partition(" ")[2], parse_constant=refuse) for line in lines]
     assert entries[1]["points"] == {"up": "inf", "down": "-inf", "nothing": "nan", "fine": 1.0}
-    again = new_tracker()  # which knows them when they come again
-    again.start(name="x", params=PARAMS, tags={}, run_id=run_id, from_step=1)
+    again = resumed(new_tracker, run_id, 1)  # which knows them when they come again
     again.log({"up": math.inf, "nothing": math.nan}, 2)
     again.finish("FINISHED")
     assert len(server.points(run_id)) == 8
@@ -165,8 +172,7 @@ def killed(tracker: MlflowTracker) -> None:
 
 @pytest.mark.parametrize("sent", ["all sent", "part sent", "none sent"])
 def test_a_resumed_run_has_each_point_once(sent: str, new_tracker: NewTracker, server: FakeServer) -> None:
-    first = new_tracker()
-    run_id = first.start(name="x", params=PARAMS, tags={})
+    first, run_id = begun(new_tracker)
     server.down = sent == "none sent"
     log_steps(first, range(0, 50, 10))
     if not server.down:
@@ -177,8 +183,7 @@ def test_a_resumed_run_has_each_point_once(sent: str, new_tracker: NewTracker, s
         wait_until(lambda: len(server.points(run_id)) == 16)
     killed(first)
     server.down = False
-    second = new_tracker()
-    assert second.start(name="x", params=PARAMS, tags={"host": "b"}, run_id=run_id, from_step=30) == run_id
+    second = resumed(new_tracker, run_id, 30, host="b")
     log_steps(second, range(40, 100, 10))
     second.log({"eval": 1.0}, 70)  # not reached before
     second.finish("FINISHED")
@@ -190,17 +195,14 @@ def test_a_resumed_run_has_each_point_once(sent: str, new_tracker: NewTracker, s
 
 
 def test_the_first_value_stays_unless_the_configuration_changed(new_tracker: NewTracker, server: FakeServer) -> None:
-    first = new_tracker()
-    run_id = first.start(name="x", params=PARAMS, tags={})
+    first, run_id = begun(new_tracker)
     first.log({"loss": 1.0, "same": 2.0, "nothing": math.nan}, 20)
     killed(first)
-    second = new_tracker()
-    second.start(name="x", params=PARAMS, tags={}, run_id=run_id, from_step=10)
+    second = resumed(new_tracker, run_id, 10)
     second.log({"loss": 1.5, "same": 2.0, "nothing": math.nan}, 20)  # such as a measured time
     second.finish("KILLED")
     assert [point[2] for point in server.points(run_id)][:2] == [1.0, 2.0] and len(server.points(run_id)) == 3
-    third = new_tracker()
-    third.start(name="x", params={**PARAMS, "seed": 2}, tags={}, run_id=run_id, from_step=10)
+    third = resumed(new_tracker, run_id, 10, {**PARAMS, "seed": 2})
     third.log({"loss": 1.5, "same": 2.0, "nothing": math.nan}, 20)
     third.finish("FINISHED")
     assert [point[2] for point in server.points(run_id) if point[0] == "loss"] == [1.0, 1.5]
@@ -211,20 +213,17 @@ def test_the_first_value_stays_unless_the_configuration_changed(new_tracker: New
 
 def test_each_configurations_values_are_kept_apart(new_tracker: NewTracker, server: FakeServer) -> None:
     """Behind the point where the second one died, the first one's values are still another future's."""
-    first = new_tracker()
-    run_id = first.start(name="x", params=PARAMS, tags={})
+    first, run_id = begun(new_tracker)
     log_steps(first, range(0, 50, 10))
     killed(first)
     other = {**PARAMS, "seed": 2}
-    for begun, ended in ((20, 30), (20, 60)):
-        tracker = new_tracker()
-        tracker.start(name="x", params=other, tags={}, run_id=run_id, from_step=begun)
-        log_steps(tracker, range(begun + 10, ended + 10, 10), offset=0.5)
+    for ended in (30, 60):
+        tracker = resumed(new_tracker, run_id, 20, other)
+        log_steps(tracker, range(30, ended + 10, 10), offset=0.5)
         killed(tracker)
-    last = new_tracker()
     # Moved and given more steps, it is the same run: a value that differs was measured.
     moved = {**other, "run": {"dir": "/elsewhere"}, "loop": {"env_steps": 9}}
-    last.start(name="x", params=moved, tags={}, run_id=run_id, from_step=50)
+    last = resumed(new_tracker, run_id, 50, moved)
     log_steps(last, range(60, 80, 10), offset=0.7)
     last.finish("FINISHED")
     values = [(step, round(value - step / 7, 6)) for key, step, value in server.points(run_id) if key == "loss"]
@@ -236,13 +235,11 @@ def test_each_configurations_values_are_kept_apart(new_tracker: NewTracker, serv
 def test_a_run_goes_on_without_the_server_and_comes_back_to_it(
     new_tracker: NewTracker, server: FakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = new_tracker()
-    run_id = first.start(name="x", params=PARAMS, tags={})
+    first, run_id = begun(new_tracker)
     server.down = True
     first.log({"loss": 1.0}, 10)
     first.finish("KILLED")
-    second = new_tracker()
-    second.start(name="x", params=PARAMS, tags={"host": "b"}, run_id=run_id, from_step=10)
+    second = resumed(new_tracker, run_id, 10, host="b")
     assert "http://fake does not answer, the run goes on and is recorded later: server is gone" in caplog.text
     second.log({"loss": 1.0}, 10)
     second.log({"loss": 2.0}, 20)
@@ -256,13 +253,13 @@ def test_a_run_goes_on_without_the_server_and_comes_back_to_it(
 
 def test_a_store_that_does_not_know_the_run_is_an_error(new_tracker: NewTracker) -> None:
     with pytest.raises(ConfigError, match=r"could not continue run abc there \(Run with id=abc not found\)"):
-        new_tracker().start(name="x", params=PARAMS, tags={}, run_id="abc", from_step=10)
+        resumed(new_tracker, "abc", 10)
 
 
 def test_a_new_run_needs_its_store(new_tracker: NewTracker, server: FakeServer, tmp_path: Path) -> None:
     server.down = True
     with pytest.raises(ConfigError, match=r"tracking\.uri=http://fake: MLflow could not start a run there"):
-        new_tracker().start(name="x", params=PARAMS, tags={})
+        begun(new_tracker)
     assert not (tmp_path / "run" / "spool").exists()
 
 
@@ -340,7 +337,7 @@ d39c5418 {"begin":{"seed":"1"},"experiment":"stormlit","store":"tracking.uri"}
 def test_a_spool_of_0_1_0_is_sent_from_where_it_stopped(
     new_tracker: NewTracker, server: FakeServer, tmp_path: Path
 ) -> None:
-    new_tracker().start(name="x", params={"seed": 1}, tags={})
+    begun(new_tracker)[0].finish("KILLED")  # the server has the run
     folder = tmp_path / "run" / "spool"
     (folder / "run0.spool").write_text(OLD_SPOOL)
     (folder / "run0.sent").write_text('48b39799 {"records":203,"artifacts":0}\n')  # the points of step 8 were sent

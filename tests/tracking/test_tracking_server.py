@@ -12,7 +12,6 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,14 +20,14 @@ from stormlit.cli import main
 from stormlit.runs.directory import RunDirectory
 from stormlit.storm.training import Training
 from stormlit.tracking import MlflowTracker
-from stormlit.tracking.journal import Spool
 from training import SMALL
 
 pytestmark = pytest.mark.slow
 
+Point = tuple[str, int, float]
 STEPS = 150
 WORDS = (*SMALL, "tracking=mlflow", "tracking.flush_seconds=0.2", f"loop.env_steps={STEPS}")
-LOGGED = ("loop.log_every_env_steps=2", "checkpoint.every=25", "evaluation.every_env_steps=25")
+OFTEN = ("loop.log_every_env_steps=2", "checkpoint.every=25", "evaluation.every_env_steps=25")
 
 
 class Server:
@@ -87,23 +86,18 @@ def running(server: Server) -> Server:
     return server
 
 
-class Watch:
-    """What training hands to the tracker."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.points: list[tuple[str, int, float]] = []
-        log = MlflowTracker.log
-
-        def watched(tracker: MlflowTracker, metrics: Mapping[str, float], step: int) -> None:
-            self.points += [(key, step, value) for key, value in metrics.items()]
-            log(tracker, metrics, step)
-
-        monkeypatch.setattr(MlflowTracker, "log", watched)
-
-
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    return Watch(monkeypatch)
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
+    """What training hands to the tracker."""
+    points: list[Point] = []
+    log = MlflowTracker.log
+
+    def watched(tracker: MlflowTracker, metrics: Mapping[str, float], step: int) -> None:
+        points.extend((key, step, value) for key, value in metrics.items())
+        log(tracker, metrics, step)
+
+    monkeypatch.setattr(MlflowTracker, "log", watched)
+    return points
 
 
 def at_steps(monkeypatch: pytest.MonkeyPatch, events: dict[int, Callable[[], None]]) -> None:
@@ -118,32 +112,19 @@ def at_steps(monkeypatch: pytest.MonkeyPatch, events: dict[int, Callable[[], Non
     monkeypatch.setattr(stormlit.storm.loop, "collect", collect_and_more)
 
 
-def stored(server: Server, run: Path) -> tuple[Counter[tuple[str, int, float]], Any]:
-    """Every point of the run as the server's database has it, and the run."""
+def assert_there_once(server: Server, run: Path, logged: list[Point]) -> None:
+    """The server's database has every point of the run, and no other."""
     from mlflow import MlflowClient
 
-    run_id = RunDirectory(run).run_id()
-    assert run_id is not None
-    client = MlflowClient(server.uri)
+    run_id, client = str(RunDirectory(run).run_id()), MlflowClient(server.uri)
     found = client.get_run(run_id)
-    points: Counter[tuple[str, int, float]] = Counter()
+    stored: Counter[Point] = Counter()
     for key in found.data.metrics:
-        points.update((point.key, point.step, point.value) for point in client.get_metric_history(run_id, key))
-    return points, found
-
-
-def assert_there_once(server: Server, run: Path, watch: Watch, what: str) -> None:
-    points, found = stored(server, run)
-    handed = Counter(watch.points)
-    lost, doubled = handed - points, points - handed
-    spool = Spool(next((run / "spool").glob("*.spool")))
-    spooled = sum(len(entry.get("points", ())) for entry in spool.entries())
-    print(
-        f"\n{what}: {handed.total()} points logged, {spooled} spooled, {points.total()} stored, {lost.total()} lost, "
-        f"{doubled.total()} doubled"
-    )
+        stored.update((point.key, point.step, point.value) for point in client.get_metric_history(run_id, key))
+    handed = Counter(logged)
     assert max(handed.values()) == 1 and handed.total() > 1500
-    assert not lost and not doubled and spooled == handed.total()
+    assert not handed - stored, "lost"
+    assert not stored - handed, "there twice"
     assert found.info.status == "FINISHED"
 
 
@@ -155,7 +136,7 @@ def artifacts(server: Server, run: Path, folder: str) -> list[str]:
 
 @pytest.mark.parametrize("fault", ["killed", "hanging"])
 def test_a_server_that_is_gone_for_the_middle_third(
-    fault: str, running: Server, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, running: Server, logged: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hanging server answers too late what it was asked before: points whose answer is lost arrive twice."""
 
@@ -172,38 +153,37 @@ def test_a_server_that_is_gone_for_the_middle_third(
     events = {STEPS // 3: away, 2 * STEPS // 3: back}
     at_steps(monkeypatch, events)
     run = tmp_path / "run"
-    words = [*WORDS, *LOGGED, f"run.dir={tmp_path}", "run.name=run", f"tracking.uri={running.uri}"]
+    words = [*WORDS, *OFTEN, f"run.dir={tmp_path}", "run.name=run", f"tracking.uri={running.uri}"]
     assert main(["train", *words]) == 0
     assert events == {}
     assert main(["sync", str(run)]) == 0  # a busy server may not have taken it all when the run's patience ended
-    assert_there_once(running, run, watch, f"server {fault} for the middle third")
+    assert_there_once(running, run, logged)
     assert "evaluation/step-000000075.json" in artifacts(running, run, "evaluation")
 
 
 def test_a_server_that_comes_back_after_the_end(
     running: Server,
-    watch: Watch,
+    logged: list[Point],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     at_steps(monkeypatch, {STEPS // 2: running.kill})
     run = tmp_path / "run"
-    words = [*WORDS, *LOGGED, f"run.dir={tmp_path}", "run.name=run", f"tracking.uri={running.uri}"]
+    words = [*WORDS, *OFTEN, f"run.dir={tmp_path}", "run.name=run", f"tracking.uri={running.uri}"]
     assert main(["train", *words]) == 0
     capsys.readouterr()
     assert main(["sync", str(run)]) == 2
     assert "are still to be sent" in capsys.readouterr().err
     running.start()
     assert main(["sync", str(run)]) == 0
-    with capsys.disabled():
-        print(f"\n{capsys.readouterr().out}", end="")
-        assert_there_once(running, run, watch, "server back after the end")
+    assert_there_once(running, run, logged)
     assert f"checkpoints/step-{STEPS:09d}" in artifacts(running, run, "checkpoints")
+    capsys.readouterr()
     assert main(["sync", str(run)]) == 0
     assert capsys.readouterr().out == "run: nothing is left to send\n"
     # Without its position everything is sent once more, which changes nothing.
     next((run / "spool").glob("*.sent")).unlink()
     assert main(["sync", str(run)]) == 0
-    assert f"sent {len(watch.points):,} metric points" in capsys.readouterr().out
-    assert_there_once(running, run, watch, "all sent twice")
+    assert f"sent {len(logged):,} metric points" in capsys.readouterr().out
+    assert_there_once(running, run, logged)

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
+from stormlit.cli.output import columns
 from stormlit.errors import ConfigError, StormlitError, TrainingError, counted
 from stormlit.reports.write import write_report
 from stormlit.runs.directory import RunDirectory, exclusive
@@ -14,9 +15,7 @@ from stormlit.sweeps import launchers
 from stormlit.sweeps.cells import cells_of, check, estimate, last_lines, one_of_each
 from stormlit.sweeps.grid import read_grid
 from stormlit.sweeps.grid_file import REPORT, Record
-from stormlit.sweeps.launchers import Launcher
-from stormlit.sweeps.scheduler import run_all
-from stormlit.sweeps.table import Entry, Table, board_of, summary
+from stormlit.sweeps.scheduler import Entry, board_of, run_all, summary
 
 LAST_LINES = 6  # of a failed cell's log
 
@@ -58,7 +57,15 @@ def ablate(
             with record.parent_run() as further:
                 for entry in board:
                     entry.cell = dataclasses.replace(entry.cell, words=(*entry.cell.words, *further))
-                _run(board, launcher, record)
+                with StopSignals() as signals:
+                    run_all(board, launcher, record, signals)
+                if signals.received:
+                    finished = sum(entry.state == "finished" for entry in board)
+                    raise Stopped(
+                        signals.received,
+                        f"with {finished} of {len(board)} cells finished and the others saved; the same command goes "
+                        "on",
+                    )
                 page = _report(record)
                 _tell_failed(board)
     finally:
@@ -68,38 +75,23 @@ def ablate(
 
 def _plan(record: Record, board: Sequence[Entry]) -> list[str]:
     """What each variant changes, and which cells are to be run."""
-    lines, variants = [""], record.content["variants"]
-    for name, variant in variants.items():
+    variants = []
+    for name, variant in record.content["variants"].items():
         changes = [f"{key}={now} (base {before})" for key, (before, now) in variant["changes"].items()]
-        lines.append(f"  {name:<{max(map(len, variants))}}  {', '.join(changes) or 'the base'}")
-    width = max(len(entry.cell.name) for entry in board)
-    told = {"waiting": "to run", "finished": "finished"}
-    return [*lines, "", *(f"  {entry.cell.name:<{width}}  {told[entry.state]}" for entry in board), ""]
-
-
-def _run(board: Sequence[Entry], launcher: Launcher, record: Record) -> None:
-    table = Table(board, launcher.slots)
-    with StopSignals() as signals:
-        table.draw()
-        run_all(board, launcher, record, signals, table)
-        table.draw()
-    if signals.received:
-        finished = sum(entry.state == "finished" for entry in board)
-        raise Stopped(
-            signals.received,
-            f"with {finished} of {len(board)} cells finished and the others saved; the same command goes on",
-        )
+        variants.append([f"  {name}", ", ".join(changes) or "the base"])
+    cells = [[f"  {entry.cell.name}", "to run" if entry.state == "waiting" else "finished"] for entry in board]
+    return ["", *columns(variants, str.ljust), "", *columns(cells, str.ljust), ""]
 
 
 def _report(record: Record) -> list[str]:
     """Write a report on what is finished; returns where its page is, nothing where there is none."""
     folder = record.folder
     try:
-        files = write_report([str(folder)], folder.parent, folder / REPORT, record.content["base"], [])
+        page, *_ = write_report([str(folder)], folder.parent, folder / REPORT, record.content["base"], [])
     except StormlitError as error:  # such as variants that are not comparable: the results are there all the same
         print(f"stormlit: no report was written: {error}", file=sys.stderr)
         return []
-    return [f"written to {file}" for file in files[:1]]
+    return [f"written to {page}"]
 
 
 def _tell_failed(board: Sequence[Entry]) -> None:

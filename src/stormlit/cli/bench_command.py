@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sys
@@ -15,12 +16,11 @@ import torch
 from torch.utils.benchmark import Measurement, Timer
 from tqdm import tqdm
 
-from stormlit.cli.output import columns
+from stormlit.cli.output import columns, written
 from stormlit.cli.phases import PHASES, WHOLE, Phases, prepared
-from stormlit.config.compose import compose, to_tree
+from stormlit.config.compose import compose, is_override, to_tree
 from stormlit.config.schema import Config
 from stormlit.errors import ConfigError, counted
-from stormlit.files import write_json
 from stormlit.nn.compilation import compile_report, should_compile
 from stormlit.runs.result import peak_memory
 from stormlit.storm.fabric_internals import launched_by_fabric
@@ -52,11 +52,7 @@ def bench(
     compared = ["--compare", *groups] if groups else []
     words = ["stormlit", "bench", *(Path(file).name for file in files), *overrides, "--rounds", str(rounds), *compared]
     found = measure(_settings(files, overrides, groups), rounds, shlex.join(words))
-    try:
-        write_json(output, found)
-    except OSError as error:
-        return f"{report(found)}\nnot written to {output}: {error.strerror}"
-    return f"{report(found)}\nwritten to {output}"
+    return f"{report(found)}\n{written(output, found)}"
 
 
 def _settings(files: Sequence[str], overrides: Sequence[str], groups: Sequence[str]) -> dict[str, Config]:
@@ -68,11 +64,11 @@ def _settings(files: Sequence[str], overrides: Sequence[str], groups: Sequence[s
     settings = {}
     for group in groups or [""]:
         try:
-            words = shlex.split(group)
+            words = [*files, *overrides, *shlex.split(group)]
         except ValueError as error:
             raise ConfigError(f"--compare {group!r}: cannot be read as words ({error})") from error
-        layers = [*files, *(word for word in words if "=" not in word)]
-        settings[group or "as configured"] = compose(layers, [*overrides, *(word for word in words if "=" in word)])
+        layers = [word for word in words if not is_override(word)]
+        settings[group or "as configured"] = compose(layers, [word for word in words if is_override(word)])
     return settings
 
 
@@ -92,10 +88,9 @@ def measure(settings: Mapping[str, Config], rounds: int, command: str) -> Number
         taken: dict[str, dict[str, list[Measurement]]] = {name: {phase: [] for phase in phases} for name in subjects}
         for number in range(1, rounds + 1):
             bar.set_description(f"round {number} of {rounds}")
-            for phase in phases:
-                for name, subject in subjects.items():
-                    taken[name][phase].append(timed(subject.functions[phase], subject.threads))
-                    bar.update()
+            for phase, name in itertools.product(phases, subjects):
+                taken[name][phase].append(timed(subjects[name].functions[phase], subjects[name].threads))
+                bar.update()
     first, *others = subjects
     device = subjects[first].training.fabric.device
     ratios = {}
@@ -195,7 +190,11 @@ def report(found: Numbers) -> str:
     lines = [f"{found['made_with']['device']}, torch {torch.__version__}"]
     for setting in found["settings"]:
         whole, steps = setting["whole_step"], setting["whole_step"]["env_steps"]
-        rows = [HEADER, *(_row(phase, measured) for phase, measured in setting["phases"].items())]
+        rows = [HEADER]
+        for phase, measured in setting["phases"].items():
+            memory = "-" if measured["memory_bytes"] is None else _mebibytes(measured["memory_bytes"])
+            launched = f"{measured['operations']:,}", str(measured["host_syncs"])
+            rows.append((phase, *_times(measured["seconds"]), f"{measured['share']:.1%}", *launched, memory))
         rows.append((f"{WHOLE} of {steps}" if steps > 1 else WHOLE, *_times(whole["seconds"]), "", "", "", ""))
         lines += ["", f"{setting['name']} ({setting['precision']}, {counted(setting['threads'], 'thread')})"]
         lines += columns(rows)
@@ -206,18 +205,6 @@ def report(found: Numbers) -> str:
         lines += columns([["phase", *ratios], *cells])
     peak = found["peak_memory"]
     return "\n".join([*lines, "", f"peak memory ({peak['of']}): {_mebibytes(peak['bytes'])}"])
-
-
-def _row(phase: str, measured: Numbers) -> tuple[str, ...]:
-    memory = measured["memory_bytes"]
-    return (
-        phase,
-        *_times(measured["seconds"]),
-        f"{measured['share']:.1%}",
-        f"{measured['operations']:,}",
-        str(measured["host_syncs"]),
-        "-" if memory is None else _mebibytes(memory),
-    )
 
 
 def _times(seconds: dict[str, float]) -> tuple[str, str]:

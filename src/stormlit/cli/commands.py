@@ -14,11 +14,11 @@ from stormlit import registry
 from stormlit.analysis.dream import dream, dream_length, dream_window
 from stormlit.analysis.pictures import write_dream_video
 from stormlit.analysis.plots import write_curves
+from stormlit.cli.output import written
 from stormlit.config.components import PART_KEYS, PART_LISTS, check_part
 from stormlit.config.compose import compose, to_yaml
 from stormlit.config.schema import KEYS, Config
 from stormlit.errors import ConfigError
-from stormlit.files import write_json
 from stormlit.runs.api import load, play
 from stormlit.runs.assembly import run_baselines, run_evaluation
 from stormlit.runs.device import make_fabric
@@ -45,12 +45,8 @@ def evaluate_run(reference: str, root: Path, overrides: Sequence[str]) -> str:
         for index, episode in enumerate(result.episodes)
     ]
     lines += [f"  {played.policy:<20} {played.summary()}" for played in (result, *baselines)]
-    try:
-        write_json(file, {**result.as_dict(), "baselines": [baseline.as_dict() for baseline in baselines]})
-        lines.append(f"written to {file}")
-    except OSError as error:
-        lines.append(f"not written to {file}: {error.strerror}")
-    return "\n".join(lines)
+    found = {**result.as_dict(), "baselines": [baseline.as_dict() for baseline in baselines]}
+    return "\n".join([*lines, written(file, found)])
 
 
 def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path | None, dreams: int) -> str:
@@ -91,8 +87,17 @@ def dream_run(reference: str, root: Path, overrides: Sequence[str], output: Path
 
 
 def components(kind: str | None, name: str | None, check: bool) -> str:
-    """What `stormlit components` prints."""
-    return check_component(kind, name) if check else list_components(kind, name)
+    """List parts, or hold one to the laws of its kind; raises ``ConfigError`` with those that it does not keep."""
+    if not check:
+        return list_components(kind, name)
+    if kind is None or name is None:
+        raise ConfigError("--check needs a part: stormlit components KIND NAME --check")
+    if sentences := check_part(kind, name):
+        raise ConfigError("\n".join(sentences))
+    from stormlit.checks.laws import LAWS  # a training never needs the laws
+
+    laws = "".join(f"\n  {law.__doc__}" for law in LAWS.get(kind, ()))
+    return f"{kind.replace('_', ' ')} '{name}' holds:{laws}" if laws else f"there are no laws for a {kind} yet"
 
 
 def show_config(files: Sequence[str], overrides: Sequence[str], keys: bool) -> str:
@@ -136,15 +141,3 @@ def list_keys(config: Config) -> str:
 def _as_word(value: object) -> str:
     """A value as it is written in a file, on one line."""
     return str(yaml.safe_dump(value, default_flow_style=True, width=math.inf)).removesuffix("...\n").strip()
-
-
-def check_component(kind: str | None, name: str | None) -> str:
-    """Hold a part to the laws of its kind; raises ``ConfigError`` with a sentence for each that it does not keep."""
-    if kind is None or name is None:
-        raise ConfigError("--check needs a part: stormlit components KIND NAME --check")
-    if sentences := check_part(kind, name):
-        raise ConfigError("\n".join(sentences))
-    from stormlit.checks.laws import LAWS  # a training never needs the laws
-
-    laws = "".join(f"\n  {law.__doc__}" for law in LAWS.get(kind, ()))
-    return f"{kind.replace('_', ' ')} '{name}' holds:{laws}" if laws else f"there are no laws for a {kind} yet"

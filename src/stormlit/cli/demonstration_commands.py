@@ -30,11 +30,9 @@ def describe(file: Path) -> str:
     demonstration = read_demonstration(file)
     origin, obs = demonstration.origin, demonstration.obs
     returns, unfinished = _returns(demonstration)
+    actions = f", {origin.num_actions} actions" if origin.num_actions else ""
     rows = (
-        (
-            "environment",
-            (origin.env_id or "unknown") + (f", {origin.num_actions} actions" if origin.num_actions else ""),
-        ),
+        ("environment", (origin.env_id or "unknown") + actions),
         ("played by", origin.policy),
         ("frames", f"{len(obs):,} of {'x'.join(map(str, obs.shape[1:]))}, {obs.nbytes / 2**20:,.1f} MiB"),
         ("episodes", f"{len(returns)} complete" + (f", returns {_listed(returns)}" if returns else "")),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from stormlit.errors import ElsewhereError, EnvironmentCrashError, IrreproducibleError, StormlitError
+from stormlit.files import write_json
 
 LAUNCHERS_FILE = "TORCHELASTIC_ERROR_FILE"  # in the environment of what torchrun has started, as `fabric run` does
 PATIENCE_SECONDS = 30.0
@@ -25,6 +26,15 @@ def columns(rows: Sequence[Sequence[str]], others: Callable[[str, int], str] = s
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join([row[0].ljust(widths[0]), *map(others, row[1:], widths[1:])]).rstrip() for row in rows]
+
+
+def written(file: Path, content: Any) -> str:
+    """Write JSON, and tell where; where that fails, as on a full disk, what is told is not lost by it."""
+    try:
+        write_json(file, content)
+    except OSError as error:
+        return f"not written to {file}: {error.strerror}"
+    return f"written to {file}"
 
 
 def tell(error: StormlitError) -> None:

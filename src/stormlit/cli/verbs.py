@@ -1,6 +1,6 @@
-"""The command line.
+"""The command line: the table of its verbs, and the parsers that are made from it.
 
-Verbs are a table, ``verb_table``; options are ``KEY=VALUE`` words, so that ``fabric run`` does not eat them.
+Options are ``KEY=VALUE`` words, so that ``fabric run`` does not eat them.
 """
 
 from __future__ import annotations
@@ -10,18 +10,201 @@ import importlib
 import inspect
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stormlit import __version__
 from stormlit.cli.output import tell, unbreakable_streams
-from stormlit.cli.verb_table import DEMOS, VERBS, Verb
 from stormlit.errors import ConfigError, StormlitError
 from stormlit.files import look_in_working_directory
 from stormlit.runs.signals import Stopped
 
 NOT_WRITTEN, INTERRUPTED = 3, 130
+
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+
+
+class Verb:
+    """What a verb calls, ``module:function`` of this package, and the arguments that it takes.
+
+    The function gets the parsed arguments that it names, the text it returns is printed. ``files`` and ``overrides``
+    are made from the words (``overrides`` alone takes no files), ``root`` is where runs are looked for.
+    """
+
+    def __init__(self, target: str, help: str, *arguments: Argument) -> None:
+        self.target, self.help, self.arguments = target, help, arguments
+
+
+def _argument(*names: str, **options: Any) -> Argument:
+    return names, options
+
+
+def _words(metavar: str, help: str, nargs: str = "*") -> Argument:
+    return _argument("words", nargs=nargs, default=[], metavar=metavar, help=help)
+
+
+def _output(help: str, metavar: str | None = None) -> Argument:
+    return _argument("-o", "--output", type=Path, required=True, metavar=metavar, help=help)
+
+
+def _number(name: str, help: str, default: int) -> Argument:
+    return _argument(name, type=int, default=default, help=f"{help} (default {default})")
+
+
+RUN = _argument("reference", metavar="RUN", help="a run's name, its MLflow run id, or the path of a run or checkpoint")
+LAYERS = _words("CONFIG|KEY=VALUE", "configurations to layer, then overrides")
+WORDS = _words("KEY=VALUE", "changes to the configuration")
+DEMONSTRATION = "a .npz, or an official pickle"
+OUTPUT = _output("the file to write", "OUT.npz")
+
+VERBS = {
+    "train": Verb(
+        "runs.train:train_or_resume",
+        "Train from scratch, or with resume=auto go on with the run of that name.",
+        LAYERS,
+    ),
+    "resume": Verb(
+        "runs.train:resume_run", "Go on with a run from its newest checkpoint, in the same MLflow run.", RUN, WORDS
+    ),
+    "eval": Verb("cli.commands:evaluate_run", "Play whole episodes with a run and print every return.", RUN, WORDS),
+    "dream": Verb(
+        "cli.commands:dream_run",
+        "Write a video of real, reconstructed and imagined frames.",
+        RUN,
+        WORDS,
+        _argument("-o", "--output", type=Path, help="video file (.mp4 or .gif); default: in the run's media"),
+        _number("--dreams", "how many dreams to show", 4),
+    ),
+    "sync": Verb(
+        "runs.sync:sync_run", "Send the metrics and files that a run's tracking server has missed.", RUN, WORDS
+    ),
+    "ablate": Verb(
+        "cli.ablate_command:ablate",
+        "Run a grid: variants of a configuration, on environments and seeds. The same command goes on with it.",
+        _words(
+            "GRID|CONFIG|KEY=VALUE",
+            "a bundled grid or a grid file, then configurations and changes for all of it (launcher=, jobs=, "
+            "gpus_per_cell=, retries= say where it runs); with --vary configurations only",
+        ),
+        _argument(
+            "--vary",
+            action="append",
+            default=[],
+            metavar="KEY=A,B",
+            help="a grid without a file: this key with each of these values; given again, all combinations",
+        ),
+        _argument("--seeds", metavar="N|A,B", help="how many seeds, or which; default: the grid's, else one"),
+        _argument("--name", help="folder of the grid in run.dir; default: made from what it is"),
+        _argument("--dry-run", action="store_true", help="only show the cells, and how long they would take"),
+    ),
+    "bench": Verb(
+        "cli.bench_command:bench",
+        "Time every phase of training, and count what it launches.",
+        LAYERS,
+        _number("--rounds", "how often each phase is measured", 5),
+        _argument(
+            "--json",
+            dest="output",
+            type=Path,
+            metavar="FILE",
+            help="where to write the numbers; default: bench-CONFIG.json",
+        ),
+        _argument(
+            "--compare",
+            dest="groups",
+            nargs="+",
+            default=[],
+            metavar="WORDS",
+            help="two or more groups of further words, each in quotes, measured side by side",
+        ),
+    ),
+    "diagnose": Verb(
+        "cli.diagnose_command:diagnose_run",
+        "Measure a run's world model: open-loop error, rewards, ends, latents, values, returns in its dream.",
+        RUN,
+        WORDS,
+        _number("--steps", "environment steps to play for it", 2048),
+    ),
+    "runs": Verb(
+        "cli.result_commands:list_runs",
+        "List runs: state, game, seed, steps, return, size.",
+        _words("FOLDER|GROUP|run.dir=DIR", "folders of runs, or groups; default: all in run.dir"),
+    ),
+    "compare": Verb(
+        "cli.result_commands:compare_runs",
+        "Print how two or more runs differ, in their configurations and in what came out.",
+        _words("RUN|FOLDER|GROUP", "runs, folders of runs or groups; also run.dir=DIR", nargs="+"),
+    ),
+    "report": Verb(
+        "cli.result_commands:report_runs",
+        "Write a page on what runs show, and what they do not: statistics, curves, dreams, cost.",
+        _words(
+            "RUN|FOLDER|GROUP|EXPERIMENT",
+            "runs, folders of runs, groups (such as a grid's name) or MLflow experiments; also run.dir=DIR",
+            nargs="+",
+        ),
+        _output("the folder to write", "DIR"),
+        _argument("--base", metavar="VARIANT", help="the variant to compare with (default: base, or the first)"),
+        _argument(
+            "--reference",
+            dest="scale",
+            action="append",
+            default=[],
+            metavar="VARIANT|ENV=SCORE",
+            help="what counts as 1 where there is no human score (default: the base); may be given again",
+        ),
+    ),
+    "scores": Verb(
+        "cli.result_commands:published_scores",
+        "Print published scores on Atari 100k: aggregates with intervals.",
+        _argument("methods", nargs="*", default=[], metavar="METHOD", help="only these, and every game of theirs"),
+    ),
+    "import-official": Verb(
+        "runs.official:import_official",
+        "Turn a checkpoint of the public implementation into an ordinary run.",
+        _argument("world_model_file", type=Path, metavar="WORLD_MODEL.pth", help="the world model's state dict"),
+        _argument("agent_file", type=Path, metavar="AGENT.pth", help="the agent's state dict"),
+        WORDS,
+        _output("folder of the run to write"),
+    ),
+    "components": Verb(
+        "cli.commands:components",
+        "List every registered part with its options and defaults, or check one.",
+        _argument("kind", nargs="?", metavar="KIND", help="only parts of this kind"),
+        _argument("name", nargs="?", metavar="NAME", help="only this part, which may be yours: MODULE:CLASS"),
+        _argument("--check", action="store_true", help="whether it keeps the laws of its kind"),
+    ),
+    "config": Verb(
+        "cli.commands:show_config",
+        "Print the resolved configuration as YAML.",
+        LAYERS,
+        _argument("--keys", action="store_true", help="as a table of keys, meanings, values and ranges"),
+    ),
+    "script": Verb("cli.lightning_command:fabric_script", "Print the path of the file to give to `fabric run`."),
+}
+DEMOS = {
+    "info": Verb(
+        "cli.demonstration_commands:describe_all",
+        "Show what is in demonstrations: frames, episodes, returns, actions.",
+        _argument("demonstrations", type=Path, nargs="+", metavar="FILE", help=DEMONSTRATION),
+    ),
+    "convert": Verb(
+        "cli.demonstration_commands:convert",
+        "Write a demonstration in stormlit's own format, with env.game=NAME as that game's.",
+        _argument("file", type=Path, metavar="FILE", help=DEMONSTRATION),
+        WORDS,
+        OUTPUT,
+    ),
+    "record": Verb(
+        "cli.demonstration_commands:record_run",
+        "Record a trained run, or random play, as a demonstration.",
+        _argument("reference", metavar="RUN|random", help="a run, or random: random actions in env.game=NAME"),
+        WORDS,
+        OUTPUT,
+        _number("--steps", "environment steps to record", 2048),
+    ),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,8 +230,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    """Call the verb's function with the arguments that its signature names, and print what it returns."""
     try:
-        text = _call(parsed)
+        module, _, name = parsed.target.partition(":")
+        # PyTorch takes seconds, which --help does not wait for.
+        function = getattr(importlib.import_module(f"stormlit.{module}"), name)
+        wanted = inspect.signature(function).parameters
+        given = vars(parsed)
+        if "files" in wanted:
+            given["files"], given["overrides"] = _split(parsed.words)
+        elif "overrides" in wanted:
+            given["overrides"] = _overrides(parsed.words)
+        if "root" in wanted:
+            given["root"] = _run_root(given["overrides"])
+        text: str | None = function(**{name: given[name] for name in wanted})
         if text is not None:
             print(text)
     except StormlitError as error:
@@ -61,22 +256,6 @@ def _run(parsed: argparse.Namespace) -> int:
         print("stormlit: interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
-
-
-def _call(parsed: argparse.Namespace) -> str | None:
-    """Call a verb's function with the arguments that its signature names."""
-    module, _, name = parsed.target.partition(":")
-    function = getattr(importlib.import_module(module), name)  # PyTorch takes seconds, which --help does not wait for
-    wanted = inspect.signature(function).parameters
-    given = vars(parsed)
-    if "files" in wanted:
-        given["files"], given["overrides"] = _split(parsed.words)
-    elif "overrides" in wanted:
-        given["overrides"] = _overrides(parsed.words)
-    if "root" in wanted:
-        given["root"] = _run_root(given["overrides"])
-    result: str | None = function(**{name: given[name] for name in wanted})
-    return result
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(parsers: Any, verbs: dict[str, Verb]) -> None:
+def _add(parsers: Any, verbs: Mapping[str, Verb]) -> None:
     for name, verb in verbs.items():
         added = parsers.add_parser(name, help=verb.help, description=verb.help)
         added.set_defaults(target=verb.target)

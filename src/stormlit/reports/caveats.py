@@ -29,9 +29,9 @@ def _what_is_missing(comparison: Comparison) -> Iterator[str]:
         )
     gaps = []
     for task in comparison.tasks:
-        seeds = {cell.seed for cell in comparison.cells if cell.task == task}
+        seeds = {run.seed for run in comparison.runs if run.task == task}
         for variant in comparison.variants:
-            if missing := sorted(seeds - {cell.seed for cell in comparison.of(variant, task)}):
+            if missing := sorted(seeds - {run.seed for run in comparison.of(variant, task)}):
                 gaps.append(f"{variant} in {task} (seed {one_of_each(missing)})")
     if gaps:
         yield f"Seeds are missing: {_some(gaps)}. Differences by seed are of the seeds that both sides have."
@@ -103,16 +103,16 @@ def _aggregates_alike(comparison: Comparison) -> Iterator[str]:
 def _budgets(comparison: Comparison) -> Iterator[str]:
     for task in comparison.tasks:
         budgets: dict[int, list[str]] = {}
-        for cell in comparison.cells:
-            if cell.task == task:
-                budgets.setdefault(cell.result.env_steps_wanted, []).append(cell.variant)
+        for run in comparison.runs:
+            if run.task == task:
+                budgets.setdefault(run.result.env_steps_wanted, []).append(run.variant)
         if len(budgets) > 1:
             told = [f"{_some(list(dict.fromkeys(names)))} {steps:,}" for steps, names in sorted(budgets.items())]
             yield f"Budgets differ in {task}, in environment steps: {'; '.join(told)}. More steps alone may score more."
 
 
 def _circumstances(comparison: Comparison) -> Iterator[str]:
-    provenance = [cell.result.provenance for cell in comparison.cells]
+    provenance = [run.result.provenance for run in comparison.runs]
     for what, key in (("code (commit)", "commit"), ("device", "device"), ("precision", "precision")):
         seen = dict.fromkeys(each.get(key) for each in provenance)
         if len(seen) > 1:
@@ -125,7 +125,7 @@ def _circumstances(comparison: Comparison) -> Iterator[str]:
 def _generality(comparison: Comparison) -> Iterator[str]:
     if len(comparison.tasks) == 1:
         yield f"There is one environment: nothing here says how it would be in another than {comparison.tasks[0]}."
-    episodes = {len(cell.result.evaluation["agent"]) for cell in comparison.cells}
+    episodes = {len(run.result.evaluation["agent"]) for run in comparison.runs}
     yield (
         f"A run's score is the mean of {one_of_each(sorted(episodes))} episodes, itself an estimate; that part of the "
         "spread between seeds is no property of the method."

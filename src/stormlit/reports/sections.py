@@ -29,7 +29,7 @@ from stormlit.reports.statistics import (
     probability_of_improvement,
     sign_flip_probability,
 )
-from stormlit.reports.table import Cell, Comparison, learned, random_play
+from stormlit.reports.table import Comparison, ScoredRun, learned, random_play
 
 MOST_IN_ONE = 6  # curves in one figure; more variants get a figure each, with the base behind
 THRESHOLDS = 200
@@ -92,17 +92,17 @@ def sections(comparison: Comparison) -> list[Section]:
 
 def summary(comparison: Comparison) -> str:
     """The sentence under the title."""
-    cells, tasks = comparison.cells, comparison.tasks
-    budgets = sorted({cell.result.env_steps_wanted for cell in cells})
+    scored, tasks = comparison.runs, comparison.tasks
+    budgets = sorted({run.result.env_steps_wanted for run in scored})
     named = f"{one_of_each(tasks[:6])} and {len(tasks) - 6} more" if len(tasks) > 6 else one_of_each(tasks)
     parts = [
         counted(len(comparison.variants), "variant"),
         f"{counted(len(tasks), 'environment')} ({named})",
-        counted(len({cell.seed for cell in cells}), "seed"),
+        counted(len({run.seed for run in scored}), "seed"),
         f"{one_of_each(budgets, '{:,}'.format)} environment steps",
     ]
     partial = f" {counted(len(comparison.unfinished), 'run')} not finished." if comparison.unfinished else ""
-    return f"{counted(len(cells), 'run')}: {', '.join(parts)}. The base is '{comparison.base}'.{partial}"
+    return f"{counted(len(scored), 'run')}: {', '.join(parts)}. The base is '{comparison.base}'.{partial}"
 
 
 def conclusions(comparison: Comparison) -> Section:
@@ -120,7 +120,7 @@ def environments(comparison: Comparison) -> Section:
         scores = {variant: comparison.scores(variant, task) for variant in comparison.variants}
         section.figures.append(_dots(comparison, scores, task, "return", {"random": random_play(comparison, task)}))
         for variant, values in scores.items():
-            every = [f"{cell.seed}: {cell.score:.4g}" for cell in comparison.of(variant, task)]
+            every = [f"{run.seed}: {run.score:.4g}" for run in comparison.of(variant, task)]
             rows.append([task, variant, *_mean_and_error_words(values, ".4g"), ", ".join(every) or "-"])
     header = ["environment", "variant", "seeds", "mean", "standard error", "every seed"]
     section.tables.append(Table(header, rows))
@@ -202,10 +202,10 @@ def curves(comparison: Comparison) -> Section:
     lead = "The line is the mean over seeds, the band its standard error on either side; one seed has none."
     section = Section("curves", "Learning curves", [lead])
     for task in comparison.tasks:
-        evaluated = all(len(cell.result.curve) > 1 for cell in comparison.cells if cell.task == task)
+        evaluated = all(len(run.result.curve) > 1 for run in comparison.runs if run.task == task)
         lines = {}
         for index, variant in enumerate(comparison.variants):
-            points = [_evaluations(cell) if evaluated else _training(cell) for cell in comparison.of(variant, task)]
+            points = [_evaluations(run) if evaluated else _training(run) for run in comparison.of(variant, task)]
             if steps := sorted(set.intersection(*map(set, points))) if points else []:
                 returns = np.array([[each[step] for step in steps] for each in points])
                 lines[variant] = [Line(index, np.array(steps), *mean_and_error(returns))]
@@ -215,16 +215,16 @@ def curves(comparison: Comparison) -> Section:
     return section
 
 
-def _evaluations(cell: Cell) -> dict[int, float]:
+def _evaluations(run: ScoredRun) -> dict[int, float]:
     """Mean return at each step; an evaluation with a return that is no number is left out."""
-    return {step: float(np.mean(returns)) for step, returns in cell.result.curve if returns and None not in returns}  # type: ignore[arg-type]
+    return {step: float(np.mean(returns)) for step, returns in run.result.curve if returns and None not in returns}  # type: ignore[arg-type]
 
 
-def _training(cell: Cell) -> dict[int, float]:
+def _training(run: ScoredRun) -> dict[int, float]:
     """Mean return of the episodes that ended in each twentieth of the budget, at its end."""
-    width = max(cell.result.env_steps_wanted / BINS, 1)
+    width = max(run.result.env_steps_wanted / BINS, 1)
     found: dict[int, list[float]] = {}
-    for step, value in cell.result.returns:
+    for step, value in run.result.returns:
         if value is not None:
             found.setdefault(round(width * max(-(-step // width), 1)), []).append(value)
     return {step: float(np.mean(values)) for step, values in found.items()}
@@ -261,7 +261,7 @@ def world_models(comparison: Comparison) -> Section | None:
     for task in comparison.tasks:
         lines: dict[str, list[Line]] = {}
         for index, variant in enumerate(comparison.variants):
-            found = [each for cell in comparison.of(variant, task) if (each := newest_diagnosis(cell.folder))]
+            found = [each for run in comparison.of(variant, task) if (each := newest_diagnosis(run.folder))]
             if not found:
                 continue
             measured += len(found)
@@ -276,8 +276,8 @@ def world_models(comparison: Comparison) -> Section | None:
                 lines.setdefault(variant, []).append(line)
         caption = f"{task}, open-loop error"
         section.figures += _lines(comparison, lines, caption, "steps since a real frame", "squared error of frames")
-    if measured < len(comparison.cells):
-        section.notes = [f"{measured} of {len(comparison.cells)} runs have been diagnosed."]
+    if measured < len(comparison.runs):
+        section.notes = [f"{measured} of {len(comparison.runs)} runs have been diagnosed."]
     section.tables.append(Table(["environment", "variant", "runs", *DIAGNOSED], rows))
     return section if rows else None
 
@@ -289,20 +289,20 @@ def dreams(comparison: Comparison) -> Section | None:
         "run of each variant."
     )
     found: dict[str, Figure] = {}
-    for cell in comparison.cells:
-        if cell.variant not in found and (film := _last_dream(cell)):
-            found[cell.variant] = film
+    for run in comparison.runs:
+        if run.variant not in found and (film := _last_dream(run)):
+            found[run.variant] = film
     return Section("dreams", "Dreams", [lead], figures=list(found.values())) if found else None
 
 
-def _last_dream(cell: Cell) -> Figure | None:
+def _last_dream(run: ScoredRun) -> Figure | None:
     for suffix, media_type in MEDIA_TYPES.items():
-        files = sorted((cell.folder / "media").glob(f"dream-[0-9]*{suffix}"))
+        files = sorted((run.folder / "media").glob(f"dream-[0-9]*{suffix}"))
         if files and files[-1].stat().st_size <= LARGEST_FILM:
             step = int(files[-1].stem.partition("-")[2])
             picture = files[-1].with_suffix(".png")
             poster = picture if suffix == ".mp4" and picture.is_file() else None
-            caption = f"{cell.variant}: {cell.task}, seed {cell.seed}, step {step:,}"
+            caption = f"{run.variant}: {run.task}, seed {run.seed}, step {step:,}"
             return Figure(caption, film=files[-1], media_type=media_type, poster=poster)
     return None
 
@@ -313,11 +313,11 @@ def cost(comparison: Comparison) -> Section:
     rows = []
     for task in comparison.tasks:
         for variant in comparison.variants:
-            if found := [cell.result for cell in comparison.of(variant, task)]:
+            if found := [run.result for run in comparison.of(variant, task)]:
                 told = [_spread((result.cost.get(key) for result in found), unit) for key, unit in units.items()]
                 machines = [f"{r.provenance.get('device')} ({r.provenance.get('precision')})" for r in found]
                 rows.append([task, variant, *told, one_of_each(machines)])
-    hours = sum(cell.result.cost.get("wall_seconds") or 0.0 for cell in comparison.cells) / 3600
+    hours = sum(run.result.cost.get("wall_seconds") or 0.0 for run in comparison.runs) / 3600
     header = ["environment", "variant", "hours a run", "steps a second", "peak memory (GiB)", "device"]
     lead = f"All runs together took {hours:.3g} hours. Times of runs that shared a machine are longer than alone."
     return Section("cost", "Cost", [lead], tables=[Table(header, rows)])
@@ -325,7 +325,7 @@ def cost(comparison: Comparison) -> Section:
 
 def configuration(comparison: Comparison) -> Section | None:
     """What each variant changes against the base; None where no run of the base has a score."""
-    first = {cell.variant: cell.result for cell in reversed(comparison.cells)}
+    first = {run.variant: run.result for run in reversed(comparison.runs)}
     if comparison.base not in first:
         return None
     section = Section("configuration", "Differences in configuration")
@@ -346,11 +346,11 @@ def configuration(comparison: Comparison) -> Section | None:
 def runs(comparison: Comparison) -> Section:
     """Where every number comes from."""
     rows = []
-    for cell in comparison.cells:
-        result, made = cell.result, cell.result.provenance
+    for run in comparison.runs:
+        result, made = run.result, run.result.provenance
         commit = str(made.get("commit") or "-")[:10] + ("*" if made.get("dirty") else "")
         rows.append([
-            result.run["name"], cell.variant, cell.task, str(cell.seed), f"{cell.score:.4g}", f"{result.env_steps:,}",
+            result.run["name"], run.variant, run.task, str(run.seed), f"{run.score:.4g}", f"{result.env_steps:,}",
             commit, result.config_hash[:10],
         ])  # fmt: skip
     rows += [[name, *"---", "not finished", f"{steps:,}", *"--"] for name, steps in comparison.unfinished.items()]

@@ -23,7 +23,7 @@ BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class ScoredRun:
     """One finished run.  score: the mean return of its last evaluation."""
 
     variant: str
@@ -49,7 +49,7 @@ class Scale(NamedTuple):
 class Comparison:
     """What a report is about.
 
-    variants: the base first.  cells: by variant, task and seed.  unfinished: run -> environment steps so far.
+    variants: the base first.  runs: by variant, task and seed.  unfinished: run -> environment steps so far.
     not_finite: runs whose last evaluation has returns that are no numbers; they are in no figure.
     scales: for the tasks that every variant has played, or empty.  scale: what they are, in words, or why there are
     none.
@@ -57,7 +57,7 @@ class Comparison:
 
     variants: list[str]
     tasks: list[str]
-    cells: list[Cell]
+    runs: list[ScoredRun]
     unfinished: Mapping[str, int]
     not_finite: list[str]
     scales: Mapping[str, Scale]
@@ -76,13 +76,13 @@ class Comparison:
         """Whether scores are human-normalised."""
         return bool(self.scales) and all(human_normalized(task, 0.0) is not None for task in self.scales)
 
-    def of(self, variant: str, task: str) -> list[Cell]:
+    def of(self, variant: str, task: str) -> list[ScoredRun]:
         """In the order of their seeds."""
-        return [cell for cell in self.cells if (cell.variant, cell.task) == (variant, task)]
+        return [run for run in self.runs if (run.variant, run.task) == (variant, task)]
 
     def scores(self, variant: str, task: str) -> np.ndarray:
         """(R,): the mean return of each run."""
-        return np.array([cell.score for cell in self.of(variant, task)])
+        return np.array([run.score for run in self.of(variant, task)])
 
     def normalised(self, variant: str) -> Scores:
         """The scaled scores of the tasks that have a scale."""
@@ -90,8 +90,8 @@ class Comparison:
 
     def differences(self, variant: str, task: str) -> np.ndarray:
         """(P,): the variant's score less the base's for each seed that both have."""
-        base = {cell.seed: cell.score for cell in self.of(self.base, task)}
-        return np.array([cell.score - base[cell.seed] for cell in self.of(variant, task) if cell.seed in base])
+        base = {run.seed: run.score for run in self.of(self.base, task)}
+        return np.array([run.score - base[run.seed] for run in self.of(variant, task) if run.seed in base])
 
 
 def compare(
@@ -110,25 +110,27 @@ def compare(
         raise ConfigError(f"none of {len(found)} runs is finished: there is nothing to report yet")
     _refuse_mixed_protocols([result for _, result in finished])
     variants = _variants([result for _, result in finished])
-    cells: dict[tuple[str, str, int], Cell] = {}
+    scored_runs: dict[tuple[str, str, int], ScoredRun] = {}
     not_finite = []
     for (run, result), variant in zip(finished, variants, strict=True):
         returns = [value for value in result.evaluation.get("agent", ()) if value is not None]
         if not returns or None in result.evaluation["agent"]:
             not_finite.append(run.name)
             continue
-        cell = Cell(variant, result.task["name"], result.seed, float(np.mean(returns)), run.folder, result)
-        other = cells.setdefault((variant, cell.task, cell.seed), cell)
-        if other is not cell:
+        scored = ScoredRun(variant, result.task["name"], result.seed, float(np.mean(returns)), run.folder, result)
+        other = scored_runs.setdefault((variant, scored.task, scored.seed), scored)
+        if other is not scored:
             raise ConfigError(
-                f"the runs {other.folder} and {cell.folder} are the same: variant '{variant}', {cell.task}, seed "
-                f"{cell.seed}; name the runs that the report is about one by one"
+                f"the runs {other.folder} and {scored.folder} are the same: variant '{variant}', {scored.task}, seed "
+                f"{scored.seed}; name the runs that the report is about one by one"
             )
-    if not cells:
+    if not scored_runs:
         raise ConfigError("every run that is finished has returns that are no numbers: there is nothing to compare")
     names = _with_base_first(list(dict.fromkeys(variants)), base, usual_base)
-    tasks = list(dict.fromkeys(cell.task for cell in cells.values()))
-    ordered = sorted(cells.values(), key=lambda cell: (names.index(cell.variant), tasks.index(cell.task), cell.seed))
+    tasks = list(dict.fromkeys(scored.task for scored in scored_runs.values()))
+    ordered = sorted(
+        scored_runs.values(), key=lambda scored: (names.index(scored.variant), tasks.index(scored.task), scored.seed)
+    )
     unfinished = {run.name: run.env_steps for run in found if run.result is None}
     comparison = Comparison(names, tasks, ordered, unfinished, not_finite, {}, "")
     scales, scale = _scales(comparison, references)
@@ -258,6 +260,6 @@ def _human(result: Result) -> Scale | None:
 
 def random_play(comparison: Comparison, task: str) -> float | None:
     """Its mean return, over all the runs of a task that have measured it."""
-    cells = [cell for cell in comparison.cells if cell.task == task]
-    played = [value for cell in cells for value in cell.result.evaluation.get("random", ()) if value is not None]
+    runs = [run for run in comparison.runs if run.task == task]
+    played = [value for run in runs for value in run.result.evaluation.get("random", ()) if value is not None]
     return float(np.mean(played)) if played else None

@@ -83,10 +83,10 @@ def _columns_of_text(table: Table) -> list[bool]:
 def _scores(comparison: Comparison) -> str:
     header = ["environment", "variant", "seed", "return", "scaled", "episodes", "env_steps", "run", "commit"]
     rows: list[list[object]] = []
-    for cell in comparison.cells:
-        scale, result = comparison.scales.get(cell.task), cell.result
+    for run in comparison.runs:
+        scale, result = comparison.scales.get(run.task), run.result
         rows.append([
-            cell.task, cell.variant, cell.seed, cell.score, scale(cell.score) if scale else "",
+            run.task, run.variant, run.seed, run.score, scale(run.score) if scale else "",
             len(result.evaluation["agent"]), result.env_steps, result.run["name"],
             result.provenance.get("commit") or "",
         ])  # fmt: skip

@@ -91,7 +91,11 @@ def cells_of(grid: Grid) -> list[Cell]:
             given = [*of_base, *changed]
             try:
                 config = compose(files, given)
-                _check_labels(config)
+                if missing := {"group", "tags"} - schema("tracker", config.tracking["name"]).keys():
+                    raise ConfigError(
+                        f"tracking={config.tracking['name']} has no option '{min(missing)}', by which a grid's runs are "
+                        "told apart"
+                    )
             except StormlitError as error:
                 raise ConfigError(f"variant '{variant}': {error}") from error
             if config.threads == "auto":  # each takes one core, and the grid takes all
@@ -118,13 +122,6 @@ def _seeds(
         own = (f"seed={seed}", f"run.dir={folder}", f"run.name={name}", "resume=auto", *tags)
         seeded = dataclasses.replace(config, seed=seed)
         yield Cell(name, variant, environment, seed, folder / name, (*words, *own), seeded, changes)
-
-
-def _check_labels(config: Config) -> None:
-    tracker = config.tracking["name"]
-    for label in ("group", "tags"):
-        if label not in schema("tracker", tracker):
-            raise ConfigError(f"tracking={tracker} has no option '{label}', by which a grid's runs are told apart")
 
 
 def one_of_each(cells: Sequence[Cell]) -> list[Cell]:

@@ -25,6 +25,7 @@ from stormlit.tracking import RunStatus, Tracker
 
 FORMAT = 1
 FILE = "grid.json"
+CELL_KEYS = ("name", "variant", "environment", "seed")
 REPORT = "report"  # the folder of the page in the grid's
 PARENT_TAG = "tracking.tags.mlflow.parentRunId"  # what MLflow itself calls it
 
@@ -37,7 +38,7 @@ class Record:
 
     Keys: ``format``; ``name``; ``words`` of the base; ``base``: the variant that changes nothing, or None;
     ``variants``: name -> ``words`` and ``changes`` (key -> [base's value, its own]); ``environments``; ``seeds``;
-    ``cells``: ``name``, ``variant``, ``environment`` and ``seed`` of each; ``asked``: variant -> environment -> what
+    ``cells``: ``CELL_KEYS`` of each; ``asked``: variant -> environment -> what
     its configuration asks for; ``attempts``: how often each cell was started; ``parent``: the MLflow run, or None.
     """
 
@@ -59,6 +60,7 @@ class Record:
                     "back, or begin another grid with --name NAME (variants, environments and seeds may be added)"
                 )
         changes = {cell.variant: dict(cell.changes) for cell in reversed(cells)}
+        variants = {name: {"words": list(words), "changes": changes[name]} for name, words in grid.variants.items()}
         asked_for: dict[str, dict[str, Any]] = {variant: {} for variant in grid.variants}
         for cell in cells:
             asked_for[cell.variant].setdefault(cell.environment, asked(cell.config))
@@ -67,14 +69,10 @@ class Record:
             "name": grid.name,
             "words": list(grid.base),
             "base": next((variant for variant in grid.variants if not changes[variant]), None),
-            "variants": {
-                name: {"words": list(words), "changes": changes[name]} for name, words in grid.variants.items()
-            },
+            "variants": variants,
             "environments": list(dict.fromkeys(cell.environment for cell in cells)),
             "seeds": list(grid.seeds),
-            "cells": [
-                {key: getattr(cell, key) for key in ("name", "variant", "environment", "seed")} for cell in cells
-            ],
+            "cells": [{key: getattr(cell, key) for key in CELL_KEYS} for cell in cells],
             "asked": asked_for,
             "attempts": before.get("attempts", {}),
             "parent": before.get("parent"),

@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stormlit.config.text import value_of_word
-from stormlit.errors import ConfigError, nearest
-from stormlit.registry import Option, check_values, first_line, options, structured
+from stormlit.errors import ConfigError, first_line, nearest
+from stormlit.registry import Option, check_values, options, structured
 from stormlit.runs.estimate import cores
 from stormlit.sweeps.cells import Cell
 from stormlit.sweeps.worker import begin_part, thread_variables, train_here
@@ -92,17 +92,13 @@ class ProcessLauncher(Launcher):
         environment = {**os.environ, **thread_variables(cell.threads)}
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot]
+        command = [sys.executable, "-m", "stormlit", "train", *cell.words]
         cell.folder.mkdir(parents=True, exist_ok=True)
         with cell.log.open("ab") as log:
             begin_part(log)
-            self._processes[slot] = subprocess.Popen(
-                [sys.executable, "-m", "stormlit", "train", *cell.words],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-            )
-        return self._processes[slot]
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        self._processes[slot] = process
+        return process
 
     def code(self, job: subprocess.Popen[bytes]) -> int | None:
         return job.poll()
@@ -141,24 +137,22 @@ class RayLauncher(Launcher):
         self.slots, self.retries = jobs, retries
         self._address, self._threads, self._gpus = address, threads, gpus
         # A process of its own for each cell; Ray starts it again when that is lost.
-        self._task = self._ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=lost_workers, max_calls=1)(
-            train_here
-        )
+        remote = self._ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=lost_workers, max_calls=1)
+        self._task = remote(train_here)
 
     def open(self) -> None:
         """Raises ``ConfigError`` where no Ray answers at the address, or this machine has no room for a cell."""
-        settings: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        address = self._address or "local"
-        if self._address is not None:
+        address, settings = self._address or "local", dict[str, Any]()
+        if self._address is None:
+            settings = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        else:
             _refuse_if_dead(self._address)
-            settings = {}
         try:
             self._ray.init(address=address, logging_level="ERROR", log_to_driver=False, **settings)
         except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise ConfigError(
-                f"address={address}: no Ray could be reached there ({reason}); one that wants a token is given "
-                "it with RAY_AUTH_MODE=token"
+                f"address={address}: no Ray could be reached there ({first_line(error)}); one that wants a token is "
+                "given it with RAY_AUTH_MODE=token"
             ) from error
         room = self._ray.cluster_resources()
         if self._address is None and (room.get("CPU", 0) < self._threads or room.get("GPU", 0) < self._gpus):
@@ -216,15 +210,9 @@ class SlurmLauncher(Launcher):
             raise ConfigError(f"gpus_per_cell={gpus:g}: Slurm hands out whole GPUs")
         self.slots, self.retries = jobs, retries
         self._cluster, self._threads = cluster, threads
-        asked: dict[str, Any] = {
-            "timeout_min": minutes,
-            "cpus_per_task": threads,
-            "gpus_per_node": int(gpus),
-            "mem_gb": memory_gb,
-        }
-        if cluster == "slurm":
-            asked |= {"slurm_partition": partition, "slurm_account": account}
-        self._parameters = {name: value for name, value in asked.items() if value is not None}
+        asked = {"timeout_min": minutes, "cpus_per_task": threads, "gpus_per_node": int(gpus), "mem_gb": memory_gb}
+        of_slurm = {"slurm_partition": partition, "slurm_account": account} if cluster == "slurm" else {}
+        self._parameters = {name: value for name, value in {**asked, **of_slurm}.items() if value is not None}
 
     def open(self) -> None:
         """Raises ``ConfigError`` where there is no Slurm."""
@@ -256,14 +244,9 @@ LAUNCHERS: dict[str, type] = {"processes": ProcessLauncher, "ray": RayLauncher, 
 def split(overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Words of the configuration, and those of the launcher as a mapping; of two for one key the last counts."""
     keys = {"launcher", *(key for launcher in LAUNCHERS.values() for key in options(launcher))}
-    configuration, given = [], {}
-    for word in overrides:
-        key, _, value = word.partition("=")
-        if key in keys:
-            given[key] = value
-        else:
-            configuration.append(word)
-    return configuration, given
+    pairs = [word.partition("=") for word in overrides]
+    configuration = ["".join(pair) for pair in pairs if pair[0] not in keys]
+    return configuration, {key: value for key, _, value in pairs if key in keys}
 
 
 def build(given: Mapping[str, str], on_gpu: bool, threads: int) -> Launcher:
@@ -273,13 +256,11 @@ def build(given: Mapping[str, str], on_gpu: bool, threads: int) -> Launcher:
         raise ConfigError(
             f"launcher={name} does not exist{nearest(name, LAUNCHERS)}; choose one of {', '.join(LAUNCHERS)}"
         )
-    declared, values = options(LAUNCHERS[name]), {}
-    for key, text in given.items():
-        if key == "launcher":
-            continue
-        if key not in declared:
-            raise ConfigError(f"launcher={name} has no option '{key}'; it has {', '.join(declared)}")
-        values[key] = value_of_word(declared[key], text, key)
+    declared = options(LAUNCHERS[name])
+    texts = {key: text for key, text in given.items() if key != "launcher"}
+    for key in texts.keys() - declared.keys():
+        raise ConfigError(f"launcher={name} has no option '{key}'; it has {', '.join(declared)}")
+    values = {key: value_of_word(declared[key], text, key) for key, text in texts.items()}
     try:
         filled = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(structured(LAUNCHERS[name]), values)))
     except OmegaConfBaseException as error:
@@ -290,9 +271,8 @@ def build(given: Mapping[str, str], on_gpu: bool, threads: int) -> Launcher:
 
 def visible_gpus() -> list[str]:
     """As CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [str(index) for index in range(torch.cuda.device_count())] if named is None else named.split(",")
-    return [name.strip() for name in names if name.strip() and name.strip() != "-1"]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
+    return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
 
 
 def gpu_groups(gpus: Sequence[str], share: float) -> list[str]:

@@ -11,8 +11,10 @@ from typing import Any
 
 from stormlit.files import write_atomically, write_json
 from stormlit.registry import register
-from stormlit.tracking.base import Group, Labels, Notes, Params, RunStatus, Tags, Tracker
+from stormlit.tracking.base import Params, RunStatus, Tags, Tracker
 from stormlit.tracking.journal import Journal
+
+HEADER = ["step", "key", "value"]
 
 
 @register("tracker", "csv")
@@ -26,14 +28,10 @@ class CsvTracker(Tracker):
     When to use: where nothing but files is wanted.
     """
 
-    _journal: Journal  # made by ``start``
-
-    def __init__(
-        self, run_dir: Path, root: Path, *, group: Group = None, tags: Labels = None, notes: Notes = None
-    ) -> None:
-        super().__init__(run_dir, root, group=group, tags=tags, notes=notes)
-        self._tags: dict[str, str] = {}
-        self._logged: set[tuple[int, str]] = set()  # before a resume, at the step the run goes on from
+    # Made by ``start``. What is logged was so before a resume, at the step the run goes on from.
+    _journal: Journal
+    _tags: dict[str, str]
+    _logged: set[tuple[int, str]]
 
     def start(
         self, *, name: str, params: Params, tags: Tags, run_id: str | None = None, from_step: int | None = None
@@ -45,11 +43,10 @@ class CsvTracker(Tracker):
         run_id = super().start(name=name, params=params, tags=tags, run_id=run_id)
         self._tags = {**tags, "run_id": run_id, "name": name, "status": "RUNNING"}
         write_json(self.run_dir / "tags.json", self._tags)
-        if from_step is not None and file.exists():
-            self._forget_after(from_step, file)
+        self._logged = _forget_after(from_step, file) if from_step is not None and file.exists() else set()
         self._journal = Journal(file)
         if self._journal.size == 0:
-            self._journal.write(_lines([["step", "key", "value"]]))
+            self._journal.write(_lines([HEADER]))
         return run_id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -81,12 +78,13 @@ class CsvTracker(Tracker):
             self._tags["status"] = status
             write_json(self.run_dir / "tags.json", self._tags)
 
-    def _forget_after(self, step: int, file: Path) -> None:
-        """Rewrite the file without what the run will log again, and remember what it has at ``step`` itself."""
-        with file.open(newline="", encoding="utf-8", errors="replace") as old:
-            rows = [row for row in csv.reader(old) if len(row) == 3 and row[0].isdigit() and int(row[0]) <= step]
-        self._logged = {(step, key) for at, key, _ in rows if int(at) == step}
-        write_atomically(file, _lines([["step", "key", "value"], *rows]))
+
+def _forget_after(step: int, file: Path) -> set[tuple[int, str]]:
+    """Rewrite the file without what the run will log again; returns what it has at ``step`` itself."""
+    with file.open(newline="", encoding="utf-8", errors="replace") as old:
+        rows = [row for row in csv.reader(old) if len(row) == 3 and row[0].isdigit() and int(row[0]) <= step]
+    write_atomically(file, _lines([HEADER, *rows]))
+    return {(step, key) for at, key, _ in rows if int(at) == step}
 
 
 def _lines(rows: Iterable[list[Any]]) -> bytes:

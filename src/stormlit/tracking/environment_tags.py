@@ -18,19 +18,16 @@ def run_tags(device: torch.device) -> dict[str, str]:
     Keys: ``git_commit`` and ``git_dirty`` ("true" or "false") of stormlit's source tree, both "unknown" outside a git
     checkout; ``device``; ``version.python`` and ``version.<library>`` for each of ``DISTRIBUTIONS`` that is installed.
     """
-    tags = {**_git_tags(Path(__file__)), "device": _device_name(device), "version.python": platform.python_version()}
+    on_gpu = device.type == "cuda"
+    model = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
+    tags = {"device": f"{device.type} ({model})", "version.python": platform.python_version()}
+    tags |= _git_tags(Path(__file__))
     for distribution in DISTRIBUTIONS:
         try:
             tags[f"version.{distribution.replace('-', '_')}"] = metadata.version(distribution)
         except metadata.PackageNotFoundError:
             continue
     return tags
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"{device.type} ({platform.processor() or platform.machine()})"
 
 
 def _git_tags(source: Path) -> dict[str, str]:

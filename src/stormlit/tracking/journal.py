@@ -30,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from stormlit.errors import first_line
 from stormlit.tracking.base import warn
 
 Entry = dict[str, Any]
@@ -44,13 +45,15 @@ class Journal:
     """A file that only grows, by whole lines and from any thread.
 
     Every line is with the operating system when ``write`` returns, so a killed process loses none; ``sync`` makes them
-    survive a power failure too. What the disk refuses is kept in memory and written by a later call: no line is torn.
-    A line torn by a crash is closed off, so that it does not spoil the next.  size: bytes of the file.
+    survive a power failure too. A line torn by a crash is closed off, so that it does not spoil the next.
+
+    unwritten: what a full disk has refused so far; a later call writes it, so that no line is torn.
+    size: bytes of the file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.unwritten = b""  # what a full disk has refused so far
+        self.unwritten = b""
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b", buffering=0)
@@ -69,7 +72,7 @@ class Journal:
                 self.size += written
 
     def sync(self) -> None:
-        """Make the disk hold everything written so far; raises ``OSError``."""
+        """Raises ``OSError``."""
         self.write(b"")
         os.fsync(self._file.fileno())
 
@@ -109,8 +112,7 @@ class Spool(Journal):
     def pending(self, lane: str) -> Iterator[tuple[list[Entry], int]]:
         """What is still to be sent on a lane: entries, and the position to give to ``mark_sent`` once they are.
 
-        Calls of ``log`` come together up to a number of points, anything else alone. The last list may be empty: there
-        is nothing for this lane up to that position.
+        Calls of ``log`` come together up to a number of points, anything else alone. The last list may be empty.
         """
         batch: list[Entry] = []
         points, end = 0, self._sent[lane]
@@ -127,10 +129,7 @@ class Spool(Journal):
             yield batch, end
 
     def mark_sent(self, lane: str, position: int) -> None:
-        """Remember that everything before ``position`` is done on a lane.
-
-        A position that is not written down only makes entries go twice, which changes nothing in the store.
-        """
+        """Remember that everything before ``position`` is done on a lane. Where that fails, entries only go twice."""
         self._sent[lane] = position
         temporary = self._positions_file.with_suffix(".sent.tmp")
         with contextlib.suppress(OSError):
@@ -240,10 +239,6 @@ def described(entries: Sequence[Entry]) -> str:
     artifacts = sum("artifact" in entry for entry in entries)
     counted = [f"{points:,} metric points"] * (points > 0) + [f"{artifacts:,} artifacts"] * (artifacts > 0)
     return ", ".join(counted + ["the run's status"] * any("resume" in entry or "end" in entry for entry in entries))
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _encode(entry: Entry) -> bytes:

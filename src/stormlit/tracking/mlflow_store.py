@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stormlit.errors import ConfigError
+from stormlit.errors import ConfigError, first_line
 from stormlit.tracking.base import warn
-from stormlit.tracking.journal import Entry, first_line
+from stormlit.tracking.journal import Entry
 
 # Set only where the user has not. By default MLflow retries a server that is down for minutes, warning each time,
 # announces every database migration, reports usage, and prints addresses into the output of others.
@@ -163,44 +163,44 @@ class MlflowStore:
         return f"MLFLOW_TRACKING_URI={shlex.quote(self.where)} {mlflow_program()} {shlex.join(words)}"
 
 
-class MachineLoad(threading.Thread):
-    """Hands processor, memory, disk, network and GPU load to ``log`` every 10 s, numbered from ``first_sample`` on.
+def record_load(
+    log: Callable[[Mapping[str, float], int], None], uri: str, run_id: str, first_sample: int
+) -> Callable[[], None]:
+    """Hand processor, memory, disk, network and GPU load to ``log`` every 10 s, numbered from ``first_sample`` on, in a
+    thread; returns what ends that.
 
-    The load is measured by MLflow's own monitors, in this thread: MLflow's would talk to the store itself, and give up
-    for good the first time that fails. MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL changes the 10 s.
+    MLflow's own monitors measure it; the thread that it has for them would talk to the store itself, and give up for
+    good the first time that fails. MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL changes the 10 s.
     Raises ``ConfigError`` when psutil is missing.
     """
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+    except ImportError as error:
+        raise ConfigError(
+            "tracking.system_metrics=true needs psutil: `pip install psutil`, or leave it false"
+        ) from error
+    monitor, end = SystemMetricsMonitor(run_id, tracking_uri=uri), threading.Event()
 
-    def __init__(
-        self, log: Callable[[Mapping[str, float], int], None], uri: str, run_id: str, first_sample: int
-    ) -> None:
-        super().__init__(name="stormlit-machine-load", daemon=True)
+    def record() -> None:
         try:
-            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-        except ImportError as error:
-            raise ConfigError(
-                "tracking.system_metrics=true needs psutil: `pip install psutil`, or leave it false"
-            ) from error
-        self._log, self._samples = log, itertools.count(first_sample)
-        self._monitor = SystemMetricsMonitor(run_id, tracking_uri=uri)  # only collects: its thread is not started
-        self._end = threading.Event()
-        self.start()
-
-    def stop(self) -> None:
-        self._end.set()
-        self.join(timeout=1.0)
-
-    def run(self) -> None:
-        try:
-            self._monitor.collect_metrics()  # rates are counted from here
-            while not self._end.wait(self._monitor.sampling_interval):
-                self._monitor.collect_metrics()
-                load = self._monitor.aggregate_metrics()
-                self._log({f"system/{key}": value for key, value in load.items()}, next(self._samples))
-                for part in self._monitor.monitors:
+            monitor.collect_metrics()  # rates are counted from here
+            for sample in itertools.count(first_sample):
+                if end.wait(monitor.sampling_interval):
+                    return
+                monitor.collect_metrics()
+                log({f"system/{key}": value for key, value in monitor.aggregate_metrics().items()}, sample)
+                for part in monitor.monitors:
                     part.clear_metrics()
         except Exception as error:  # a driver that fails is no reason to stop training
             warn("the machine's load is no longer recorded: %s", first_line(error))
+
+    def stop() -> None:
+        end.set()
+        thread.join(timeout=1.0)
+
+    thread = threading.Thread(target=record, name="stormlit-machine-load", daemon=True)
+    thread.start()
+    return stop
 
 
 def mlflow_program() -> str:

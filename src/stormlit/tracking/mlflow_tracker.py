@@ -8,15 +8,15 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
-from stormlit.errors import ConfigError
+from stormlit.errors import ConfigError, first_line
 from stormlit.registry import Option, leaves, register
 from stormlit.tracking.base import Group, Labels, Notes, Params, RunStatus, Tags, Tracker, warn
-from stormlit.tracking.journal import LANES, Entry, Sender, Spool, described, first_line, send_pending
-from stormlit.tracking.mlflow_store import MachineLoad, MlflowStore, mlflow_program
+from stormlit.tracking.journal import LANES, Entry, Sender, Spool, described, send_pending
+from stormlit.tracking.mlflow_store import MlflowStore, mlflow_program, record_load
 
 LONGEST_NAME = 250  # MLflow's limit
 EXPERIMENT = "stormlit"
@@ -54,7 +54,7 @@ class MlflowTracker(Tracker):
     _store: MlflowStore
     _spool: Spool
     _sender: Sender
-    _load: MachineLoad | None = None
+    _stop_load: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class MlflowTracker(Tracker):
             first_sample = self._remember(flat, from_step or 0)
             self._spool.append({"resume": flat, "tags": dict(tags)})
         if self._system_metrics:
-            self._load = MachineLoad(self.log, store.uri, store.run_id, first_sample)
+            self._stop_load = record_load(self.log, store.uri, store.run_id, first_sample)
         self._sender = Sender(self._spool, store, self._flush_seconds)
         return store.run_id
 
@@ -162,8 +162,8 @@ class MlflowTracker(Tracker):
     def finish(self, status: RunStatus) -> None:
         """Send the rest and close the run. A store that does not answer is waited for during some seconds only."""
         spool, sender = self._spool, self._sender
-        if self._load is not None:
-            self._load.stop()
+        if self._stop_load is not None:
+            self._stop_load()
         spool.append({"end": status, "time": _now()})
         with contextlib.suppress(OSError):  # which has been told
             spool.sync()

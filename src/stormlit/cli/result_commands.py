@@ -1,4 +1,4 @@
-"""The commands that list runs, set a few of them side by side, and report on many."""
+"""The commands about results: runs listed, side by side, reported on; and what others have published."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import numpy as np
 
 from stormlit.cli.output import columns
 from stormlit.config.schema import keys_of
+from stormlit.envs import ATARI_100K_GAMES
 from stormlit.errors import ConfigError
 from stormlit.registry import leaves
 from stormlit.reports.find_runs import Found, gather
+from stormlit.reports.literature import NOTES, chosen, method_aggregates
+from stormlit.reports.statistics import AGGREGATES
 from stormlit.runs.checkpoint import list_checkpoints
 from stormlit.runs.directory import RunDirectory, is_training
 from stormlit.runs.result import Result, evaluations, step_of
@@ -56,6 +59,26 @@ def report_runs(
     if not files:
         raise ConfigError("which runs? expected names, folders, groups or experiments")
     return "\n".join(f"written to {file}" for file in write_report(files, root, output, base, scale))
+
+
+def published_scores(methods: Sequence[str]) -> str:
+    """Aggregates of published methods on Atari 100k; for those that are named, also every game and the sources."""
+    shown = chosen(methods)
+    rows = [["method", *AGGREGATES, "runs a game"]]
+    for method in shown:
+        cells = [str(aggregate or "-") for aggregate in method_aggregates(method).values()]
+        rows.append([method.name, *cells, str(method.num_runs or "means only")])
+    lines = [
+        f"human-normalised scores of the {len(ATARI_100K_GAMES)} games of Atari 100k, with 95% bootstrap intervals",
+        "",
+        *columns(rows),
+    ]
+    if methods:
+        games = [[game, *(f"{method.score(game):,.1f}" for method in shown)] for game in ATARI_100K_GAMES]
+        lines += ["", *columns([["game", *(method.name for method in shown)], *games]), ""]
+        lines += [f"{method.name}: {source}" for method in shown for source in method.sources]
+    lines += ["", *(NOTES[method.name] for method in shown if method.name in NOTES)]
+    return "\n".join(lines).rstrip()
 
 
 def _only_run_dir(
