@@ -19,7 +19,6 @@ from stormlit.config.compose import compose
 from stormlit.runs.checkpoint import list_checkpoints
 from stormlit.runs.directory import RunDirectory, exclusive
 from stormlit.runs.run import Run
-from stormlit.storm.training import Training
 from training import SMALL, assert_same_run, logged, newest, refusal, resume, rows, status, train
 
 # Shorter than SMALL, with three checkpoints.
@@ -191,24 +190,3 @@ def test_the_evaluation_of_another_future_does_not_finish_a_run(
     assert newest(run).name == "step-000000024" and not (run / "evaluation" / "step-000000024.json").exists()
     assert status(run) == "KILLED"
     resume(run, 24)
-
-
-@pytest.mark.parametrize("resumed", [False, True])
-def test_a_run_that_another_process_trained_meanwhile_is_left_alone(
-    resumed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if resumed:
-        train(tmp_path, "run", *SHORT, "resume=auto")
-    build = stormlit.runs.train.build_training
-
-    def another_was_first(*arguments: Any) -> Training:
-        monkeypatch.setattr(stormlit.runs.train, "build_training", build)
-        assert main(again(tmp_path, "loop.env_steps=30")) == 0
-        capsys.readouterr()
-        return build(*arguments)
-
-    monkeypatch.setattr(stormlit.runs.train, "build_training", another_was_first)
-    sentence = refusal(capsys, *again(tmp_path, "loop.env_steps=32"))
-    assert "another process has trained that run" in sentence and f"stormlit resume {tmp_path / 'run'}" in sentence
-    assert newest(tmp_path / "run").name == "step-000000030" and status(tmp_path / "run") == "FINISHED"
-    assert main(again(tmp_path, "loop.env_steps=32")) == 0

@@ -9,7 +9,7 @@ import pytest
 
 from stormlit.cli import main
 from stormlit.envs import ATARI_100K_GAMES
-from stormlit.runs.checkpoint import latest_checkpoint, verify
+from stormlit.runs.checkpoint import list_checkpoints, verify
 from stormlit.runs.directory import RunDirectory
 
 
@@ -23,6 +23,6 @@ def test_the_paper_s_settings_start_train_and_save(game: str, tmp_path: Path) ->
     assert main(words) == 0
 
     run = RunDirectory(tmp_path / "game")
-    assert verify(latest_checkpoint(run)).manifest["env_steps"] == 6
+    assert verify(list_checkpoints(run)[-1]).manifest["env_steps"] == 6
     assert list(run.media.glob("dream-*")) and list(run.evaluation.glob("*.json"))
     shutil.rmtree(tmp_path / "game")  # 220 MB each

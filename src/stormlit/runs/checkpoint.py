@@ -1,14 +1,11 @@
 """Checkpoints: a folder per step, written under another name and then renamed: it is there whole or not.
 
-docs/architecture.md lists its files.
+docs/architecture.md lists its files. No file points to the newest checkpoint: names sort by age, and a folder gets its
+name when all of it is on the disk. Files hold tensors and built-in types only and are read with ``weights_only=True``:
+nothing in them is ever executed.
 
 ``best-000001000/`` has manifest, configuration and weights of the step that was evaluated best, and no run goes on from
-it. One that is outdone is kept while there is a checkpoint from before the better one was found, which a run that goes
-on from there may find no more.
-
-No file points to the newest checkpoint: names sort by age, and a folder gets its name when all of it is on the disk.
-
-Files hold tensors and built-in types only and are read with ``weights_only=True``: nothing in them is ever executed.
+it. It is kept until every checkpoint of the run is newer than a better one: a run that goes back forgets that one.
 """
 
 from __future__ import annotations
@@ -22,11 +19,10 @@ import shutil
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,15 +33,31 @@ from stormlit.runs.directory import RunDirectory, find_run
 
 FORMAT = 2
 
-Checked = TypeVar("Checked")
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The replay rows number ``first`` to ``end`` (counted over all rows ever written), in one file."""
+
+    first: int
+    end: int
+    bytes: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.first:012d}-{self.end:012d}.npz"
 
 
 @dataclass(frozen=True, slots=True)
-class VerifiedCheckpoint:
-    """A checkpoint that ``verify`` has found whole: what loads from one takes it as this, and need not look again."""
+class Checkpoint:
+    """A checkpoint that ``verify`` has found whole: what loads from one takes it as this, and need not look again.
+
+    segments: the files of replay rows it needs, by the name of its file that lists them; only where a run goes on.
+    """
 
     folder: Path
     manifest: Mapping[str, Any]
+    segments: Mapping[str, list[Segment]] = field(default_factory=dict)
 
 
 def list_checkpoints(run: RunDirectory) -> list[Path]:
@@ -53,16 +65,8 @@ def list_checkpoints(run: RunDirectory) -> list[Path]:
     return sorted(manifest.parent for manifest in run.checkpoints.glob("step-*/manifest.json"))
 
 
-def latest_checkpoint(run: RunDirectory) -> Path:
-    """The newest complete checkpoint, unverified; raises ``CheckpointError`` when the run has none."""
-    found = list_checkpoints(run)
-    if not found:
-        raise _none_yet(run)
-    return found[-1]
-
-
-def newest_valid(run: RunDirectory, check: Callable[[Path], Checked]) -> tuple[Checked, list[Path]]:
-    """What ``check`` makes of the newest checkpoint that it does not refuse, and the newer ones, which it does.
+def newest_valid(run: RunDirectory, *, replay: bool = False) -> tuple[Checkpoint, list[Path]]:
+    """The newest checkpoint that is whole, and the newer ones, which are not.
 
     Says on stderr why it passes over a checkpoint. Raises ``CheckpointError`` when none is left.
     """
@@ -70,29 +74,28 @@ def newest_valid(run: RunDirectory, check: Callable[[Path], Checked]) -> tuple[C
     reasons: list[str] = []
     for folder in sorted(run.checkpoints.glob("step-*"), reverse=True):
         try:
-            checked = check(folder)
+            checkpoint = verify(folder, replay=replay)
         except CheckpointError as error:
             refused.append(folder)
             reasons.append(str(error))
             continue
         for reason in reasons:
             print(f"stormlit: {reason}; falling back to the checkpoint before it", file=sys.stderr)
-        return checked, refused
+        return checkpoint, refused
     if not refused:
-        raise _none_yet(run)
+        raise CheckpointError(f"run '{run.name}' in {run.root} has no checkpoint yet")
     raise CheckpointError(f"run '{run.name}' in {run.root} has no usable checkpoint: {reasons[0]}")
 
 
-def find_checkpoint(
-    reference: str, root: Path, check: Callable[[Path], Checked]
-) -> tuple[RunDirectory, Checked, list[Path]]:
-    """The run that a word names, what ``check`` makes of its newest valid checkpoint, or of the one that is named, and
-    the newer ones that are not valid.
+def find_checkpoint(reference: str, root: Path, *, replay: bool = False) -> tuple[RunDirectory, Checkpoint, list[Path]]:
+    """The run that a word names, its newest valid checkpoint or the one that is named, and newer ones, not valid.
 
-    reference, root: as for ``find_run``.  Raises ``CheckpointError``.
+    reference, root: as for ``find_run``.  replay: as for ``verify``.  Raises ``CheckpointError``.
     """
     directory, named = find_run(reference, root)
-    return (directory, *newest_valid(directory, check)) if named is None else (directory, check(named), [])
+    if named is not None:
+        return directory, verify(named, replay=replay), []
+    return directory, *newest_valid(directory, replay=replay)
 
 
 def best_checkpoint(run: RunDirectory) -> tuple[Path, float] | None:
@@ -108,10 +111,6 @@ def _outdone(run: RunDirectory) -> list[Path]:
     found, kept = sorted(run.checkpoints.glob("best-*")), list_checkpoints(run)
     known = [best for best in found if kept and best.name.partition("-")[2] <= kept[0].name.partition("-")[2]]
     return known[:-1]
-
-
-def _none_yet(run: RunDirectory) -> CheckpointError:
-    return CheckpointError(f"run '{run.name}' in {run.root} has no checkpoint yet")
 
 
 def discard(folder: Path) -> None:
@@ -144,12 +143,13 @@ def discard_later(run: RunDirectory, newest_kept: Path | None) -> list[str]:
     return sorted(folder.name for folder in later)
 
 
-def verify(folder: Path) -> VerifiedCheckpoint:
-    """Check every file of a checkpoint against its manifest.
+def verify(folder: Path, *, replay: bool = False) -> Checkpoint:
+    """Check every file of a checkpoint against its manifest; with ``replay`` the replay rows it needs to go on, too.
 
     Raises ``CheckpointError`` naming the file that is missing, truncated or changed, or a format newer than this code.
     """
     manifest = read_manifest(folder)
+    segments: dict[str, list[Segment]] = {}
     for name in ("config.yaml", "weights.pt"):
         if name not in manifest["files"]:
             raise CheckpointError(f"{folder / 'manifest.json'} is damaged: it does not list {name}")
@@ -158,8 +158,24 @@ def verify(folder: Path) -> VerifiedCheckpoint:
             raise CheckpointError(f"{folder / 'manifest.json'} is damaged: it has no size and SHA-256 of {name}")
         if Path(name).name != name:
             raise CheckpointError(f"{folder / 'manifest.json'} is damaged: {name} is not a file of the folder")
-        verify_file(folder / name, expected["bytes"], expected["sha256"])
-    return VerifiedCheckpoint(folder, manifest)
+        _verify_file(folder / name, expected["bytes"], expected["sha256"])
+        if replay and name.startswith("replay-"):
+            rows = folder.parents[1] / "replay" / name.removeprefix("replay-").removesuffix(".json")
+            segments[name] = _listed_segments(folder / name)
+            for segment in segments[name]:
+                _verify_file(rows / segment.name, segment.bytes, segment.sha256)
+    return Checkpoint(folder, manifest, segments)
+
+
+def _listed_segments(index_file: Path) -> list[Segment]:
+    """The segments that a checkpoint's ``replay-N.json`` lists; raises ``CheckpointError``."""
+    try:
+        segments = [Segment(**listed) for listed in read_json(index_file)["segments"]]
+        if all(isinstance(number, int) for item in segments for number in (item.first, item.end, item.bytes)):
+            return sorted(segments, key=lambda segment: segment.first)
+    except (KeyError, TypeError):  # no list of mappings with these keys
+        pass
+    raise CheckpointError(f"{index_file} is damaged: its list of replay segments makes no sense")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -178,7 +194,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify_file(path: Path, size: int, digest: str) -> None:
+def _verify_file(path: Path, size: int, digest: str) -> None:
     """Raise ``CheckpointError`` unless the file has ``size`` bytes and the SHA-256 ``digest``."""
     try:
         if not path.is_file():
@@ -226,7 +242,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], what: str) -> None
     module.load_state_dict(dict(state))
 
 
-def load_modules(checkpoint: VerifiedCheckpoint, world_model: nn.Module, agent: nn.Module) -> None:
+def load_modules(checkpoint: Checkpoint, world_model: nn.Module, agent: nn.Module) -> None:
     """Load the weights of both modules; raises ``CheckpointError`` as ``load_weights`` does."""
     weights = read_tensors(checkpoint.folder / "weights.pt")
     load_weights(world_model, weights.get("world_model", {}), "world_model")
@@ -253,16 +269,13 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
 class CheckpointWriter:
     """Assembles one checkpoint in a temporary folder; ``commit`` makes it real.
 
-    With several processes each adds its own files, and the first one commits after all have settled. Files are hashed
-    and written to the disk by threads, while what comes next is put together.
+    With several processes each adds its own files, and the first one commits when all have.
     """
 
     def __init__(self, run: RunDirectory, env_steps: int, kind: str = "step") -> None:
         self.run, self.env_steps = run, env_steps
         self.final = run.checkpoints / f"{kind}-{env_steps:09d}"
         self.temporary = self.final.with_name(f".{self.final.name}.tmp")
-        self._threads = ThreadPoolExecutor(max_workers=4)
-        self._added: dict[str, Future[dict[str, Any]]] = {}  # by this process
 
     def begin(self, config: str, world_model: nn.Module, agent: nn.Module) -> None:
         """Make the temporary folder anew, with what every checkpoint has.  config: as YAML."""
@@ -271,15 +284,12 @@ class CheckpointWriter:
         self.add("config.yaml", config.encode())
         self.add_tensors("weights.pt", {"world_model": world_model.state_dict(), "agent": agent.state_dict()})
 
-    def close(self, *, abandon: bool) -> None:
-        """Wait for the threads; with ``abandon`` remove what has been written, unless it has been committed."""
-        self._threads.shutdown()
-        if abandon:
-            shutil.rmtree(self.temporary, ignore_errors=True)
-
     def add(self, name: str, content: bytes | memoryview) -> None:
-        """Begin to write a file; ``settle`` tells whether that went well."""
-        self._added[name] = self._threads.submit(_write, self.temporary / name, content)
+        """Write a file, and wait until the disk has it; its name is synced with the manifest's.  Raises ``OSError``."""
+        with (self.temporary / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
     def add_tensors(self, name: str, state: Mapping[str, Any]) -> None:
         """state: nested mappings of tensors and built-in types."""
@@ -287,51 +297,26 @@ class CheckpointWriter:
         torch.save(dict(state), buffer)
         self.add(name, buffer.getbuffer())
 
-    def settle(self) -> None:
-        """Wait until everything that this process added is on the disk; raises ``OSError``."""
-        self._threads.shutdown()
-        for written in self._added.values():
-            written.result()
-
     def commit(self, keep: int, run_id: str = "", **facts: Any) -> Path:
         """Write the manifest, move the folder into place, and delete all but the newest ``keep`` checkpoints.
 
         run_id: the tracker's.  facts: more for the manifest, in built-in types.
         """
-        self.settle()
-        files = {path.name: self._listed(path) for path in sorted(self.temporary.iterdir())}
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(self.temporary.iterdir())
+        }
         manifest = {"format": FORMAT, "env_steps": self.env_steps, "run_id": run_id, **facts, "files": files}
         write_json(self.temporary / "manifest.json", {**manifest, "sha256": manifest_digest(manifest)})
-        # One of this very step stays a checkpoint, under another name, until the new one is there.
-        replaced = self.final.with_name(f"{self.final.name}.replaced")
-        if (self.final / "manifest.json").is_file():
-            discard(replaced)
-            os.replace(self.final, replaced)
-        else:
-            discard(self.final)
+        discard(self.final)
         os.replace(self.temporary, self.final)
         sync_folder(self.run.checkpoints)
-        for stale in (replaced, *list_checkpoints(self.run)[:-keep]):
+        for stale in list_checkpoints(self.run)[:-keep]:
             discard(stale)
-        for stale in _outdone(self.run):
-            discard(stale)
+        for outdone in _outdone(self.run):
+            discard(outdone)
         return self.final
 
-    def _listed(self, path: Path) -> dict[str, Any]:
-        """A file as the manifest has it; those of other processes are read again."""
-        if path.name in self._added:
-            return self._added[path.name].result()
-        return {"bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
-def _write(path: Path, content: bytes | memoryview) -> dict[str, Any]:
-    """Write a file that nobody looks for yet, and wait until the disk has it; its name is synced with the manifest's.
-
-    Returns size and SHA-256.  Raises ``OSError``.
-    """
-    with path.open("wb", buffering=0) as file:
-        rest = memoryview(content)
-        while rest:  # the kernel takes 2 GiB at a time at most
-            rest = rest[file.write(rest) :]
-        os.fsync(file.fileno())
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    def abandon(self) -> None:
+        """Remove what has been written, unless it has been committed."""
+        shutil.rmtree(self.temporary, ignore_errors=True)

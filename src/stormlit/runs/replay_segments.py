@@ -8,7 +8,7 @@ A checkpoint lists the files it needs, with their sizes and SHA-256, in its ``re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,9 @@ import numpy as np
 import torch
 
 from stormlit.errors import CheckpointError
-from stormlit.files import npz_headers, read_json, replacing, sha256
-from stormlit.runs.checkpoint import VerifiedCheckpoint, check_claims, verify_file
+from stormlit.files import npz_headers, replacing, sha256
+from stormlit.runs.checkpoint import Segment, check_claims
 from stormlit.storm.replay import ReplayBuffer, ReplayRows
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """The rows number ``first`` to ``end`` (counted over all rows ever written), in one file."""
-
-    first: int
-    end: int
-    bytes: int
-    sha256: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.first:012d}-{self.end:012d}.npz"
 
 
 class ReplaySegments:
@@ -66,7 +52,7 @@ class ReplaySegments:
     def load(self, replay: ReplayBuffer, segments: Sequence[Segment]) -> None:
         """Fill the buffer with the rows its restored counters say it held; later rows on disk are left alone.
 
-        segments: those of a checkpoint, in order, as ``verify_replay`` has found them.
+        segments: those of a checkpoint, in order, as ``verify`` has found them.
         Raises ``CheckpointError`` when one is missing or does not fit.
         """
         self.segments = list(segments)
@@ -98,32 +84,6 @@ class ReplaySegments:
             if int(path.name.partition("-")[0]) >= row:
                 path.unlink()
         self.segments = [segment for segment in self.segments if segment.first < row]
-
-
-def read_index(index_file: Path) -> list[Segment]:
-    """The segments that a checkpoint's ``replay-N.json`` lists; raises ``CheckpointError``."""
-    try:
-        segments = [Segment(**listed) for listed in read_json(index_file)["segments"]]
-        if all(isinstance(number, int) for item in segments for number in (item.first, item.end, item.bytes)):
-            return sorted(segments, key=lambda segment: segment.first)
-    except (KeyError, TypeError):  # no list of mappings with these keys
-        pass
-    raise CheckpointError(f"{index_file} is damaged: its list of replay segments makes no sense")
-
-
-def verify_replay(checkpoint: VerifiedCheckpoint, folder: Path) -> dict[str, list[Segment]]:
-    """Check every process's segments that a checkpoint lists, and return them, in order, by the file that lists them.
-
-    folder: the run's ``replay``.  Raises ``CheckpointError`` naming the file that is missing, truncated or changed.
-    """
-    listed = {}
-    for name in checkpoint.manifest["files"]:
-        if name.startswith("replay-"):
-            own = folder / name.removeprefix("replay-").removesuffix(".json")
-            listed[name] = read_index(checkpoint.folder / name)
-            for segment in listed[name]:
-                verify_file(own / segment.name, segment.bytes, segment.sha256)
-    return listed
 
 
 def _read(path: Path, count: int, replay: ReplayBuffer) -> ReplayRows:

@@ -15,7 +15,7 @@ from stormlit.analysis.returns_plot import plot_returns
 from stormlit.envs import env_name
 from stormlit.errors import counted, describe
 from stormlit.runs.after_step import warn_on_os_error
-from stormlit.runs.checkpoint import best_checkpoint, latest_checkpoint
+from stormlit.runs.checkpoint import best_checkpoint, list_checkpoints
 from stormlit.runs.directory import BEST
 from stormlit.runs.estimate import cores, told_threads
 from stormlit.runs.result import evaluations
@@ -93,7 +93,7 @@ def report(run: Run, results: Sequence[Evaluation]) -> str:
         *(f"{'look first' if file is pictures[0] else '':<11} {file.resolve()}" for file in pictures),
         *([] if video is None else [f"dream video {video.resolve()}"]),
         f"run         {directory.path.resolve()}  (what `stormlit eval`, `dream` and `resume` take)",
-        f"checkpoint  {latest_checkpoint(directory).resolve()}",
+        f"checkpoint  {list_checkpoints(directory)[-1].resolve()}",
         *_told_best(run),
         *run.tracker.where_to_look(),
     ]
