@@ -80,7 +80,7 @@ def subject(run: Path) -> Iterator[Subject]:
     config = compose([str(run / "config.yaml")])
     directory = RunDirectory(run)
     training = build_training(config, make_fabric(config))
-    subject = Run.of(config, directory, training, NoneTracker(run, run.parent))
+    subject = Run(config, directory, training, NoneTracker(run, run.parent))
     loaded = Subject(run, subject, {}, {})
     loaded.original = {**loaded.load()}
     loaded.original["weights"] = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from stormlit.analysis.evaluate import Evaluation
 from stormlit.analysis.returns_plot import plot_returns
 from stormlit.envs import env_name
-from stormlit.errors import counted, describe
+from stormlit.errors import counted
 from stormlit.runs.after_step import warn_on_os_error
 from stormlit.runs.checkpoint import best_checkpoint, list_checkpoints
 from stormlit.runs.directory import BEST
@@ -62,20 +61,15 @@ def headline(run: Run) -> str:
 
 def draw_returns(run: Run, results: Sequence[Evaluation]) -> None:
     """Plot the returns of the training and of its last evaluations; a plot that fails ends no run."""
-    with warn_on_os_error("the plot of the returns"):
-        try:
-            earlier = [
-                (step, statistics.fmean(told))
-                for step, returns in evaluations(run.directory, run.env_steps - 1)
-                if (told := [value for value in returns if value is not None])
-            ]
-            file = plot_returns(run.directory.returns_plot, run.env_steps, run.training.returns, results, earlier)
-        except OSError:
-            raise
-        except Exception as error:  # Matplotlib reads settings of the user's own, which may be broken
-            print(f"stormlit: the returns were not plotted: {describe(error)}", file=sys.stderr, flush=True)
-        else:
-            run.tracker.artifact(file, "media")
+    # Matplotlib reads settings of the user's own, which may be broken.
+    with warn_on_os_error("the plot of the returns", others="was not drawn"):
+        earlier = [
+            (step, statistics.fmean(told))
+            for step, returns in evaluations(run.directory, run.env_steps - 1)
+            if (told := [value for value in returns if value is not None])
+        ]
+        file = plot_returns(run.directory.returns_plot, run.env_steps, run.training.returns, results, earlier)
+        run.tracker.artifact(file, "media")
 
 
 def report(run: Run, results: Sequence[Evaluation]) -> str:

@@ -153,7 +153,7 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
     try:
         run.load_state_dict(state)
         run.started = str(checkpoint.manifest["started"])
-        run.earlier_seconds = float(checkpoint.manifest["wall_seconds"])
+        run.began -= float(checkpoint.manifest["wall_seconds"])
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise MisfitError(f"{folder / name} does not fit this run: {' '.join(str(error).split())}") from error
     run.segments.load(training.replay, checkpoint.segments[rows])

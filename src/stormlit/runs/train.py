@@ -75,9 +75,7 @@ def train_or_resume(files: Sequence[str], overrides: Sequence[str]) -> None:
             refuse_other_configuration(saved, config, directory)
             _go_on(config, directory, checkpoint, damaged)
             return
-    fabric = make_fabric(config)
-    config, directory = _new_run(config, files, fabric)
-    _train_run(config, fabric, directory)
+    _begin_run(config, files)
 
 
 def _go_on(config: Config, directory: RunDirectory, checkpoint: Checkpoint, damaged: Sequence[Path]) -> None:
@@ -85,21 +83,23 @@ def _go_on(config: Config, directory: RunDirectory, checkpoint: Checkpoint, dama
     run = dataclasses.replace(config.run, dir=str(directory.root), name=directory.name)
     config = dataclasses.replace(config, run=run)
     taken = checkpoint.manifest["env_steps"]
-    evaluated = (directory.evaluation / f"step-{taken:09d}.json").exists()  # deleted, it is made again
-    if taken >= config.loop.env_steps and evaluated and directory.finished_at() == taken:
+    if taken >= config.loop.env_steps and directory.finished_at() == taken:
         print(f"{directory.name} has taken all its {taken:,} environment steps; go on with loop.env_steps=N, N larger")
         return
     _train_run(config, make_fabric(config), directory, checkpoint, damaged)
 
 
-def _new_run(config: Config, files: Sequence[str], fabric: Fabric) -> tuple[Config, RunDirectory]:
-    """Name a new run. The main process decides, the others follow.
+def _begin_run(config: Config, files: Sequence[str]) -> None:
+    """Train a new run under its name, or one that is free. The main process decides, the others follow.
 
-    Returns the configuration with its name filled in.  Raises ``ConfigError`` when the name is taken.
+    Raises ``ConfigError`` when the name is taken.
     """
-    name = ""
-    if fabric.is_global_zero:
-        name = config.run.name or (_plain_name if config.resume == "auto" else _free_name)(config, files)
+    fabric = make_fabric(config)
+    plain, number = _plain_name(config, files), 2
+    name = config.run.name or plain
+    is_given = config.run.name is not None or config.resume == "auto"
+    while not is_given and list_checkpoints(RunDirectory(Path(config.run.dir) / name)):
+        name, number = f"{plain}-{number}", number + 1
     name = fabric.broadcast(name)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
     directory = RunDirectory(Path(config.run.dir) / name)
@@ -109,7 +109,7 @@ def _new_run(config: Config, files: Sequence[str], fabric: Fabric) -> tuple[Conf
             f"run.name={name}: there is a run of that name in {config.run.dir}; go on with "
             f"`{directory.resume_command()}` or choose another name"
         )
-    return config, directory
+    _train_run(config, fabric, directory)
 
 
 def _train_run(
@@ -131,15 +131,15 @@ def _train_run(
         training = build_training(config, fabric)
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched_by_fabric() else 1
         config = settle_threads(config, fabric.device, training.world_model, training.agent, processes)
-        run = Run.of(config, directory, training, tracker)
+        run = Run(config, directory, training, tracker)
     except (MemoryError, RuntimeError) as error:
-        if out_of_memory(error):
-            raise ConfigError(
-                f"the modules do not fit into memory ({first_line(error)}): lower "
-                "world_model.hidden_dim, agent.hidden_dim or the sizes of the parts"
-            ) from error
-        raise
-    check_memory(config, run.training)
+        if not out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"the modules do not fit into memory ({first_line(error)}): lower "
+            "world_model.hidden_dim, agent.hidden_dim or the sizes of the parts"
+        ) from error
+    check_memory(config, training)
     if checkpoint is not None:
         restore_snapshot(run, checkpoint)
     elif config.run.init_from is not None:
@@ -164,7 +164,9 @@ def _train_to_the_end(run: Run) -> list[Evaluation]:
     training = run.training
     with StopSignals() as run.signals:
         try:
-            _tell_time(run)
+            told = time_to_come(run.config, training) if training.is_main else None
+            if told is not None and not run.signals.received:
+                print(told, file=sys.stderr, flush=True)
             with ProgressBar(training.plan.env_steps, run.env_steps, enabled=training.is_main) as run.bar:
                 fit(training, functools.partial(after_step, run))
                 results = finish(run)
@@ -173,23 +175,14 @@ def _train_to_the_end(run: Run) -> list[Evaluation]:
             status = "KILLED"
             raise
         except (MemoryError, RuntimeError) as error:
-            if out_of_memory(error):
-                raise _save_after(error, run) from error
-            raise
+            if not out_of_memory(error):
+                raise
+            raise _save_after(error, run) from error
         finally:
             training.envs.close()
             with warn_on_os_error(f"the tracker's last words, {status},"):
                 run.tracker.finish(status)
     return results
-
-
-def _tell_time(run: Run) -> None:
-    """Say how long a training on a CPU will take; a GPU compiles first, and is not rehearsed."""
-    training = run.training
-    if training.is_main and training.fabric.device.type == "cpu" and run.config.compile is not True:
-        told = time_to_come(run.config, training)
-        if told is not None and not run.signals.received:
-            print(told, file=sys.stderr, flush=True)
 
 
 def _save_after(error: Exception, run: Run) -> TrainingError:
@@ -210,11 +203,12 @@ def _save_after(error: Exception, run: Run) -> TrainingError:
 def _begin(run: Run, run_id: str | None) -> None:
     """Leave the first traces of a run, or go on with the tracker's run ``run_id``."""
     config, directory, tracker = run.config, run.directory, run.tracker
-    run.tags = tags = {**tracker.labels, **_tags(config, run.training.fabric)}
+    facts = {"game": env_name(config.env), "seed": str(config.seed), **run_tags(run.training.fabric.device)}
+    run.tags = {**tracker.labels, **facts}
     from_step = None if run_id is None else run.env_steps
     with writable(directory):
         run.run_id = tracker.start(
-            name=directory.name, params=to_tree(config), tags=tags, run_id=run_id, from_step=from_step
+            name=directory.name, params=to_tree(config), tags=run.tags, run_id=run_id, from_step=from_step
         )
         directory.forget_finished()
         write_atomically(directory.config_file, to_yaml(config).encode())
@@ -231,12 +225,12 @@ def finish(run: Run) -> list[Evaluation]:
     if run.saved_at != env_steps:
         save_snapshot(run)
     with run.signals.at_once():
-        if schedules.log.last_due != env_steps:
+        if schedules["log"].last_due != env_steps:
             log_metrics(run)
-        if schedules.media.last_due != env_steps:
+        if schedules["media"].last_due != env_steps:
             make_media(run)
         # A process that died after evaluating on the way, at the last step, has left none to this one.
-        if schedules.evaluation.last_due != env_steps or run.latest_evaluation is None:
+        if schedules["evaluation"].last_due != env_steps or run.latest_evaluation is None:
             evaluate_agent(run)
         if run.latest_evaluation is None:
             return []
@@ -255,16 +249,3 @@ def _plain_name(config: Config, files: Sequence[str]) -> str:
     """``<file>-<environment>-s<seed>``."""
     stem = re.sub(r"[^\w.+-]+", "-", Path(files[-1]).stem).strip("-.+") if files else ""
     return f"{stem or 'storm'}-{env_name(config.env)}-s{config.seed}"
-
-
-def _free_name(config: Config, files: Sequence[str]) -> str:
-    """The plain name, with a number behind it when that is taken."""
-    name = _plain_name(config, files)
-    taken, number = name, 2
-    while list_checkpoints(RunDirectory(Path(config.run.dir) / taken)):
-        taken, number = f"{name}-{number}", number + 1
-    return taken
-
-
-def _tags(config: Config, fabric: Fabric) -> dict[str, str]:
-    return {"game": env_name(config.env), "seed": str(config.seed), **run_tags(fabric.device)}
