@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".") as folder:
         directory = RunDirectory(Path(folder) / "run")
         training = build_training(config, make_fabric(config))
-        run = Run.of(config, directory, training, NoneTracker(directory.path, directory.root))
+        run = Run(config, directory, training, NoneTracker(directory.path, directory.root))
         fill(training, training.replay.row_capacity)
         fit_world_model(training)
         improve_agent(training)

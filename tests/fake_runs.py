@@ -13,14 +13,14 @@ from stormlit.config.compose import compose, to_tree
 from stormlit.config.schema import Config
 from stormlit.envs import env_id, env_name, is_atari
 from stormlit.files import write_json
-from stormlit.runs.result import Result, config_hash, differences_from_default, protocol
+from stormlit.runs.result import Result, config_hash, differences, protocol
 
 
 @functools.cache
 def _configured(*words: str) -> tuple[Config, dict[str, Any], str, dict[str, tuple[Any, Any]]]:
     """A configuration, as a tree, its hash, and its differences; the first word is its name."""
     made = compose(words[:1], words[1:])
-    return made, to_tree(made), config_hash(made), differences_from_default(made)
+    return made, to_tree(made), config_hash(made), differences(compose(), made)
 
 
 def fake_result(

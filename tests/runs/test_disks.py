@@ -17,7 +17,6 @@ import stormlit.storm.loop
 from stormlit.cli import main
 from stormlit.runs.checkpoint import list_checkpoints, verify
 from stormlit.runs.directory import RunDirectory
-from stormlit.runs.replay_segments import verify_replay
 from stormlit.storm.training import Training
 from training import SMALL, differences, logged, newest, read, resume, rows, status, train
 
@@ -88,7 +87,7 @@ def assert_whole(run: Path) -> None:
     checkpoints = list_checkpoints(RunDirectory(run))
     assert checkpoints
     for folder in checkpoints:
-        verify_replay(verify(folder), run / "replay")
+        verify(folder, replay=True)
     left = [path for part in ("checkpoints", "replay") for path in (run / part).rglob("*.tmp")]
     assert left == []
 

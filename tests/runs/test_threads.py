@@ -15,7 +15,7 @@ from stormlit.cli import main
 from stormlit.config.compose import compose
 from stormlit.runs.assembly import build_training
 from stormlit.runs.device import make_fabric
-from stormlit.runs.estimate import LIMIT, cores, gflop, most_threads, settle_threads, threads_for, told_threads
+from stormlit.runs.estimate import LIMIT, cores, gflop, most_threads, settle_threads, told_threads
 from training import SMALL, newest, refusal, train
 
 
@@ -41,15 +41,11 @@ def settled(*words: str, processes: int = 1) -> tuple[int | str, int]:
     return kept.threads, torch.get_num_threads()
 
 
-@pytest.mark.parametrize(("work", "expected"), [(0.0, 1), (7.9, 1), (15.9, 1), (16.0, 2), (24.0, 3), (1e6, 4)])
-def test_one_thread_for_each_eight_billion_operations(work: float, expected: int) -> None:
-    assert threads_for(work, most=4) == expected
-
-
-def test_small_work_gets_one_thread_and_large_work_every_core(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_thread_for_each_eight_billion_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settled() == (1, 1)
-    monkeypatch.setattr(threads, "GFLOP_A_THREAD", 1e-6)
-    assert settled() == (4, 4)
+    for work, expected in ((15.9, 1), (16.0, 2), (1e6, 4)):
+        monkeypatch.setattr(threads, "gflop", lambda *_, work=work: work)
+        assert settled() == (expected, expected)
     assert settled(processes=2) == (2, 2)  # each has its share
     assert settled("threads=3") == (3, 3)
 

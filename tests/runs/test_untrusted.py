@@ -22,12 +22,11 @@ import torch
 from stormlit.config.compose import compose, to_tree
 from stormlit.errors import CheckpointError, StormlitError
 from stormlit.runs.assembly import build_training
-from stormlit.runs.checkpoint import read_tensors
+from stormlit.runs.checkpoint import read_tensors, verify
 from stormlit.runs.device import make_fabric
-from stormlit.runs.directory import RunDirectory, find_run
+from stormlit.runs.directory import RunDirectory
 from stormlit.runs.run import Run
-from stormlit.runs.snapshot import restore_snapshot, verify_snapshot
-from stormlit.runs.train import _run_id
+from stormlit.runs.snapshot import restore_snapshot
 from stormlit.tracking import NoneTracker
 from training import differences, newest, reseal, train
 
@@ -46,25 +45,25 @@ class Subject:
     @property
     def files(self) -> list[Path]:
         checkpoint = sorted(newest(self.run).iterdir())
-        return [*checkpoint, self.run / "run.json", *sorted((self.run / "replay" / "0").iterdir())]
+        return [*checkpoint, *sorted((self.run / "replay" / "0").iterdir())]
 
     def load(self) -> dict[str, Any]:
         """All that going on with the run would take from its files, after wiping what was there."""
-        training, (directory, _) = self.loaded.training, find_run("run", self.run.parent)
+        training = self.loaded.training
         for module in (training.world_model, training.agent):
             for tensor in module.state_dict().values():
                 tensor.zero_()
         training.replay.total_rows = training.progress.env_steps = training.progress.episodes = 0
         checkpoint = newest(self.run)
-        snapshot = verify_snapshot(checkpoint)
+        verified = verify(checkpoint, replay=True)
         text = (checkpoint / "config.yaml").read_bytes()
         if text not in self.configurations:
             self.configurations[text] = to_tree(compose([str(checkpoint / "config.yaml")]))
-        restore_snapshot(self.loaded, snapshot)
+        restore_snapshot(self.loaded, verified)
         rows = training.replay.read(0, training.replay.total_rows)
         return {
             "config": self.configurations[text],
-            "run_id": _run_id(directory, snapshot),
+            "run_id": verified.manifest.get("run_id"),
             "weights": [module.state_dict() for module in (training.world_model, training.agent)],
             "state": self.loaded.state_dict(),
             "rows": {name: getattr(rows, name).clone() for name in rows.__slots__},
@@ -81,7 +80,7 @@ def subject(run: Path) -> Iterator[Subject]:
     config = compose([str(run / "config.yaml")])
     directory = RunDirectory(run)
     training = build_training(config, make_fabric(config))
-    subject = Run.of(config, directory, training, NoneTracker(run, run.parent))
+    subject = Run(config, directory, training, NoneTracker(run, run.parent))
     loaded = Subject(run, subject, {}, {})
     loaded.original = {**loaded.load()}
     loaded.original["weights"] = [
@@ -136,7 +135,7 @@ def test_no_mutation_is_accepted(count: int, subject: Subject) -> None:
         try:
             found = list(differences(subject.original, subject.load()))
             assert found == [], f"{file.name}, {how}: silently accepted with other {found}"
-            assert file.name in ("run.json", "manifest.json") or content == before, f"{file.name}, {how}: not noticed"
+            assert file.name == "manifest.json" or content == before, f"{file.name}, {how}: not noticed"
             harmless += 1
         except StormlitError as error:
             assert "\n" not in str(error)
@@ -162,7 +161,7 @@ def test_with_checksums_made_to_fit_there_is_still_no_crash(count: int, subject:
     """Somebody who changes a file can change its checksum too; what is loaded then is his, but nothing else happens."""
     checkpoint = newest(subject.run)
     sealed = [checkpoint / "manifest.json", checkpoint / "replay-0.json"]
-    files = [file for file in subject.files if file.name not in ("run.json", "manifest.json")]
+    files = [file for file in subject.files if file.name != "manifest.json"]
     refused = 0
     for file, how, content in mutations(files, count, seed=1):
         before = {path: path.read_bytes() for path in (file, *sealed)}

@@ -35,19 +35,19 @@ def after_step(run: Run) -> None:
     run.bar.advance(training.steps_at_once)
     run.bar.show(training.collector.latest_return, "random" if was_random else "train")
     failure = training.collector.envs.failure
-    if schedules.log.due(env_steps):
+    if schedules["log"].due(env_steps):
         check_updates(training)
         log_metrics(run)
-    if schedules.media.due(env_steps):
+    if schedules["media"].due(env_steps):
         make_media(run)
-    if schedules.evaluation.due(env_steps):
+    if schedules["evaluation"].due(env_steps):
         try:
             evaluate_agent(run)
         except EnvironmentCrashError as error:
             failure = error
         wait_for_all(training.fabric)
     stopped_by, minutes_passed, failed = _asked(run, failure is not None)
-    save = schedules.checkpoint.due(env_steps) or minutes_passed
+    save = schedules["checkpoint"].due(env_steps) or minutes_passed
     if not (stopped_by or failed or save):
         return
     check_updates(training)
@@ -109,7 +109,6 @@ def make_media(run: Run) -> None:
     vectors curves; log how true they are.
     """
     training, env_steps, media = run.training, run.env_steps, run.directory.media
-    names = training.envs.observation_space.names
     if not training.is_main:
         return
     with torch.random.fork_rng(devices=random_devices()), training.fabric.autocast():
@@ -125,7 +124,7 @@ def make_media(run: Run) -> None:
                 write_reconstruction_grid(media / f"reconstruction-{env_steps:09d}.png", seen),
             ]
         if seen.vector is not None:
-            curves = media / f"curves-{env_steps:09d}.png"
+            curves, names = media / f"curves-{env_steps:09d}.png", training.envs.observation_space.names
             files.append(write_curves(curves, seen.vector, names, seen.context_length))
         for file in files:
             run.tracker.artifact(file, "media")
@@ -143,13 +142,8 @@ def evaluate_agent(run: Run) -> None:
     training, env_steps = run.training, run.env_steps
     if not training.is_main:
         return
-    result = run_evaluation(
-        run.config,
-        training.fabric,
-        training.world_model,
-        training.agent,
-        on_step=run.bar.show_evaluation("agent"),
-    )
+    shown = run.bar.show_evaluation("agent")
+    result = run_evaluation(run.config, training.fabric, training.world_model, training.agent, on_step=shown)
     metrics = {"eval/return": result.mean, "eval/return_std": result.std}
     if result.human_normalized is not None:
         metrics["eval/human_normalized"] = result.human_normalized
@@ -166,23 +160,24 @@ def evaluate_agent(run: Run) -> None:
 
 def record(run: Run, values: Mapping[str, float], what: str) -> None:
     """Hand metrics to the tracker, with ``env_steps`` as the step; a tracker that fails ends no training."""
-    what = f"the {what} of step {run.env_steps:,}"
-    with warn_on_os_error(what):
-        try:
-            run.tracker.log(values, run.env_steps)
-        except OSError:
-            raise
-        except Exception as error:  # of a tracker that is not ours
-            print(f"stormlit: {what} were not recorded: {describe(error)}", file=sys.stderr, flush=True)
+    with warn_on_os_error(f"the {what} of step {run.env_steps:,}", others="were not recorded"):
+        run.tracker.log(values, run.env_steps)
 
 
 @contextlib.contextmanager
-def warn_on_os_error(what: str) -> Iterator[None]:
-    """Say on stderr what a disk did not take, where training can do without it."""
+def warn_on_os_error(what: str, others: str | None = None) -> Iterator[None]:
+    """Say on stderr what a disk did not take, where training can do without it.
+
+    others: what to say of any other error, where code runs that is not ours; None raises it.
+    """
     try:
         yield
     except OSError as error:
         print(f"stormlit: {what} could not be written ({error.strerror or error})", file=sys.stderr, flush=True)
+    except Exception as error:
+        if others is None:
+            raise
+        print(f"stormlit: {what} {others}: {describe(error)}", file=sys.stderr, flush=True)
 
 
 def _psnr(predicted: np.ndarray, real: np.ndarray) -> float:

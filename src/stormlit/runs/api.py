@@ -15,7 +15,7 @@ from stormlit.envs import EnvSettings, VectorEnv, env_facts
 from stormlit.envs import make_env as make_gymnasium_env
 from stormlit.runs.allowed_changes import changed_configuration
 from stormlit.runs.assembly import build_modules, player_factory
-from stormlit.runs.checkpoint import find_checkpoint, load_modules, verify
+from stormlit.runs.checkpoint import find_checkpoint, load_modules
 from stormlit.runs.directory import RunDirectory
 from stormlit.storm.acting import Player
 from stormlit.storm.agent import ActorCritic
@@ -50,7 +50,7 @@ def load(
     overrides: ``key=value`` changes to the run's configuration, such as ``evaluation.episodes=5``.
     Raises ``CheckpointError`` when it cannot be found, trusted or fitted, ``ConfigError`` for a bad override.
     """
-    directory, checkpoint, _ = find_checkpoint(reference, Path(run_dir).expanduser(), verify)
+    directory, checkpoint, _ = find_checkpoint(reference, Path(run_dir).expanduser())
     folder = checkpoint.folder
     with changed_configuration(folder, directory, overrides) as config:
         facts = env_facts(config.env)

@@ -46,14 +46,9 @@ def build_training(config: Config, fabric: Fabric) -> Training:
     envs = VectorEnv(config.env, seed=config.seed, env_index_offset=fabric.global_rank * config.env.num_envs)
     world_model, agent = build_modules(config, envs.observation_space, envs.action_space)
     loop, compile = config.loop, should_compile(config.compile, fabric)
+    most = loop.max_nonfinite_updates
     learners = [
-        Learner(
-            fabric,
-            module,
-            name=name,
-            max_nonfinite=loop.max_nonfinite_updates,
-            compile=compile,
-        )
+        Learner(fabric, module, name=name, max_nonfinite=most, compile=compile)
         for name, module in (("world_model", world_model), ("agent", agent))
     ]
     world_model.eval()
@@ -166,15 +161,8 @@ def build_replay(
             device = fabric.device
     seed = config.seed + 1_000_003 * fabric.global_rank
     try:
-        return ReplayBuffer(
-            capacity,
-            config.env.num_envs,
-            space,
-            device,
-            seed,
-            actions,
-            **{name: getattr(config.replay, name) for name in options(ReplayBuffer)},
-        )
+        how = {name: getattr(config.replay, name) for name in options(ReplayBuffer)}
+        return ReplayBuffer(capacity, config.env.num_envs, space, device, seed, actions, **how)
     except RuntimeError as error:  # what PyTorch's allocators raise
         size = capacity * space.nbytes / 2**30
         seen = f"frames of {space.image[0]}x{space.image[1]}" if space.image else str(space)
@@ -205,24 +193,18 @@ def build_demonstrations(
 
 def build_experience(config: Config, fabric: Fabric, envs: VectorEnv, replay: ReplayBuffer) -> Experience:
     """This process's share of what is drawn for updates and imaginations."""
-    loop, imagined, mixed = config.loop, config.imagination, config.demonstrations
-    world = fabric.world_size
-    demonstrated = (0, 0) if mixed.path is None else (mixed.batch_size, mixed.imagination_batch_size)
-    return Experience(
-        replay,
-        build_demonstrations(config, fabric, envs, replay.device),
-        fabric.device,
-        batch=Windows(
-            per_process(loop.batch_size, world, "loop.batch_size"),
-            per_process(demonstrated[0], world, "demonstrations.batch_size"),
-            loop.batch_length,
-        ),
-        contexts=Windows(
-            per_process(imagined.batch_size, world, "imagination.batch_size"),
-            per_process(demonstrated[1], world, "demonstrations.imagination_batch_size"),
-            imagined.context_length,
-        ),
-    )
+
+    def share(section: str, name: str = "batch_size") -> int:
+        key = f"{section}.{name}"
+        return per_process(getattr(getattr(config, section), name), fabric.world_size, key)
+
+    demonstrations = build_demonstrations(config, fabric, envs, replay.device)
+    mixed = (0, 0)
+    if demonstrations is not None:
+        mixed = share("demonstrations"), share("demonstrations", "imagination_batch_size")
+    batch = Windows(share("loop"), mixed[0], config.loop.batch_length)
+    contexts = Windows(share("imagination"), mixed[1], config.imagination.context_length)
+    return Experience(replay, demonstrations, fabric.device, batch=batch, contexts=contexts)
 
 
 def per_process(total: int, processes: int, key: str) -> int:

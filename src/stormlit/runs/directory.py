@@ -59,9 +59,6 @@ class RunDirectory:
         """What goes on with this run when typed, in whatever folder."""
         return shlex.join(["stormlit", "resume", str(self.path.resolve()), *words])
 
-    def exists(self) -> bool:
-        return (self.path / "run.json").is_file()
-
     def write_identity(self, run_id: str) -> None:
         """Remember the tracker's run id."""
         write_json(self.path / "run.json", {"name": self.name, "run_id": run_id})
@@ -69,10 +66,8 @@ class RunDirectory:
     def run_id(self) -> str | None:
         """The tracker's run id, None where the run never got one; raises ``CheckpointError`` for a damaged file."""
         file = self.path / "run.json"
-        if not file.is_file():
-            return None
-        identity = read_json(file)
-        return str(identity["run_id"]) if identity.get("run_id") else None
+        run_id = read_json(file).get("run_id") if file.is_file() else None
+        return str(run_id) if run_id else None
 
     def finished_at(self) -> int | None:
         """The environment steps at which the run was done to its last evaluation, None if it is not."""
@@ -115,26 +110,22 @@ def exclusive(run: RunDirectory, otherwise: str = "choose another name") -> Iter
         yield
 
 
-def refuse_if_training(run: RunDirectory) -> None:
-    """Raise ``ConfigError`` when a process trains the run at this moment; leaves no trace."""
+def is_training(run: RunDirectory) -> bool:
+    """Whether a process trains the run at this moment; leaves no trace."""
     try:
         with (run.path / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several processes may ask at once
     except FileNotFoundError:
-        return
+        return False
     except BlockingIOError:
-        raise _busy(run) from None
-    except OSError as error:
-        raise ConfigError(f"run.dir={run.root}: cannot read {run.path / 'lock'} ({error.strerror})") from error
-
-
-def is_training(run: RunDirectory) -> bool:
-    """Whether a process trains the run at this moment."""
-    try:
-        refuse_if_training(run)
-    except ConfigError:
         return True
     return False
+
+
+def refuse_if_training(run: RunDirectory) -> None:
+    """Raise ``ConfigError`` when a process trains the run at this moment."""
+    if is_training(run):
+        raise _busy(run)
 
 
 def _busy(run: RunDirectory, otherwise: str = "choose another name") -> ConfigError:
@@ -153,12 +144,11 @@ def find_run(reference: str, root: Path) -> tuple[RunDirectory, Path | None]:
         if not found:
             raise CheckpointError(f"{reference}: that run has kept no best weights, as checkpoint.keep_best=true does")
         return run, found[-1].parent
-    path = Path(reference)
-    if _exists(path) and (os.sep in reference or not _exists(root / reference)):
-        return _run_of_path(path)
-    by_name = RunDirectory(root / reference)
-    if _exists(by_name.path) and by_name.exists():
-        return by_name, None
+    named = root / reference
+    if os.path.exists(reference) and (os.sep in reference or not os.path.exists(named)):
+        return _run_of_path(Path(reference).resolve())
+    if os.path.exists(named / "run.json"):
+        return RunDirectory(named), None
     runs = {file.parent.name: RunDirectory(file.parent) for file in root.glob("*/run.json")}
     for run in runs.values():
         with contextlib.suppress(CheckpointError):  # another run's damaged file is no reason not to find this one
@@ -171,15 +161,7 @@ def find_run(reference: str, root: Path) -> tuple[RunDirectory, Path | None]:
     )
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long for a file name, or with a null byte
-        return False
-
-
 def _run_of_path(path: Path) -> tuple[RunDirectory, Path | None]:
-    path = path.resolve()
     folder = path if path.is_dir() else path.parent
     if (folder / "manifest.json").is_file():
         return RunDirectory(folder.parent.parent), folder

@@ -109,10 +109,12 @@ def seconds_per_env_step(config: Config, training: Training) -> float:
 
 
 def time_to_come(config: Config, training: Training) -> str | None:
-    """How long the rest of the training will take, as a sentence, or None where that cannot be told."""
+    """How long the rest of a training on a CPU will take, as a sentence, or None where that cannot be told: what is
+    compiled first is not rehearsed, nor is a GPU.
+    """
     plan = training.plan
     steps = plan.env_steps - max(training.progress.env_steps, plan.warmup_steps)
-    if steps <= 0:
+    if steps <= 0 or training.fabric.device.type != "cpu" or config.compile is True:
         return None
     try:
         seconds = steps * seconds_per_env_step(config, training)
@@ -188,18 +190,14 @@ def settle_threads(
         if device.type != "cpu":
             return config
         most = min(most_threads(processes), max(AT_START // processes, 1))
-        config = dataclasses.replace(config, threads=_chosen(config, most, world_model, agent, processes))
+        chosen = most
+        if most > 1:
+            with contextlib.suppress(Exception):  # of a part that cannot be copied or counted: as PyTorch would have it
+                work = gflop(config, world_model, agent) / processes
+                chosen = max(1, min(int(work / GFLOP_A_THREAD), most))
+        config = dataclasses.replace(config, threads=chosen)
     torch.set_num_threads(min(int(config.threads), most_threads()))
     return config
-
-
-def threads_for(gflop: float, most: int) -> int:
-    """The rule: one thread for each ``GFLOP_A_THREAD``, at least one, at most ``most``.
-
-    gflop: billions of floating-point operations in one update of the world model, one imagination and one update of the
-    agent together.
-    """
-    return max(1, min(int(gflop / GFLOP_A_THREAD), most))
 
 
 def most_threads(processes: int = 1) -> int:
@@ -232,21 +230,10 @@ def gflop(config: Config, world_model: WorldModel, agent: ActorCritic) -> float:
     """Billions of floating-point operations in one update of the world model, one imagination and one update of the
     agent: matrix products, convolutions and attention, as PyTorch counts them, in one row of noise.
     """
+    total = 0.0
     with torch.random.fork_rng(devices=random_devices()):
-        parts = rehearsal(config, copy_without_fabric(world_model), copy_without_fabric(agent))
-        return sum(_counted(function) * updates for function, updates in parts) / 1e9
-
-
-def _chosen(config: Config, most: int, world_model: WorldModel, agent: ActorCritic, processes: int) -> int:
-    if most == 1:
-        return 1
-    try:
-        return threads_for(gflop(config, world_model, agent) / processes, most)
-    except Exception:  # of a part that cannot be copied or counted: as PyTorch would have it
-        return most
-
-
-def _counted(function: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
+        for function, updates in rehearsal(config, copy_without_fabric(world_model), copy_without_fabric(agent)):
+            with FlopCounterMode(display=False) as counter:
+                function()
+            total += counter.get_total_flops() * updates
+    return total / 1e9

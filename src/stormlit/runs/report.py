@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +12,9 @@ import torch
 from stormlit.analysis.evaluate import Evaluation
 from stormlit.analysis.plots import plot_returns
 from stormlit.envs import env_name
-from stormlit.errors import counted, describe
+from stormlit.errors import counted
 from stormlit.runs.after_step import warn_on_os_error
-from stormlit.runs.checkpoint import best_checkpoint, latest_checkpoint
+from stormlit.runs.checkpoint import best_checkpoint, list_checkpoints
 from stormlit.runs.directory import BEST
 from stormlit.runs.estimate import cores, told_threads
 from stormlit.runs.result import evaluations
@@ -62,20 +61,15 @@ def headline(run: Run) -> str:
 
 def draw_returns(run: Run, results: Sequence[Evaluation]) -> None:
     """Plot the returns of the training and of its last evaluations; a plot that fails ends no run."""
-    with warn_on_os_error("the plot of the returns"):
-        try:
-            earlier = [
-                (step, statistics.fmean(told))
-                for step, returns in evaluations(run.directory, run.env_steps - 1)
-                if (told := [value for value in returns if value is not None])
-            ]
-            file = plot_returns(run.directory.returns_plot, run.env_steps, run.training.returns, results, earlier)
-        except OSError:
-            raise
-        except Exception as error:  # Matplotlib reads settings of the user's own, which may be broken
-            print(f"stormlit: the returns were not plotted: {describe(error)}", file=sys.stderr, flush=True)
-        else:
-            run.tracker.artifact(file, "media")
+    # Matplotlib reads settings of the user's own, which may be broken.
+    with warn_on_os_error("the plot of the returns", others="was not drawn"):
+        earlier = [
+            (step, statistics.fmean(told))
+            for step, returns in evaluations(run.directory, run.env_steps - 1)
+            if (told := [value for value in returns if value is not None])
+        ]
+        file = plot_returns(run.directory.returns_plot, run.env_steps, run.training.returns, results, earlier)
+        run.tracker.artifact(file, "media")
 
 
 def report(run: Run, results: Sequence[Evaluation]) -> str:
@@ -93,7 +87,7 @@ def report(run: Run, results: Sequence[Evaluation]) -> str:
         *(f"{'look first' if file is pictures[0] else '':<11} {file.resolve()}" for file in pictures),
         *([] if video is None else [f"dream video {video.resolve()}"]),
         f"run         {directory.path.resolve()}  (what `stormlit eval`, `dream` and `resume` take)",
-        f"checkpoint  {latest_checkpoint(directory).resolve()}",
+        f"checkpoint  {list_checkpoints(directory)[-1].resolve()}",
         *_told_best(run),
         *run.tracker.where_to_look(),
     ]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,11 @@ def read(folder: Path) -> Result | None:
     if not file.is_file():
         return None
     content = read_json(file)
-    fields = {field.name: field for field in dataclasses.fields(Result)}
-    if not isinstance(content.get("format"), int) or missing(content, fields):
-        raise CheckpointError(f"{file} is damaged: {' and '.join(missing(content, fields)) or 'format'} is missing")
+    kinds = {"int": int, "str": str, "list": list, "dict": dict}
+    fields = {field.name: kinds[str(field.type).partition("[")[0]] for field in dataclasses.fields(Result)}
+    missing = [name for name, kind in fields.items() if not isinstance(content.get(name), kind)]
+    if missing:
+        raise CheckpointError(f"{file} is damaged: {' and '.join(missing)} is missing")
     if content["format"] > FORMAT:
         raise CheckpointError(
             f"{file} has format {content['format']}, this stormlit reads up to {FORMAT}: upgrade stormlit"
@@ -102,13 +104,6 @@ def read(folder: Path) -> Result | None:
         values[name] = [(step, value) for step, value in values[name]]
     values["differences"] = {key: (default, value) for key, (default, value) in values["differences"].items()}
     return Result(**values)
-
-
-def missing(content: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
-    """The fields that are not there, or of the wrong type."""
-    kinds = {"int": int, "str": str, "list": list, "dict": dict}
-    expected = {name: kinds[str(field.type).partition("[")[0]] for name, field in fields.items()}
-    return [name for name, kind in expected.items() if not isinstance(content.get(name), kind)]
 
 
 def asked(config: Config) -> dict[str, Any]:
@@ -124,21 +119,16 @@ def config_hash(config: Config) -> str:
 def differences(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
     """The keys in which what is asked for differs, with both values; None where a part has no such option."""
     old, new = dict(leaves(asked(before))), dict(leaves(asked(now)))
-    # Where another part stands, its name is what was changed, and its own options say how.
-    gone = {key for key in old if key not in new and not _replaced(key, old, new)}
+
+    def is_replaced(key: str) -> bool:
+        """Whether another part has taken the place of the key's: its name is the change, its own options say how."""
+        name = f"{key.rpartition('.')[0]}.name"
+        return old.get(name) != new.get(name)
+
+    gone = {key for key in old if key not in new and not is_replaced(key)}
     return {
         key: (old.get(key), new.get(key)) for key in [*new, *sorted(gone)] if key in gone or old.get(key) != new[key]
     }
-
-
-def _replaced(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a key belongs to a part that another one has taken the place of."""
-    name = f"{key.rpartition('.')[0]}.name"
-    return old.get(name) != new.get(name)
-
-
-def differences_from_default(config: Config) -> dict[str, tuple[Any, Any]]:
-    return differences(compose(), config)
 
 
 def protocol(config: Config) -> dict[str, Any]:
@@ -177,15 +167,15 @@ def result_of(run: Run, results: Sequence[Evaluation]) -> Result:
         env_steps_wanted=config.loop.env_steps,
         config=to_tree(config),
         config_hash=config_hash(config),
-        differences=differences_from_default(config),
+        differences=differences(compose(), config),
         provenance=_provenance(run),
         cost={
             "wall_seconds": seconds,
             "env_steps_per_second": run.env_steps / max(seconds, 1e-9),
             "peak_memory_bytes": peak_memory(run.training.fabric.device)[1],
         },
-        returns=[(step, value) for step, value in run.training.returns],
-        curve=_curve(run),
+        returns=list(run.training.returns),
+        curve=evaluations(run.directory, run.env_steps),
         evaluation={_policy(result.policy): [float(value) for value in result.returns] for result in results},
         world_model=dict(run.latest_metrics),
     )
@@ -205,14 +195,6 @@ def _provenance(run: Run) -> dict[str, Any]:
         "started": run.started,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def _curve(run: Run) -> list[tuple[int, list[float | None]]]:
-    """The evaluations on the way, as their files have them, and the one of this step."""
-    points = dict(evaluations(run.directory, run.env_steps))
-    if run.latest_evaluation is not None:
-        points[run.env_steps] = [float(value) for value in run.latest_evaluation.returns]
-    return sorted(points.items())
 
 
 def peak_memory(device: torch.device) -> tuple[str, int]:

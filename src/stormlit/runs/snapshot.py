@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,41 +15,19 @@ from stormlit.config.compose import to_yaml
 from stormlit.errors import CheckpointError, ElsewhereError, MisfitError, SaveError
 from stormlit.files import read_json
 from stormlit.runs.checkpoint import (
+    Checkpoint,
     CheckpointWriter,
-    VerifiedCheckpoint,
     best_checkpoint,
     discard_later,
-    find_checkpoint,
     list_checkpoints,
     load_modules,
     read_tensors,
     set_aside,
-    verify,
 )
-from stormlit.runs.directory import RunDirectory
-from stormlit.runs.replay_segments import Segment, verify_replay
 from stormlit.runs.run import Run
-from stormlit.storm.training import Training
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
-
-
-@dataclass(frozen=True, slots=True)
-class VerifiedSnapshot:
-    """A checkpoint and the replay rows it needs, all of which ``verify_snapshot`` has found whole.
-
-    segments: the files of rows, by the name of the checkpoint's file that lists them.
-    """
-
-    checkpoint: VerifiedCheckpoint
-    segments: Mapping[str, Sequence[Segment]]
-
-
-def verify_snapshot(folder: Path) -> VerifiedSnapshot:
-    """Check all that going on from a checkpoint reads; raises ``CheckpointError`` naming the file that is not whole."""
-    checkpoint = verify(folder)
-    return VerifiedSnapshot(checkpoint, verify_replay(checkpoint, RunDirectory(folder.parents[1]).replay))
 
 
 def save_snapshot(run: Run) -> Path:
@@ -70,7 +47,6 @@ def save_snapshot(run: Run) -> Path:
         run.segments.save(training.replay)
         first_row = training.replay.total_rows - training.replay.rows
         writer.add(f"replay-{process}.json", json.dumps(run.segments.index(first_row)).encode())
-        writer.settle()
 
     def commit() -> None:
         if training.is_main:
@@ -87,7 +63,8 @@ def save_snapshot(run: Run) -> Path:
             f"({error.strerror or error}); the last good one is kept"
         ) from error
     finally:
-        writer.close(abandon=training.is_main)
+        if training.is_main:
+            writer.abandon()
     _drop_unneeded_segments(run)
     run.clock.restart()
     run.saved_at = run.env_steps
@@ -115,7 +92,7 @@ def keep_if_best(run: Run, mean: float) -> None:
         writer.begin(to_yaml(run.config), run.training.world_model, run.training.agent)
         writer.commit(run.config.checkpoint.keep, run.run_id, mean_return=mean)
     finally:
-        writer.close(abandon=True)
+        writer.abandon()
 
 
 def _in_every_process(fabric: Fabric, work: Callable[[], None], elsewhere: Exception) -> None:
@@ -146,26 +123,17 @@ def _drop_unneeded_segments(run: Run) -> None:
         run.segments.drop_before(min(needed))
 
 
-def load_initial_weights(training: Training, reference: str, root: Path) -> None:
-    """Begin with the weights of another run, and nothing else of it; raises ``CheckpointError`` as ``load`` does.
-
-    root: the folder that holds all runs.
-    """
-    _, checkpoint, _ = find_checkpoint(reference, root, verify)
-    load_modules(checkpoint, training.world_model, training.agent)
-
-
-def restore_snapshot(run: Run, snapshot: VerifiedSnapshot) -> None:
+def restore_snapshot(run: Run, checkpoint: Checkpoint) -> None:
     """Put a run back where a checkpoint left it, in every process or in none.
 
     Raises ``CheckpointError`` naming the file that does not fit.
     """
-    elsewhere = ElsewhereError(f"another process cannot go on from {snapshot.checkpoint.folder}")
-    _in_every_process(run.training.fabric, lambda: _restore(run, snapshot), elsewhere)
+    elsewhere = ElsewhereError(f"another process cannot go on from {checkpoint.folder}")
+    _in_every_process(run.training.fabric, lambda: _restore(run, checkpoint), elsewhere)
 
 
-def _restore(run: Run, snapshot: VerifiedSnapshot) -> None:
-    folder, files = snapshot.checkpoint.folder, snapshot.checkpoint.manifest["files"]
+def _restore(run: Run, checkpoint: Checkpoint) -> None:
+    folder, files = checkpoint.folder, checkpoint.manifest["files"]
     training, process = run.training, run.training.fabric.global_rank
     name, rows = f"training-{process}.pt", f"replay-{process}.json"
     processes = sum(file.startswith("training-") for file in files)
@@ -180,15 +148,15 @@ def _restore(run: Run, snapshot: VerifiedSnapshot) -> None:
     for needed in (name, rows):
         if needed not in files:  # such a file was not verified either
             raise CheckpointError(f"{folder / 'manifest.json'} is damaged: it does not list {needed}")
-    load_modules(snapshot.checkpoint, training.world_model, training.agent)
+    load_modules(checkpoint, training.world_model, training.agent)
     state = read_tensors(folder / name)
     try:
         run.load_state_dict(state)
-        run.started = str(snapshot.checkpoint.manifest["started"])
-        run.earlier_seconds = float(snapshot.checkpoint.manifest["wall_seconds"])
+        run.started = str(checkpoint.manifest["started"])
+        run.began -= float(checkpoint.manifest["wall_seconds"])
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise MisfitError(f"{folder / name} does not fit this run: {' '.join(str(error).split())}") from error
-    run.segments.load(training.replay, snapshot.segments[rows])
+    run.segments.load(training.replay, checkpoint.segments[rows])
     run.saved_at = run.env_steps
 
 

@@ -23,7 +23,7 @@ from stormlit.registry import build
 from stormlit.runs.after_step import after_step, evaluate_agent, log_metrics, make_media, record, warn_on_os_error
 from stormlit.runs.allowed_changes import changed_configuration, refuse_other_configuration
 from stormlit.runs.assembly import build_training, run_baselines
-from stormlit.runs.checkpoint import find_checkpoint, latest_checkpoint, list_checkpoints, newest_valid
+from stormlit.runs.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_modules, newest_valid
 from stormlit.runs.device import make_fabric
 from stormlit.runs.directory import RunDirectory, exclusive, find_run, refuse_if_training, writable
 from stormlit.runs.estimate import check_memory, out_of_memory, settle_threads, time_to_come
@@ -32,14 +32,7 @@ from stormlit.runs.report import draw_returns, headline, report
 from stormlit.runs.result import result_of
 from stormlit.runs.run import Run
 from stormlit.runs.signals import Stopped, StopSignals
-from stormlit.runs.snapshot import (
-    VerifiedSnapshot,
-    discard_newer_than,
-    load_initial_weights,
-    restore_snapshot,
-    save_snapshot,
-    verify_snapshot,
-)
+from stormlit.runs.snapshot import discard_newer_than, restore_snapshot, save_snapshot
 from stormlit.storm.fabric_internals import launched_by_fabric
 from stormlit.storm.loop import fit
 from stormlit.tracking import RunStatus, Tracker, run_tags
@@ -51,9 +44,9 @@ if TYPE_CHECKING:
 def resume_run(reference: str, root: Path, overrides: Sequence[str]) -> None:
     """Go on with a run from its newest checkpoint that is whole, or from the one that is named."""
     refuse_if_training(find_run(reference, root)[0])
-    directory, snapshot, damaged = find_checkpoint(reference, root, verify_snapshot)
-    with changed_configuration(snapshot.checkpoint.folder, directory, overrides) as config:
-        began = compose([str(snapshot.checkpoint.folder / "config.yaml")])
+    directory, checkpoint, damaged = find_checkpoint(reference, root, replay=True)
+    with changed_configuration(checkpoint.folder, directory, overrides) as config:
+        began = compose([str(checkpoint.folder / "config.yaml")])
         if config.seed != began.seed:
             raise ConfigError(f"seed={config.seed}: a run goes on with the seed that it began with, {began.seed}")
         if config.loop.warmup_steps != began.loop.warmup_steps:
@@ -61,7 +54,7 @@ def resume_run(reference: str, root: Path, overrides: Sequence[str]) -> None:
                 f"loop.warmup_steps={config.loop.warmup_steps}: the random start is settled when a run begins, and "
                 f"this one has {began.loop.warmup_steps}"
             )
-        _go_on(config, directory, snapshot, damaged)
+        _go_on(config, directory, checkpoint, damaged)
 
 
 def train_or_resume(files: Sequence[str], overrides: Sequence[str]) -> None:
@@ -75,38 +68,38 @@ def train_or_resume(files: Sequence[str], overrides: Sequence[str]) -> None:
     if config.resume == "auto":
         refuse_if_training(directory)
         if list_checkpoints(directory):
-            snapshot, damaged = newest_valid(directory, verify_snapshot)
-            saved = compose([str(snapshot.checkpoint.folder / "config.yaml")])
+            checkpoint, damaged = newest_valid(directory, replay=True)
+            saved = compose([str(checkpoint.folder / "config.yaml")])
             if config.threads == "auto":  # which the run has long decided
                 config = dataclasses.replace(config, threads=saved.threads)
             refuse_other_configuration(saved, config, directory)
-            _go_on(config, directory, snapshot, damaged)
+            _go_on(config, directory, checkpoint, damaged)
             return
-    fabric = make_fabric(config)
-    config, directory = _new_run(config, files, fabric)
-    _train_run(config, fabric, directory)
+    _begin_run(config, files)
 
 
-def _go_on(config: Config, directory: RunDirectory, snapshot: VerifiedSnapshot, damaged: Sequence[Path]) -> None:
+def _go_on(config: Config, directory: RunDirectory, checkpoint: Checkpoint, damaged: Sequence[Path]) -> None:
     # The run may have been moved since, and belongs where it is now.
     run = dataclasses.replace(config.run, dir=str(directory.root), name=directory.name)
     config = dataclasses.replace(config, run=run)
-    taken = snapshot.checkpoint.manifest["env_steps"]
-    evaluated = (directory.evaluation / f"step-{taken:09d}.json").exists()  # deleted, it is made again
-    if taken >= config.loop.env_steps and evaluated and directory.finished_at() == taken:
+    taken = checkpoint.manifest["env_steps"]
+    if taken >= config.loop.env_steps and directory.finished_at() == taken:
         print(f"{directory.name} has taken all its {taken:,} environment steps; go on with loop.env_steps=N, N larger")
         return
-    _train_run(config, make_fabric(config), directory, snapshot, damaged)
+    _train_run(config, make_fabric(config), directory, checkpoint, damaged)
 
 
-def _new_run(config: Config, files: Sequence[str], fabric: Fabric) -> tuple[Config, RunDirectory]:
-    """Name a new run. The main process decides, the others follow.
+def _begin_run(config: Config, files: Sequence[str]) -> None:
+    """Train a new run under its name, or one that is free. The main process decides, the others follow.
 
-    Returns the configuration with its name filled in.  Raises ``ConfigError`` when the name is taken.
+    Raises ``ConfigError`` when the name is taken.
     """
-    name = ""
-    if fabric.is_global_zero:
-        name = config.run.name or (_plain_name if config.resume == "auto" else _free_name)(config, files)
+    fabric = make_fabric(config)
+    plain, number = _plain_name(config, files), 2
+    name = config.run.name or plain
+    is_given = config.run.name is not None or config.resume == "auto"
+    while not is_given and list_checkpoints(RunDirectory(Path(config.run.dir) / name)):
+        name, number = f"{plain}-{number}", number + 1
     name = fabric.broadcast(name)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
     directory = RunDirectory(Path(config.run.dir) / name)
@@ -116,14 +109,14 @@ def _new_run(config: Config, files: Sequence[str], fabric: Fabric) -> tuple[Conf
             f"run.name={name}: there is a run of that name in {config.run.dir}; go on with "
             f"`{directory.resume_command()}` or choose another name"
         )
-    return config, directory
+    _train_run(config, fabric, directory)
 
 
 def _train_run(
     config: Config,
     fabric: Fabric,
     directory: RunDirectory,
-    snapshot: VerifiedSnapshot | None = None,
+    checkpoint: Checkpoint | None = None,
     damaged: Sequence[Path] = (),
 ) -> None:
     """Train from scratch, or from a checkpoint of the same run, to the end of the budget, and report.
@@ -131,8 +124,6 @@ def _train_run(
     damaged: newer checkpoints that cannot be used and are to be kept aside.
     Raises ``Stopped`` when a signal has ended it, ``SaveError`` when the last checkpoint could not be written.
     """
-    # What this process decided upon: between that and the lock another one may train the run.
-    known = [] if snapshot is None else list_checkpoints(directory)
     node = config.tracking if fabric.is_global_zero else {"name": "none"}
     tracker: Tracker = build("tracker", node, directory.path, directory.root, key="tracking")
     # Everything that can be wrong with the input is found before the first trace of the run is left.
@@ -140,25 +131,25 @@ def _train_run(
         training = build_training(config, fabric)
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched_by_fabric() else 1
         config = settle_threads(config, fabric.device, training.world_model, training.agent, processes)
-        run = Run.of(config, directory, training, tracker)
+        run = Run(config, directory, training, tracker)
     except (MemoryError, RuntimeError) as error:
-        if out_of_memory(error):
-            raise ConfigError(
-                f"the modules do not fit into memory ({first_line(error)}): lower "
-                "world_model.hidden_dim, agent.hidden_dim or the sizes of the parts"
-            ) from error
-        raise
-    check_memory(config, run.training)
-    if snapshot is not None:
-        restore_snapshot(run, snapshot)
+        if not out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"the modules do not fit into memory ({first_line(error)}): lower "
+            "world_model.hidden_dim, agent.hidden_dim or the sizes of the parts"
+        ) from error
+    check_memory(config, training)
+    if checkpoint is not None:
+        restore_snapshot(run, checkpoint)
     elif config.run.init_from is not None:
-        load_initial_weights(run.training, config.run.init_from, directory.root)
+        _, given, _ = find_checkpoint(config.run.init_from, directory.root)
+        load_modules(given, training.world_model, training.agent)
     with exclusive(directory) if fabric.is_global_zero else nullcontext():
         if fabric.is_global_zero:
-            _refuse_if_changed(directory, known)
-            _begin(run, run_id=_run_id(directory, snapshot))
+            _begin(run, run_id=None if checkpoint is None else checkpoint.manifest.get("run_id") or None)
         with writable(directory):
-            discard_newer_than(run, None if snapshot is None else snapshot.checkpoint.folder, damaged)
+            discard_newer_than(run, None if checkpoint is None else checkpoint.folder, damaged)
         results = _train_to_the_end(run)
         if fabric.is_global_zero:
             with warn_on_os_error("that the run is finished"):
@@ -173,7 +164,9 @@ def _train_to_the_end(run: Run) -> list[Evaluation]:
     training = run.training
     with StopSignals() as run.signals:
         try:
-            _tell_time(run)
+            told = time_to_come(run.config, training) if training.is_main else None
+            if told is not None and not run.signals.received:
+                print(told, file=sys.stderr, flush=True)
             with ProgressBar(training.plan.env_steps, run.env_steps, enabled=training.is_main) as run.bar:
                 fit(training, functools.partial(after_step, run))
                 results = finish(run)
@@ -182,23 +175,14 @@ def _train_to_the_end(run: Run) -> list[Evaluation]:
             status = "KILLED"
             raise
         except (MemoryError, RuntimeError) as error:
-            if out_of_memory(error):
-                raise _save_after(error, run) from error
-            raise
+            if not out_of_memory(error):
+                raise
+            raise _save_after(error, run) from error
         finally:
             training.envs.close()
             with warn_on_os_error(f"the tracker's last words, {status},"):
                 run.tracker.finish(status)
     return results
-
-
-def _tell_time(run: Run) -> None:
-    """Say how long a training on a CPU will take; a GPU compiles first, and is not rehearsed."""
-    training = run.training
-    if training.is_main and training.fabric.device.type == "cpu" and run.config.compile is not True:
-        told = time_to_come(run.config, training)
-        if told is not None and not run.signals.received:
-            print(told, file=sys.stderr, flush=True)
 
 
 def _save_after(error: Exception, run: Run) -> TrainingError:
@@ -216,29 +200,15 @@ def _save_after(error: Exception, run: Run) -> TrainingError:
     )
 
 
-def _run_id(directory: RunDirectory, snapshot: VerifiedSnapshot | None) -> str | None:
-    """The tracker's run to go on with, None for a new one."""
-    if snapshot is None:
-        return None
-    return snapshot.checkpoint.manifest.get("run_id") or directory.run_id()
-
-
-def _refuse_if_changed(directory: RunDirectory, known: list[Path]) -> None:
-    if list_checkpoints(directory) != known:
-        raise ConfigError(
-            f"run.name={directory.name}: another process has trained that run in {directory.root} meanwhile; "
-            f"go on with `{directory.resume_command()}` or choose another name"
-        )
-
-
 def _begin(run: Run, run_id: str | None) -> None:
     """Leave the first traces of a run, or go on with the tracker's run ``run_id``."""
     config, directory, tracker = run.config, run.directory, run.tracker
-    run.tags = tags = {**tracker.labels, **_tags(config, run.training.fabric)}
+    facts = {"game": env_name(config.env), "seed": str(config.seed), **run_tags(run.training.fabric.device)}
+    run.tags = {**tracker.labels, **facts}
     from_step = None if run_id is None else run.env_steps
     with writable(directory):
         run.run_id = tracker.start(
-            name=directory.name, params=to_tree(config), tags=tags, run_id=run_id, from_step=from_step
+            name=directory.name, params=to_tree(config), tags=run.tags, run_id=run_id, from_step=from_step
         )
         directory.forget_finished()
         write_atomically(directory.config_file, to_yaml(config).encode())
@@ -255,16 +225,16 @@ def finish(run: Run) -> list[Evaluation]:
     if run.saved_at != env_steps:
         save_snapshot(run)
     with run.signals.at_once():
-        if schedules.log.last_due != env_steps:
+        if schedules["log"].last_due != env_steps:
             log_metrics(run)
-        if schedules.media.last_due != env_steps:
+        if schedules["media"].last_due != env_steps:
             make_media(run)
         # A process that died after evaluating on the way, at the last step, has left none to this one.
-        if schedules.evaluation.last_due != env_steps or run.latest_evaluation is None:
+        if schedules["evaluation"].last_due != env_steps or run.latest_evaluation is None:
             evaluate_agent(run)
         if run.latest_evaluation is None:
             return []
-        run.tracker.artifact(latest_checkpoint(run.directory), "checkpoints")
+        run.tracker.artifact(list_checkpoints(run.directory)[-1], "checkpoints")
         baselines = run_baselines(run.config, run.bar.show_evaluation)
         for baseline in baselines:
             record(run, {f"eval/baseline/{baseline.policy}": baseline.mean}, "baselines")
@@ -279,16 +249,3 @@ def _plain_name(config: Config, files: Sequence[str]) -> str:
     """``<file>-<environment>-s<seed>``."""
     stem = re.sub(r"[^\w.+-]+", "-", Path(files[-1]).stem).strip("-.+") if files else ""
     return f"{stem or 'storm'}-{env_name(config.env)}-s{config.seed}"
-
-
-def _free_name(config: Config, files: Sequence[str]) -> str:
-    """The plain name, with a number behind it when that is taken."""
-    name = _plain_name(config, files)
-    taken, number = name, 2
-    while list_checkpoints(RunDirectory(Path(config.run.dir) / taken)):
-        taken, number = f"{name}-{number}", number + 1
-    return taken
-
-
-def _tags(config: Config, fabric: Fabric) -> dict[str, str]:
-    return {"game": env_name(config.env), "seed": str(config.seed), **run_tags(fabric.device)}

@@ -93,8 +93,8 @@ def cells_of(grid: Grid) -> list[Cell]:
                 config = compose(files, given)
                 if missing := {"group", "tags"} - schema("tracker", config.tracking["name"]).keys():
                     raise ConfigError(
-                        f"tracking={config.tracking['name']} has no option '{min(missing)}', by which a grid's runs are "
-                        "told apart"
+                        f"tracking={config.tracking['name']} has no option '{min(missing)}', by which a grid's runs "
+                        "are told apart"
                     )
             except StormlitError as error:
                 raise ConfigError(f"variant '{variant}': {error}") from error
