@@ -237,5 +237,5 @@ def test_a_plot_that_fails_ends_no_run(
     monkeypatch.setattr(builtins, "__import__", broken)
     assert main(["train", *SMALL, f"run.dir={tmp_path}", "run.name=run"]) == 0
     told = capsys.readouterr()
-    assert "the returns were not plotted: ValueError: a matplotlibrc of its own" in told.err
+    assert "the plot of the returns was not drawn: ValueError: a matplotlibrc of its own" in told.err
     assert "returns.png" not in told.out and "dream-000000048.png" in told.out

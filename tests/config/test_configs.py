@@ -17,7 +17,7 @@ from stormlit.config.schema import KEYS, Config, keys_of
 from stormlit.envs import ATARI_100K_GAMES, VectorEnv
 from stormlit.runs.allowed_changes import MAY_CHANGE
 from stormlit.runs.assembly import build_modules
-from stormlit.runs.checkpoint import latest_checkpoint, verify
+from stormlit.runs.checkpoint import list_checkpoints, verify
 from stormlit.runs.directory import RunDirectory
 from stormlit.runs.result import NOT_PROTOCOL, asked, config_hash
 from stormlit.sweeps import grid_file
@@ -191,6 +191,6 @@ def test_the_paper_s_settings_start_train_and_save(game: str, tmp_path: Path) ->
     assert main(words) == 0
 
     run = RunDirectory(tmp_path / "game")
-    assert verify(latest_checkpoint(run)).manifest["env_steps"] == 6
+    assert verify(list_checkpoints(run)[-1]).manifest["env_steps"] == 6
     assert list(run.media.glob("dream-*")) and list(run.evaluation.glob("*.json"))
     shutil.rmtree(tmp_path / "game")  # 220 MB each
