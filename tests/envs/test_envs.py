@@ -246,7 +246,7 @@ def test_unsupported_spaces_are_refused(blank: Any, observations: Any, actions: 
         (EnvSettings(game=None), ["env.game", "env.id"]),
         (EnvSettings(size=7), ["env.size=7", "at least 8"]),
         (EnvSettings(atari=AtariSettings(noop_max=-1)), ["env.atari.noop_max=-1", "at least 0"]),
-        (EnvSettings(atari=AtariSettings(sticky_actions=1.1)), ["env.atari.sticky_actions=1.1", "[0, 1]"]),
+        (EnvSettings(atari=AtariSettings(sticky_actions=1.1)), ["env.atari.sticky_actions=1.1", "0 to 1"]),
         # type: ignore[arg-type]
         (
             EnvSettings(game="Backgammon", atari=AtariSettings(noop_max=1)),
