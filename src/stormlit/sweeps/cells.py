@@ -91,10 +91,10 @@ def cells_of(grid: Grid) -> list[Cell]:
             given = [*of_base, *changed]
             try:
                 config = compose(files, given)
-                if missing := {"group", "tags"} - schema("tracker", config.tracking["name"]).keys():
+                tracker = config.tracking["name"]
+                for label in {"group", "tags"} - schema("tracker", tracker).keys():
                     raise ConfigError(
-                        f"tracking={config.tracking['name']} has no option '{min(missing)}', by which a grid's runs are "
-                        "told apart"
+                        f"tracking={tracker} has no option '{label}', by which a grid's runs are told apart"
                     )
             except StormlitError as error:
                 raise ConfigError(f"variant '{variant}': {error}") from error
