@@ -55,6 +55,7 @@ def build_training(config: Config, fabric: Fabric) -> Training:
     agent.eval()
     replay = build_replay(config, fabric, envs.observation_space, envs.action_space)
     world_model.reports_windows = replay.needs_losses
+    agent.return_normalizer.gathers = fabric.world_size > 1
     player = player_factory(config, world_model, agent, compile=compile)(envs.num_envs)
     torch.manual_seed(config.seed + fabric.global_rank)
     return Training(

@@ -75,6 +75,7 @@ def rehearsal(
 
     world_model, agent: copies, whose modes, statistics and gradients change.
     """
+    agent.return_normalizer.gathers = False  # one process rehearses, and the others do not
     extra = config.demonstrations if config.demonstrations.path is not None else None
     imagined = config.imagination
     batch = Windows(config.loop.batch_size, extra.batch_size if extra else 0, config.loop.batch_length)

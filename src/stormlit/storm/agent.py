@@ -61,18 +61,19 @@ class ReturnNormalizer(nn.Module):
     ) -> None:
         super().__init__()
         self.decay, self.minimum, self.start, self.percentile = decay, minimum, start, percentile
+        self.gathers = False  # whether the returns of every process are taken in, in all of them at the same time
         self.fractions = (low / 100.0, high / 100.0)
         self.register_buffer("quantiles", torch.tensor([low, high]) / 100.0, persistent=False)
         self.register_buffer("bounds", torch.zeros(2))
         self.register_buffer("started", torch.tensor(start == "zero"))
 
     def update(self, returns: Tensor) -> Tensor:
-        """Take in returns of any shape, and those of every other process; return the new scale, a float32 scalar.
+        """Take in returns of any shape; return the new scale, a float32 scalar. No host sync.
 
-        Every process must have as many. No host sync.
+        Where it ``gathers``, every process must have as many.
         """
         values = returns.detach().float().flatten()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if self.gathers:
             everywhere = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
             torch.distributed.all_gather(everywhere, values)
             values = torch.cat(everywhere)
