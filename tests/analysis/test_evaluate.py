@@ -99,6 +99,7 @@ def test_every_action_is_held_as_a_baseline() -> None:
     assert all(result.mean == pytest.approx(RANDOM_RETURN, abs=0.35) for result in results)
 
 
+@pytest.mark.slow
 def test_a_constant_action_plays_a_game_without_chance_once() -> None:
     game = EnvSettings(game="Assault", size=8, max_episode_steps=60)
     right = evaluate("right", lambda _: ConstantPolicy(3), game, episodes=3, num_envs=1, seed=0)

@@ -174,6 +174,7 @@ gymnasium.register("Chat-v0", entry_point=Chat)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mine")
 def test_the_example_wrapper_makes_text_learned_from_and_mixed_actions_taken() -> None:
     Path("theirs.py").write_text(CHAT)

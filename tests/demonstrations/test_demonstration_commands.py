@@ -83,6 +83,7 @@ def test_record_random_play(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert not np.array_equal(read_demonstration(output).obs, first.obs)
 
 
+@pytest.mark.slow
 def test_record_a_trained_run_and_train_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path, "run", "loop.warmup_steps=8", "loop.env_steps=12", "evaluation.episodes=1")
     output = tmp_path / "run.npz"

@@ -180,6 +180,7 @@ def test_an_npz_is_refused_as_published(files: list[Path], tmp_path: Path, capsy
     assert buffer_of(files[1:], timing="as_published").steps == 30
 
 
+@pytest.mark.slow
 def test_a_file_shorter_than_a_window_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_npz(catch(7), tmp_path / "short.npz")
     sentence = refused_training(capsys, tmp_path, f"demonstrations.path={tmp_path / 'short.npz'}")
@@ -191,6 +192,7 @@ def test_a_file_shorter_than_a_window_is_refused(tmp_path: Path, capsys: pytest.
     assert logged(run)[12, "progress/nonfinite_updates"] == 0
 
 
+@pytest.mark.slow
 def test_two_halves_with_demonstrations_are_one_whole(files: list[Path], tmp_path: Path) -> None:
     words = (mixed(files), "demonstrations.batch_size=2", "demonstrations.imagination_batch_size=3")
     unbroken = train(tmp_path / "a", "run", *words, "loop.env_steps=56")

@@ -51,7 +51,7 @@ def faulty(name: str, isolation: str = "none", **changes: Any) -> VectorEnv:
 
 @pytest.mark.parametrize(
     ("isolation", "name", "told"),
-    [pytest.param(*fault, marks=[pytest.mark.slow] if "Hang" in fault else []) for fault in FAULTS],
+    [pytest.param(*fault, marks=[pytest.mark.slow] if {"Hang", "Exit"} & {*fault} else []) for fault in FAULTS],
 )
 def test_a_crash_ends_one_episode_of_one_environment(
     isolation: str, name: str, told: str, caplog: pytest.LogCaptureFixture

@@ -47,6 +47,7 @@ def _half_of_the_returns(rank: int, store: str, told: Any) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_returns_of_all_processes_enter_the_scale(tmp_path: Path) -> None:
     spawning = multiprocessing.get_context("spawn")
     told = spawning.Queue()

@@ -272,6 +272,7 @@ def test_atari_stands_beside_the_literature(tmp_path: Path) -> None:
     assert "122.2%" in page.read_text() and "126.7%" in page.read_text()
 
 
+@pytest.mark.slow
 def test_more_variants_than_colours_get_a_figure_each(tmp_path: Path) -> None:
     variants = {f"v{index}": {0: [0.1 * index], 1: [0.2]} for index in range(9)}
     root = write_grid(tmp_path, **variants)  # type: ignore[arg-type]
