@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 MOST_FUNCTIONS, MOST_FILES, MOST_CHANGES_OF_FILE = 140, 32, 260
 
 # One step of one environment, one update of the world model and one of the agent, between two calls of an environment.
@@ -57,7 +55,6 @@ main(["train", "tiny", "env.id=Walk-v0", "env.num_envs=1", "tracking=csv", f"run
 """
 
 
-@pytest.mark.slow
 def test_a_cycle_of_training_can_be_walked(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
