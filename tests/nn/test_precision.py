@@ -141,9 +141,9 @@ from stormlit.storm.world_model import WorldModel
 
 seen = set()
 for cls in (WorldModel, ActorCritic):
-    def losses(self, data, losses=cls.losses):
+    def losses(self, data, losses=cls.losses, name=cls.__name__):
         found = losses(self, data)
-        seen.update(f"{type(self).__name__} {tensor.dtype}" for tensor in (data.reward, *found.terms.values()))
+        seen.update(f"{name} {tensor.dtype}" for tensor in (data.reward, *found.terms.values()))
         return found
     cls.losses = losses
 
