@@ -78,7 +78,6 @@ def end_when(condition: Callable[[], bool], number: signal.Signals, words: list[
     return process.wait()
 
 
-@pytest.mark.slow
 def test_a_grid_killed_and_stopped_is_as_one_that_was_not(
     tmp_path: Path, unbroken: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
